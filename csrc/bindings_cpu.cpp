@@ -1,0 +1,165 @@
+// danlu._cpu: the plan of a step over CPU tensors, and the one parallel region that runs it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "cpu/stream.h"
+#include "cpu/threads.h"
+#include "step_list.h"
+
+namespace danlu {
+
+#define RULE(name, Struct, header) \
+  RuleInfo name##_baseline();      \
+  RuleInfo name##_avx2();
+#include "rules.h"
+#undef RULE
+
+bool supports_avx2() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+std::vector<std::string> instruction_sets() {
+  if (supports_avx2()) return {"avx2", "baseline"};
+  return {"baseline"};
+}
+
+// nullptr if there is no such rule
+const RuleInfo* find_rule(const std::string& name, const std::string& isa) {
+  static const std::vector<RuleInfo> baseline = {
+#define RULE(name, Struct, header) name##_baseline(),
+#include "rules.h"
+#undef RULE
+  };
+#if defined(__x86_64__)
+  static const std::vector<RuleInfo> avx2 = {
+#define RULE(name, Struct, header) name##_avx2(),
+#include "rules.h"
+#undef RULE
+  };
+#else
+  static const std::vector<RuleInfo> avx2;
+#endif
+  const auto sets = instruction_sets();
+  if (std::find(sets.begin(), sets.end(), isa) == sets.end())
+    throw py::value_error("instruction set must be one that this machine has, got " + isa);
+  for (const RuleInfo& rule : isa == "avx2" ? avx2 : baseline)
+    if (name == rule.name) return &rule;
+  return nullptr;
+}
+
+class CpuStep {
+ public:
+  CpuStep(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type, std::string isa)
+      : list_(exchange_api, torch, sharded_type), isa_(std::move(isa)) {}
+
+  void add(const py::object& entry) {
+    const auto name = entry.attr("rule").cast<std::string>();
+    const RuleInfo* rule = find_rule(name, isa_);
+    if (!rule) throw py::value_error("no native rule " + name);
+    list_.add(entry, *rule);
+  }
+
+  // After the last add(): cuts the tensors into claims of about claim_size elements, small tensors together.
+  void bind(const py::dict& state) {
+    list_.bind(state);
+    chunks_.clear();
+    claims_ = {0};
+    int64_t filled = 0;
+    const auto& tensors = list_.tensors();
+    for (size_t i = 0; i < tensors.size(); i++)
+      for (int64_t begin = 0; begin < tensors[i].size; begin += claim_size) {
+        const int64_t end = std::min(tensors[i].size, begin + claim_size);
+        if (filled + end - begin > claim_size && filled > 0) {
+          claims_.push_back(chunks_.size());
+          filled = 0;
+        }
+        chunks_.push_back({int32_t(i), begin, end});
+        filled += end - begin;
+      }
+    if (filled > 0) claims_.push_back(chunks_.size());
+  }
+
+  py::object gather(const py::dict& state) { return list_.gather(state); }
+  int active() const { return list_.active(); }
+  std::vector<bool> mask() const { return list_.mask(); }
+  void release() { list_.release(); }
+
+  // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once to fp32.
+  void run(const py::list& rows, int threads) {
+    table_.clear();
+    starts_.clear();
+    for (const py::handle row : rows) {
+      starts_.push_back(table_.size());
+      for (const py::handle value : row) table_.push_back(float(value.cast<double>()));
+    }
+    {
+      const py::gil_scoped_release nogil;
+      list_.advance();
+      const auto& tensors = list_.tensors();
+      parallel_claims(int64_t(claims_.size()) - 1, threads, [&](int64_t claim) {
+        for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
+          const Chunk& chunk = chunks_[c];
+          const Tensor& t = tensors[chunk.tensor];
+          if (t.row >= 0) t.kernel(t, chunk.begin, chunk.end, &table_[starts_[t.row]]);
+        }
+      });
+    }
+    list_.release();
+  }
+
+ private:
+  static constexpr int64_t claim_size = 65536;
+
+  struct Chunk {
+    int32_t tensor;
+    int64_t begin, end;
+  };
+
+  StepList list_;
+  std::string isa_;
+  std::vector<Chunk> chunks_;
+  std::vector<size_t> claims_;  // claim i is chunks [claims_[i], claims_[i + 1])
+  std::vector<float> table_;
+  std::vector<size_t> starts_;
+};
+
+py::object coefficient_names(const std::string& rule) {
+  const RuleInfo* info = find_rule(rule, "baseline");
+  if (!info) return py::none();
+  std::vector<std::string> names(1);
+  for (const char* c = info->coeff_names; *c; c++) {
+    if (*c == ',')
+      names.emplace_back();
+    else if (*c != ' ')
+      names.back() += *c;
+  }
+  return py::tuple(py::cast(names));
+}
+
+}  // namespace danlu
+
+PYBIND11_MODULE(_cpu, m) {
+  using namespace danlu;
+  m.doc() = "Native CPU kernels of danlu.";
+  m.def("instruction_sets", &instruction_sets, "Those that this machine can run, the fastest first.");
+  m.def("coefficient_names", &coefficient_names, "The coefficients of a rule in order; None if there is no such rule.");
+  m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
+        "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
+  py::class_<CpuStep>(m, "Step")
+      .def(py::init<py::object, py::module_, py::object, std::string>())
+      .def("add", &CpuStep::add)
+      .def("bind", &CpuStep::bind)
+      .def("gather", &CpuStep::gather)
+      .def("active", &CpuStep::active)
+      .def("mask", &CpuStep::mask)
+      .def("release", &CpuStep::release)
+      .def("run", &CpuStep::run);
+}

@@ -1,0 +1,58 @@
+// The loop over one chunk of a tensor: loads, the rule, stores. Knows no optimizer.
+#pragma once
+#include "../rule.h"
+#include "../tensor_list.h"
+#include "storage.h"
+
+namespace danlu {
+namespace DANLU_ISA {
+
+// The whole update of n fp32 elements, vectorised by the compiler.
+template <class Rule, bool StoreParams>
+void step_block(float* __restrict p, const float* __restrict g, float* const (&states)[max_states], int64_t n,
+                const float* row) {
+  RowHeader header;
+  typename Rule::Coeffs k;
+  __builtin_memcpy(&header, row, sizeof header);
+  __builtin_memcpy(&k, row + sizeof header / sizeof(float), sizeof k);
+  float* __restrict first = states[0];
+  float* __restrict second = states[1];
+  for (int64_t i = 0; i < n; i++) {
+    float s[Rule::num_states];
+    s[0] = first[i];
+    if constexpr (Rule::num_states > 1) s[1] = second[i];
+    const float amount = Rule::step(p[i], header.factor * g[i], s, k);
+    if constexpr (StoreParams) p[i] = p[i] - amount;
+    first[i] = s[0];
+    if constexpr (Rule::num_states > 1) second[i] = s[1];
+  }
+}
+
+template <class Rule>
+void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
+  static_assert(Rule::num_states <= max_states);
+  const bool store_params = reinterpret_cast<const RowHeader*>(row)->store_params != 0.f;
+  Lane p(t.p), g(t.g), first(t.states[0]), second(t.states[Rule::num_states - 1]);
+  bool direct = p.direct() && g.direct() && first.direct() && second.direct();
+  const int64_t block = direct ? end - begin : Lane::buffer_size;
+  for (int64_t at = begin; at < end; at += block) {
+    const int64_t n = end - at < block ? end - at : block;
+    float* const states[max_states] = {first.load(at, n), Rule::num_states > 1 ? second.load(at, n) : nullptr};
+    if (store_params) {
+      step_block<Rule, true>(p.load(at, n), g.load(at, n), states, n, row);
+      p.store(at, n);
+    } else {
+      step_block<Rule, false>(p.load(at, n), g.load(at, n), states, n, row);
+    }
+    first.store(at, n);
+    if constexpr (Rule::num_states > 1) second.store(at, n);
+  }
+}
+
+template <class Rule>
+RuleInfo describe(const char* name) {
+  return {name, Rule::coeff_names, Rule::num_states, int(sizeof(typename Rule::Coeffs) / sizeof(float)), step_chunk<Rule>};
+}
+
+}  // namespace DANLU_ISA
+}  // namespace danlu

@@ -1,0 +1,47 @@
+// The memory ceiling: a loop that does nothing but the reads and writes of an in-place optimizer step.
+#pragma once
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "threads.h"
+
+namespace danlu {
+
+namespace stream_detail {
+constexpr int64_t chunk = 65536;
+
+inline void update(float* __restrict a, float* __restrict b, float* __restrict c, const float* __restrict g, int64_t n) {
+  if (c)
+    for (int64_t i = 0; i < n; i++) {
+      const float x = g[i];
+      a[i] += x;
+      b[i] += x;
+      c[i] += x;
+    }
+  else if (b)
+    for (int64_t i = 0; i < n; i++) {
+      const float x = g[i];
+      a[i] += x;
+      b[i] += x;
+    }
+  else
+    for (int64_t i = 0; i < n; i++) a[i] += g[i];
+}
+}  // namespace stream_detail
+
+// Every written array is read and written, `read` only read: Lion's traffic is two written arrays, AdamW's three.
+// Addresses of fp32 arrays of `size` elements.
+inline void stream(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size, int threads) {
+  if (written.empty() || written.size() > 3) throw std::invalid_argument("stream writes 1 to 3 arrays");
+  float* arrays[3] = {};
+  for (size_t i = 0; i < written.size(); i++) arrays[i] = reinterpret_cast<float*>(written[i]);
+  const float* g = reinterpret_cast<const float*>(read);
+  const auto shift = [](float* base, int64_t by) { return base ? base + by : nullptr; };
+  parallel_claims((size + stream_detail::chunk - 1) / stream_detail::chunk, threads, [&](int64_t claim) {
+    const int64_t at = claim * stream_detail::chunk, n = std::min(size - at, stream_detail::chunk);
+    stream_detail::update(arrays[0] + at, shift(arrays[1], at), shift(arrays[2], at), g + at, n);
+  });
+}
+
+}  // namespace danlu

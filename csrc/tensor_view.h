@@ -1,0 +1,103 @@
+// Reads addresses, dtypes and shapes of torch tensors without torch's headers: through DLPack's C exchange API where
+// torch has it (2.10 and newer, 50 ns a tensor), else through the tensor's Python attributes (1 us).
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "types.h"
+
+namespace danlu {
+
+namespace py = pybind11;
+
+// DLPack 1.x, as its specification lays them out in memory.
+namespace dlpack {
+constexpr uint32_t major = 1;
+constexpr int32_t cpu = 1;
+constexpr uint8_t floating = 2, bfloat = 4;
+
+struct Tensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+  uint32_t major, minor;
+  void* previous;
+  void *allocate, *from_object, *to_object;
+  int (*view)(void* object, Tensor* out);  // borrows: valid as long as the object
+  void* current_stream;
+};
+}  // namespace dlpack
+
+// What the plan decided that a tensor must look like.
+struct Layout {
+  std::vector<int64_t> shape, strides;
+  int64_t size = 1;
+
+  template <class Shape, class Strides>
+  bool matches(int ndim, const Shape& other_shape, const Strides& other_strides) const {
+    if (size_t(ndim) != shape.size()) return false;
+    for (int i = 0; i < ndim; i++) {
+      if (other_shape[i] != shape[i]) return false;
+      // a stride means nothing where there is at most one element along it
+      if (other_strides[i] != strides[i] && shape[i] > 1 && size > 0) return false;
+    }
+    return true;
+  }
+};
+
+class TensorViewer {
+ public:
+  // exchange_api: torch.Tensor.__dlpack_c_exchange_api__, or None for the way through Python; torch: the module
+  TensorViewer(const py::object& exchange_api, const py::module_& torch) {
+    if (!exchange_api.is_none()) {
+      api_ = py::reinterpret_borrow<py::capsule>(exchange_api).get_pointer<dlpack::ExchangeApi>();
+      if (api_->major != dlpack::major) throw std::invalid_argument("this torch speaks another major version of DLPack");
+    }
+    dtypes_[int(Dtype::f32)] = torch.attr("float32");
+    dtypes_[int(Dtype::bf16)] = torch.attr("bfloat16");
+    dtypes_[int(Dtype::f16)] = torch.attr("float16");
+  }
+
+  // The address of a CPU tensor of that dtype and layout in *data; false if it is anything else.
+  bool address(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
+    return api_ ? by_exchange(tensor, dtype, layout, data) : by_attributes(tensor, dtype, layout, data);
+  }
+
+ private:
+  bool by_exchange(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
+    dlpack::Tensor t;
+    if (api_->view(tensor, &t)) {
+      PyErr_Clear();
+      return false;
+    }
+    const uint8_t code = dtype == Dtype::bf16 ? dlpack::bfloat : dlpack::floating;
+    if (t.device_type != dlpack::cpu || t.lanes != 1 || t.code != code || t.bits != (dtype == Dtype::f32 ? 32 : 16))
+      return false;
+    *data = static_cast<char*>(t.data) + t.byte_offset;
+    return layout.matches(t.ndim, t.shape, t.strides);
+  }
+
+  bool by_attributes(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
+    const py::handle t(tensor);
+    if (!t.attr("is_cpu").cast<bool>() || py::object(t.attr("dtype")).ptr() != dtypes_[int(dtype)].ptr()) return false;
+    const auto shape = t.attr("shape").cast<std::vector<int64_t>>();
+    const auto strides = t.attr("stride")().cast<std::vector<int64_t>>();
+    *data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<uintptr_t>());
+    return layout.matches(int(shape.size()), shape, strides);
+  }
+
+  dlpack::ExchangeApi* api_ = nullptr;
+  py::object dtypes_[3];
+};
+
+}  // namespace danlu

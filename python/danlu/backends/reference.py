@@ -1,0 +1,82 @@
+"""Plain torch: any device, any dtype, any strides. It proves the others and serves where none of them can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..sharding import local
+
+if TYPE_CHECKING:
+    from ..optimizer import FusedOptimizer
+    from ..plan import Entry
+
+
+class Reference:
+    name = "reference"
+    reason = "asked for"
+    device_types: tuple[str, ...] = ()  # any
+
+    def unavailable(self) -> None:
+        return None
+
+    def refusal(self, entry: Entry) -> None:
+        return None
+
+    def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> ReferencePart:
+        return ReferencePart(entries)
+
+
+class ReferencePart:
+    """Steps one parameter after the other with the optimizer's `reference`: in fp32, and in fp64 for fp64 parameters."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = entries
+        self._factor = 1.0
+        self._optimizer: FusedOptimizer | None = None
+
+    def gather(self, optimizer: FusedOptimizer) -> bool:
+        return True  # the plan looks at every entry of the reference itself
+
+    def prepare(self, optimizer: FusedOptimizer, factor: float) -> None:
+        self._optimizer, self._factor = optimizer, factor
+
+    def run(self) -> None:
+        assert self._optimizer is not None
+        for entry in self._entries:
+            g = entry.param.grad
+            if g is not None:
+                self._step(self._optimizer, entry, g)
+
+    def release(self) -> None:
+        self._optimizer = None
+
+    def _step(self, optimizer: FusedOptimizer, entry: Entry, g: torch.Tensor) -> None:
+        group, held = optimizer.param_groups[entry.group], entry.state
+        hyper = optimizer.hyper(group)
+        step = held["step"].item() + 1
+        micro_step = held["micro_step"].item() if entry.cycle > 1 else 0
+        updates = micro_step + 1 >= entry.cycle
+        counters = optimizer.counters(step, micro_step)
+
+        p = local(entry.param)
+        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+        factor = -self._factor if group["maximize"] else self._factor
+        stored = [local(held[name]) for name in optimizer.state_names]
+        states = [s.to(wide) for s in stored]
+        amount = optimizer.reference(p.to(wide), local(g).to(wide) * factor, *states, **counters, **hyper)
+        for old, new in zip(stored, states, strict=True):
+            if old is not new:
+                old.copy_(new)
+        if updates and hyper["lr"] != 0:
+            p.copy_(p.to(wide) - amount)
+
+        if entry.cycle > 1:
+            held["micro_step"].fill_(0 if updates else micro_step + 1)
+        if updates:
+            held["step"].fill_(step)
+
+
+REFERENCE = Reference()

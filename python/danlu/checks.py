@@ -1,0 +1,146 @@
+"""Errors at the border: hyper-parameters when a group is made, tensors before a step writes anything."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def at_least_zero(name: str, value: Any) -> None:
+    _number(name, value)
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def unit_interval(name: str, value: Any, *, zero: bool = True) -> None:
+    """[0, 1), or (0, 1) without `zero`."""
+    _number(name, value)
+    if not (0 <= value < 1) or (value == 0 and not zero):
+        raise ValueError(f"{name} must be in {'[' if zero else '('}0, 1), got {value}")
+
+
+def pair(name: str, value: Any) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r}")
+
+
+def betas(value: Any, *, zero2: bool = True) -> None:
+    pair("betas", value)
+    unit_interval("betas[0]", value[0])
+    unit_interval("betas[1]", value[1], zero=zero2)
+
+
+def positive_int(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def learning_rate(value: Any) -> None:
+    """A float or a tensor of one element; a tensor on a device is not read, which would synchronize."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(
+                f"lr must be a number or a real tensor of one element, got shape {tuple(value.shape)}"
+            )
+        if not value.is_cpu:
+            return
+        value = value.item()
+    at_least_zero("lr", value)
+
+
+def parameter(name: str, p: torch.Tensor) -> None:
+    """Raises if `p` is no tensor that a step could update in place."""
+    _real_dense(name, "parameter", p)
+    if overlaps(p):
+        raise ValueError(
+            f"{name}: elements of the parameter share memory (shape {tuple(p.shape)}, strides {p.stride()}); "
+            "an expanded tensor cannot be updated in place"
+        )
+
+
+def gradient(name: str, p: torch.Tensor, g: torch.Tensor) -> None:
+    """Raises if `g` is no gradient for `p`."""
+    if g.layout != torch.strided:
+        raise TypeError(
+            f"{name}: the gradient is sparse ({g.layout}); this optimizer needs dense gradients, "
+            "danlu.Lazy is what takes sparse ones"
+        )
+    _real_dense(name, "gradient", g)
+    if g.shape != p.shape:
+        raise ValueError(
+            f"{name}: the gradient has shape {tuple(g.shape)}, the parameter has {tuple(p.shape)}"
+        )
+    if g.device != p.device:
+        raise ValueError(f"{name}: the gradient is on {g.device}, the parameter is on {p.device}")
+
+
+def state(name: str, key: str, p: torch.Tensor, value: Any) -> None:
+    """Raises if `value` cannot be the state `key` of `p`."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: state {key!r} must be a tensor, got {type(value).__name__}")
+    if value.shape != p.shape or value.device != p.device:
+        raise ValueError(
+            f"{name}: state {key!r} has shape {tuple(value.shape)} on {value.device}, "
+            f"the parameter has {tuple(p.shape)} on {p.device}"
+        )
+    _real_dense(name, f"state {key!r}", value)
+    if overlaps(value):
+        raise ValueError(f"{name}: elements of state {key!r} share memory (strides {value.stride()})")
+
+
+def counter(name: str, key: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or value.dtype != torch.float32:
+        found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+        raise TypeError(f"{name}: state {key!r} must be a float32 tensor of one element, got {found}")
+
+
+def overlaps(t: torch.Tensor) -> bool:
+    """Whether two elements of a strided tensor may lie at one address."""
+    reach = 1
+    for size, stride in _by_stride(t):
+        if stride < reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def is_dense(t: torch.Tensor) -> bool:
+    """Whether the elements fill their storage without gaps or overlaps, in any order of strides."""
+    expected = 1
+    for size, stride in _by_stride(t):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _by_stride(t: torch.Tensor) -> list[tuple[int, int]]:
+    if t.numel() == 0:
+        return []
+    dims = [(size, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1]
+    return sorted(dims, key=lambda dim: dim[1])
+
+
+def _real_dense(name: str, what: str, t: torch.Tensor) -> None:
+    if t.is_quantized:
+        raise TypeError(f"{name}: the {what} is quantized ({t.dtype}); a floating-point tensor is needed")
+    if t.layout != torch.strided:
+        raise TypeError(f"{name}: the {what} has layout {t.layout}; a strided tensor is needed")
+    if not t.is_floating_point():
+        raise TypeError(f"{name}: the {what} has dtype {t.dtype}; a real floating-point tensor is needed")
+    if t.is_meta:
+        raise ValueError(f"{name}: the {what} is on the meta device and has no data")
+
+
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")

@@ -1,0 +1,252 @@
+"""The base class: torch's contract on one side, a plan and its backends on the other."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from typing_extensions import TypedDict
+
+from . import backends, checks, scalar, state
+from .grad_norm import total_norm
+from .plan import Plan
+from .report import BackendReport
+
+Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
+
+STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class EngineOptions(TypedDict, total=False):
+    """The keyword arguments that every danlu optimizer takes, see `FusedOptimizer`."""
+
+    maximize: bool
+    backend: str
+    state_dtype: torch.dtype | None
+    max_grad_norm: float | None
+    fused: bool | None
+    foreach: bool | None
+    capturable: bool
+    differentiable: bool
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose step is one pass over memory. Subclasses give the rule.
+
+    Keyword arguments of every subclass:
+        maximize: move along the gradient instead of against it; may differ between parameter groups.
+        backend: `"auto"` takes the fastest that can run each parameter; `"reference"` (plain torch), `"cpu"`, `"cuda"` or
+            `"triton"` ask for one. `backend_report()` tells which parameter took which, and why.
+        state_dtype: dtype of the first moment, one of float32 (the default), bfloat16, float16. Second moments are always
+            float32; a float64 parameter has float64 state.
+        max_grad_norm: scales all gradients by 1 / max(1, |g| / max_grad_norm), |g| being their norm over all groups. The
+            gradients themselves are not written.
+        fused: False asks for the reference, True for a native backend; True also lets a GradScaler leave its unscaling and
+            its check for infinities to the step, as in torch.
+        foreach: accepted, without effect: every step is multi-tensor.
+        capturable: keep `step` on the parameter's device, as a captured CUDA graph needs; no effect on CPU tensors.
+        differentiable: only False.
+
+    lr may be a float or a tensor of one element and is read at every step. With lr == 0 no parameter changes, while state is
+    made and moves.
+
+    Raises:
+        ValueError: an option is out of its range, or options contradict each other.
+        RuntimeError: the backend asked for is not available here; the message says what is missing.
+    """
+
+    # of the parameter's shape, in the order in which the rule takes them
+    state_names: ClassVar[tuple[str, ...]]
+
+    _counter_names: ClassVar[tuple[str, ...]]
+    _hyper_names: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = inspect.signature(cls.coefficients).parameters
+        cls._counter_names = tuple(name for name in names if name in state.COUNTERS)
+        cls._hyper_names = tuple(name for name in names if name not in ("math", *state.COUNTERS))
+
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        *,
+        maximize: bool = False,
+        backend: str = "auto",
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        fused: bool | None = None,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        if state_dtype is not None:
+            checks.one_of("state_dtype", state_dtype, STATE_DTYPES)
+        if max_grad_norm is not None:
+            checks.at_least_zero("max_grad_norm", max_grad_norm)
+            if max_grad_norm == 0:
+                raise ValueError("max_grad_norm must be greater than 0, got 0; None turns it off")
+        if differentiable:
+            raise ValueError("differentiable must be False: a fused step is not recorded by autograd")
+        self.backend = backends.resolve(backend, fused)
+        self._state_dtype = state_dtype
+        self._max_grad_norm = max_grad_norm
+        self._capturable = capturable
+        self._plan: Plan | None = None
+        if fused:
+            self._step_supports_amp_scaling = True
+        super().__init__(params, dict(defaults, maximize=maximize))
+
+    # What a subclass says.
+
+    @staticmethod
+    def check(**hyper: Any) -> None:
+        """Raises ValueError for a hyper-parameter out of its range."""
+        raise NotImplementedError
+
+    @staticmethod
+    def coefficients(math: Any, *, step: Any, **hyper: Any) -> dict[str, Any]:
+        """The rule's coefficients in its order, folded in float64; `math` is `danlu.scalar`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def reference(p: torch.Tensor, g: torch.Tensor, *states: torch.Tensor, **hyper: Any) -> torch.Tensor:
+        """Updates the states in place and returns the amount to subtract from `p`, which it leaves alone."""
+        raise NotImplementedError
+
+    def rule(self, group: dict[str, Any]) -> str:
+        """The name of the native rule, as csrc/rules.h lists it."""
+        return type(self).__name__.lower()
+
+    def cycle(self, group: dict[str, Any]) -> int:
+        """Gradients that make one update; more than one gives every parameter a state `micro_step`."""
+        return 1
+
+    # torch's contract.
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Makes one step for every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss, which is passed on.
+
+        Raises:
+            TypeError, ValueError: a tensor cannot be stepped; the message names its parameter. Nothing was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step()
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group; it may come late and may override any hyper-parameter.
+
+        Raises:
+            ValueError: a hyper-parameter of the group is out of its range. The optimizer is as before.
+        """
+        if isinstance(param_group, dict):
+            self._check_group(param_group)
+        super().add_param_group(param_group)
+        self._plan = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state_dict of this class, or of the torch optimizer of the same name.
+
+        Each state keeps the dtype that this optimizer gives it, where torch would cast it to the parameter's. As in torch,
+        tensors that fit are taken without a copy.
+
+        Raises:
+            ValueError: groups or hyper-parameters do not fit. The optimizer is as before.
+        """
+        # runs after the user's own hooks, which may replace the dict
+        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: self._guard_loaded(loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        settings = {name: self.__dict__[name] for name in _SETTINGS if name in self.__dict__}
+        return {**super().__getstate__(), **settings}  # type: ignore[misc]
+
+    def __setstate__(self, loaded: dict[str, Any]) -> None:
+        super().__setstate__(loaded)
+        self._plan = None
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+        state.unwrap(self)
+
+    # For users and tools.
+
+    def backend_report(self) -> BackendReport:
+        """Which backend takes each parameter in the next step, and why; printable, and a list of rows.
+
+        Parameters without a gradient are reported as if they had one of their own dtype.
+        """
+        return BackendReport.of(self)
+
+    # For plans and backends.
+
+    def hyper(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group's hyper-parameters as `coefficients` and `reference` take them, lr as a float."""
+        values = {name: group[name] for name in self._hyper_names}
+        values["lr"] = float(values["lr"])
+        return values
+
+    def state_dtype(self, name: str, p: torch.Tensor) -> torch.dtype:
+        """The dtype of the state `name` of `p`."""
+        if p.dtype == torch.float64:
+            return torch.float64
+        return self._state_dtype or torch.float32 if name == "exp_avg" else torch.float32
+
+    def counters(self, step: float, micro_step: float) -> dict[str, float]:
+        """Those counters that `coefficients` and `reference` take."""
+        values = {"step": step, "micro_step": micro_step}
+        return {name: values[name] for name in self._counter_names}
+
+    def gradient_factor(self) -> float:
+        """What multiplies every gradient of this step, but for the sign of maximize: unscaling and clipping."""
+        factor = 1.0
+        grad_scale = getattr(self, "grad_scale", None)
+        if grad_scale is not None:
+            factor = 1.0 / float(grad_scale)
+        if self._max_grad_norm is not None:
+            gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+            excess = total_norm(gradients) * factor / self._max_grad_norm
+            factor = factor / scalar.maximum(1.0, excess)
+        return factor
+
+    def _step(self) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and float(found_inf) != 0:
+            return
+        if self._plan is not None and self._plan.step(self):
+            return
+        self._plan = None  # should making the next one raise, the old one is no use
+        self._plan = Plan(self)
+        if not self._plan.step(self):
+            raise RuntimeError("danlu: a parameter does not match the plan just made for it; please report this")
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        merged = {name: group.get(name, default) for name, default in self.defaults.items()}
+        merged.pop("maximize", None)
+        merged.pop("differentiable", None)
+        self.check(**merged)
+
+    def _guard_loaded(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        for group in loaded["param_groups"]:
+            self._check_group(group)
+        return {**loaded, "state": state.wrap(loaded["state"])}
+
+
+# what deepcopy and pickling keep beside torch's own; plans are made anew
+_SETTINGS = ("backend", "_state_dtype", "_max_grad_norm", "_capturable", "_step_supports_amp_scaling")
+# a graph break under torch.compile; torch.compiler.disable would import the compiler together with danlu
+FusedOptimizer._step = torch._disable_dynamo(FusedOptimizer._step)  # type: ignore[method-assign]

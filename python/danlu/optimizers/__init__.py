@@ -1,0 +1,1 @@
+"""One module per optimizer family: names, defaults, formula, reference, coefficients."""

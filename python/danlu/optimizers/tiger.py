@@ -1,0 +1,97 @@
+"""Tiger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from .. import checks
+from ..formula import sign
+from ..optimizer import EngineOptions, FusedOptimizer, Params
+
+
+class Tiger(FusedOptimizer):
+    """Tight-fisted optimizer: one state, and gradient accumulation inside it (Jianlin Su 2023, kexue.fm/archives/9512).
+
+        m = beta * m + (1 - beta) * g
+        p = p - (lr * sign(m) + lr * weight_decay * p)
+
+    With `accumulation_steps=k` each call of `step()` takes one of k gradients, and the parameter moves at the last of them:
+    exactly one step on their mean, with no buffer.
+
+        m = (beta at the first of k, else 1) * m + ((1 - beta) / k) * g
+
+    Args:
+        params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
+        lr: learning rate, a float or a tensor of one element.
+        beta: decay rate of the momentum m, in [0, 1).
+        weight_decay: decoupled; the parameter loses `lr * weight_decay` of itself in an update.
+        accumulation_steps: gradients for one update, at least 1. Each parameter counts the gradients it was given.
+        engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
+
+    State per parameter: `step` (updates made), `exp_avg` (m) of the parameter's shape, and with accumulation `micro_step`
+    (gradients taken since the last update).
+
+    Raises:
+        ValueError: a hyper-parameter is out of its range.
+
+    >>> p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    >>> opt = danlu.Tiger([p], lr=0.25, weight_decay=0.0, accumulation_steps=2)
+    >>> for g in ([1.0, 1.0], [1.0, -3.0]):
+    ...     p.grad = torch.tensor(g)
+    ...     opt.step()
+    ...     print(p.tolist())
+    [1.0, -2.0]
+    [0.75, -1.75]
+    """
+
+    state_names = ("exp_avg",)
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | torch.Tensor = 1e-3,
+        beta: float = 0.965,
+        weight_decay: float = 0.01,
+        accumulation_steps: int = 1,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        defaults = dict(lr=lr, beta=beta, weight_decay=weight_decay, accumulation_steps=accumulation_steps)
+        super().__init__(params, defaults, **engine)
+
+    def cycle(self, group: dict[str, Any]) -> int:
+        return int(group["accumulation_steps"])
+
+    @staticmethod
+    def check(*, lr: Any, beta: Any, weight_decay: Any, accumulation_steps: Any) -> None:
+        checks.learning_rate(lr)
+        checks.unit_interval("beta", beta)
+        checks.at_least_zero("weight_decay", weight_decay)
+        checks.positive_int("accumulation_steps", accumulation_steps)
+
+    @staticmethod
+    def coefficients(
+        math: Any, *, step: Any, micro_step: Any, lr: Any, beta: Any, weight_decay: Any, accumulation_steps: int
+    ) -> dict[str, Any]:
+        keep = math.where(micro_step == 0, beta, 1.0)
+        return dict(keep=keep, weight=(1 - beta) / accumulation_steps, eta=lr, decay=lr * weight_decay)
+
+    @staticmethod
+    def reference(
+        p: torch.Tensor,
+        g: torch.Tensor,
+        m: torch.Tensor,
+        *,
+        step: float,
+        micro_step: float,
+        lr: float,
+        beta: float,
+        weight_decay: float,
+        accumulation_steps: int,
+    ) -> torch.Tensor:
+        if micro_step == 0:
+            m.mul_(beta)
+        m.add_(g * ((1 - beta) / accumulation_steps))
+        return sign(m) * lr + p * (lr * weight_decay)

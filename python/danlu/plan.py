@@ -1,0 +1,161 @@
+"""Which backend takes each parameter, and what is cached between steps."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import backends, checks, state
+from .sharding import is_sharded, local, sharded_alike
+
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
+
+
+@dataclass
+class Entry:
+    """One parameter as a backend takes it; a DTensor is described by its local shard."""
+
+    param: torch.Tensor
+    name: str
+    group: int
+    rule: str
+    cycle: int  # gradients for one update
+    sharded: bool
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtypes: tuple[str, ...]  # parameter, gradient, states
+    state_names: tuple[str, ...]
+    state: dict[str, Any]
+
+
+class Plan:
+    """The parameters of an optimizer, each given to a backend.
+
+    A plan decides, its parts only compare. What they do not recognise (another dtype, a replaced state, a first gradient that
+    comes late) makes `step` return False, and the optimizer makes a new plan. Making one validates every parameter before
+    anything is written.
+    """
+
+    def __init__(self, optimizer: FusedOptimizer) -> None:
+        self._params = [list(group["params"]) for group in optimizer.param_groups]
+        self._waiting: list[torch.Tensor] = []  # no gradient so far
+        taken: dict[backends.Backend, list[Entry]] = {}
+        for group, name, p in named_parameters(optimizer):
+            if p.grad is None and p not in optimizer.state:
+                self._waiting.append(p)
+                continue
+            entry = describe(optimizer, group, name, p)
+            backend, _ = choose(optimizer, entry)
+            taken.setdefault(backend, []).append(entry)
+        for entries in taken.values():
+            for entry in entries:
+                entry.state = state.ensure(optimizer, entry.param, optimizer.param_groups[entry.group])
+        self._slow = taken.get(backends.REFERENCE, [])
+        self._parts = [backend.part(optimizer, entries) for backend, entries in taken.items()]
+
+    def step(self, optimizer: FusedOptimizer) -> bool:
+        """Makes one step; False, with nothing written, if the plan is out of date.
+
+        Raises for a tensor or a hyper-parameter that cannot be stepped, with nothing written.
+        """
+        try:
+            if not self._gather(optimizer):
+                return False
+            factor = optimizer.gradient_factor()
+            for part in self._parts:
+                part.prepare(optimizer, factor)
+            for part in self._parts:
+                part.run()
+            return True
+        finally:
+            for part in self._parts:
+                part.release()
+
+    def _gather(self, optimizer: FusedOptimizer) -> bool:
+        groups = optimizer.param_groups
+        if len(groups) != len(self._params):
+            return False
+        for group, params in zip(groups, self._params, strict=True):
+            current = group["params"]
+            if len(current) != len(params) or not all(map(operator.is_, current, params)):
+                return False
+        if any(p.grad is not None for p in self._waiting):
+            return False
+        return self._slow_still_slow(optimizer) and all(part.gather(optimizer) for part in self._parts)
+
+    def _slow_still_slow(self, optimizer: FusedOptimizer) -> bool:
+        """Validates again what the reference takes, and looks whether something faster can take it by now."""
+        for entry in self._slow:
+            held = optimizer.state.get(entry.param)
+            if held is not entry.state or any(name not in held for name in entry.state_names):
+                return False
+            if entry.param.grad is None:
+                continue
+            now = describe(optimizer, entry.group, entry.name, entry.param)
+            if choose(optimizer, now)[0] is not backends.REFERENCE or now.cycle != entry.cycle:
+                return False
+        return True
+
+
+def named_parameters(optimizer: FusedOptimizer) -> Iterator[tuple[int, str, torch.Tensor]]:
+    """(group index, name, parameter), each parameter once."""
+    seen: set[int] = set()
+    for index, group in enumerate(optimizer.param_groups):
+        names = group.get("param_names")
+        for j, p in enumerate(group["params"]):
+            if id(p) not in seen:
+                seen.add(id(p))
+                yield index, names[j] if names else f"param_groups[{index}]['params'][{j}]", p
+
+
+def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Tensor) -> Entry:
+    """Validates a parameter with its gradient and states, and describes it; states not made yet count as declared."""
+    group = optimizer.param_groups[group_index]
+    shard, g, held = local(p), p.grad, optimizer.state.get(p, {})
+    checks.parameter(name, shard)
+    if g is not None:
+        if not sharded_alike(p, g):
+            raise ValueError(f"{name}: the gradient is not sharded as the parameter is")
+        checks.gradient(name, shard, local(g))
+    keys = state.names(optimizer, group)
+    dtypes = [p.dtype, p.dtype if g is None else g.dtype]
+    for key in keys:
+        if key in state.COUNTERS:
+            if key in held:
+                checks.counter(name, key, held[key])
+            continue
+        if key in held:
+            checks.state(name, key, p, held[key])
+        dtypes.append(held[key].dtype if key in held else optimizer.state_dtype(key, p))
+    return Entry(
+        param=p,
+        name=name,
+        group=group_index,
+        rule=optimizer.rule(group),
+        cycle=optimizer.cycle(group),
+        sharded=is_sharded(p),
+        shape=tuple(shard.shape),
+        strides=tuple(shard.stride()),
+        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in dtypes),
+        state_names=keys,
+        state=held,
+    )
+
+
+def choose(optimizer: FusedOptimizer, entry: Entry) -> tuple[backends.Backend, str]:
+    """The backend that takes the parameter, and the reason; raises if the one asked for cannot reach its device."""
+    device = entry.param.device
+    refusals = []
+    for backend in backends.candidates(optimizer.backend, device):
+        refusal = backend.refusal(entry)
+        if refusal is None:
+            return backend, "; ".join(refusals) or backend.reason
+        if device.type not in backend.device_types:
+            raise ValueError(f"{entry.name}: {refusal}")
+        refusals.append(f"not {backend.name}: {refusal}")
+    raise AssertionError("the reference refuses nothing")

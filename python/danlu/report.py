@@ -1,0 +1,45 @@
+"""Tables of which backend takes which parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .plan import choose, describe, named_parameters
+
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """The backend of one parameter; `dtypes` are those of parameter, gradient and states."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    backend: str
+    reason: str
+
+
+class BackendReport(list[BackendChoice]):
+    """One row for each parameter; as text, equal rows are counted together."""
+
+    @classmethod
+    def of(cls, optimizer: FusedOptimizer) -> BackendReport:
+        rows = cls()
+        for group, name, p in named_parameters(optimizer):
+            entry = describe(optimizer, group, name, p)
+            backend, reason = choose(optimizer, entry)
+            rows.append(BackendChoice(name, entry.shape, entry.dtypes, backend.name, reason))
+        return rows
+
+    def __str__(self) -> str:
+        alike: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+        for row in self:
+            alike.setdefault((row.backend, row.dtypes, row.reason), []).append(row.name)
+        lines = []
+        for (backend, dtypes, reason), names in alike.items():
+            which = names[0] if len(names) == 1 else f"{len(names)} parameters, the first is {names[0]}"
+            lines.append(f"{backend:<10} {'/'.join(dtypes)}: {which} ({reason})")
+        return "\n".join(lines) or "no parameters"

@@ -1,0 +1,64 @@
+"""The arithmetic that `coefficients` may use besides + - * /: on Python floats and on float64 tensors alike.
+
+The same text then folds hyper-parameters on the host, and on the device where the host cannot know them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+
+Scalar: TypeAlias = float | torch.Tensor
+
+
+def sqrt(x: Scalar) -> Scalar:
+    return torch.sqrt(x) if isinstance(x, torch.Tensor) else math.sqrt(x)
+
+
+def log1p(x: Scalar) -> Scalar:
+    return torch.log1p(x) if isinstance(x, torch.Tensor) else math.log1p(x)
+
+
+def expm1(x: Scalar) -> Scalar:
+    """exp(x) - 1; infinite where it overflows, as on a device (`math.expm1` raises)."""
+    if isinstance(x, torch.Tensor):
+        return torch.expm1(x)
+    try:
+        return math.expm1(x)
+    except OverflowError:
+        return math.inf
+
+
+def pow(base: Scalar, exponent: Scalar) -> Scalar:  # noqa: A001
+    return base**exponent
+
+
+def maximum(a: Scalar, b: Scalar) -> Scalar:
+    """The larger of the two; NaN if either is NaN."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return torch.maximum(*_tensors(a, b))
+    return a if a > b or a != a else b
+
+
+def minimum(a: Scalar, b: Scalar) -> Scalar:
+    """The smaller of the two; NaN if either is NaN."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return torch.minimum(*_tensors(a, b))
+    return a if a < b or a != a else b
+
+
+def where(condition: bool | torch.Tensor, a: Scalar, b: Scalar) -> Scalar:
+    if isinstance(condition, torch.Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def _tensors(a: Scalar, b: Scalar) -> tuple[torch.Tensor, torch.Tensor]:
+    like = a if isinstance(a, torch.Tensor) else b
+    device = like.device if isinstance(like, torch.Tensor) else None
+    return (
+        torch.as_tensor(a, dtype=torch.float64, device=device),
+        torch.as_tensor(b, dtype=torch.float64, device=device),
+    )

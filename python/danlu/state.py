@@ -1,0 +1,73 @@
+"""State of a parameter: made at its first gradient, loaded without a change of dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
+
+# 0-dim float32 tensors on the CPU: updates made, and gradients taken since the last update
+COUNTERS = ("step", "micro_step")
+
+
+def names(optimizer: FusedOptimizer, group: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of a parameter's state: what the rule takes, then the counters."""
+    return (*optimizer.state_names, *(COUNTERS if optimizer.cycle(group) > 1 else COUNTERS[:1]))
+
+
+def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    """The parameter's state, with zeros for every key that it does not have yet."""
+    state: dict[str, Any] = optimizer.state[p]
+    for name in names(optimizer, group):
+        if name in state:
+            continue
+        if name in COUNTERS:
+            state[name] = torch.zeros((), dtype=torch.float32, device="cpu")
+        else:
+            state[name] = torch.zeros_like(p, dtype=optimizer.state_dtype(name, p), requires_grad=False)
+    return state
+
+
+class _Loaded:
+    """Carries a tensor through `torch.optim.Optimizer.load_state_dict`, which would cast it to the parameter's dtype."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def wrap(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    def wrapped(value: Any) -> Any:
+        return _Loaded(value) if isinstance(value, torch.Tensor) else value
+
+    return {
+        key: {name: wrapped(v) for name, v in value.items()} if isinstance(value, Mapping) else wrapped(value)
+        for key, value in state.items()
+    }
+
+
+def unwrap(optimizer: FusedOptimizer) -> None:
+    """Unpacks what `wrap` packed: on the parameter's device, in the dtype that the optimizer declares."""
+    for key, value in optimizer.state.items():
+        if isinstance(value, dict) and isinstance(key, torch.Tensor):
+            for name in value:
+                value[name] = _unwrapped(optimizer, key, name, value[name])
+        else:
+            optimizer.state[key] = value.tensor if isinstance(value, _Loaded) else value
+
+
+def _unwrapped(optimizer: FusedOptimizer, p: torch.Tensor, name: str, value: Any) -> Any:
+    loaded = isinstance(value, _Loaded)
+    if loaded:
+        value = value.tensor
+    if name in COUNTERS:
+        # one tensor for each parameter, whatever a checkpoint shares; older ones hold numbers
+        return torch.tensor(float(value), dtype=torch.float32, device="cpu")
+    if not loaded:
+        return value
+    if name in optimizer.state_names:
+        return value.to(device=p.device, dtype=optimizer.state_dtype(name, p))
+    return value.to(device=p.device)

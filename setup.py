@@ -1,0 +1,40 @@
+"""Builds danlu's native modules with CMake. They need neither torch nor its headers, so any torch will do later."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+NATIVE = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds the CMake project, and leaves the modules where setuptools wants them."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        root = Path(__file__).resolve().parent
+        build = Path(self.build_temp).resolve()
+        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        configure = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
+        ]
+        subprocess.run(["cmake", "-S", root, "-B", build, *generator, *configure], check=True)
+        subprocess.run(["cmake", "--build", build, "--parallel"], check=True)
+
+
+if not NATIVE:
+    print("danlu: no native CPU kernels for this platform; the torch reference will serve", file=sys.stderr)
+
+setup(
+    ext_modules=[Extension("danlu._cpu", sources=[])] if NATIVE else [],
+    cmdclass={"build_ext": CMakeBuild},
+)

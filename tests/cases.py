@@ -1,0 +1,89 @@
+"""The table that every test and benchmark reads: optimizers with settings, storage formats, and where tolerances live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import danlu
+
+F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
+
+
+@dataclass(frozen=True)
+class Case:
+    """An optimizer with settings under which every term of its formula counts."""
+
+    id: str
+    optimizer: type[danlu.FusedOptimizer]
+    hyper: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, params: Any, **engine: Any) -> danlu.FusedOptimizer:
+        return self.optimizer(params, **{**self.hyper, **engine})
+
+
+CASES = [
+    Case("lion", danlu.Lion, dict(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1)),
+    Case("tiger", danlu.Tiger, dict(lr=3e-3, beta=0.95, weight_decay=0.1)),
+    Case("tiger-accumulate", danlu.Tiger, dict(lr=3e-3, weight_decay=0.1, accumulation_steps=3)),
+    Case("adam", danlu.Adam, dict(lr=2e-3, weight_decay=0.05)),
+    Case("adamw", danlu.AdamW, dict(lr=2e-3, betas=(0.8, 0.95), weight_decay=0.1)),
+    Case("adax", danlu.AdaX, dict(lr=2e-3, weight_decay=0.05)),
+    Case("adax-hat", danlu.AdaX, dict(lr=2e-3, eps=1e-8, weight_decay=0.05, eps_mode="hat")),
+    Case("adax-inside", danlu.AdaX, dict(lr=2e-3, eps=1e-8, weight_decay=0.05, eps_mode="inside")),
+    Case("adaxw", danlu.AdaXW, dict(lr=2e-3, betas=(0.8, 1e-2), weight_decay=0.1)),
+    Case("adaxw-hat", danlu.AdaXW, dict(lr=2e-3, eps=1e-8, weight_decay=0.1, eps_mode="hat")),
+    Case("adaxw-inside", danlu.AdaXW, dict(lr=2e-3, eps=1e-8, weight_decay=0.1, eps_mode="inside")),
+]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """dtypes of parameter, gradient and first moment; second moments are fp32."""
+
+    param: torch.dtype
+    grad: torch.dtype
+    moment: torch.dtype
+
+    @property
+    def id(self) -> str:
+        short = {F32: "f32", BF16: "bf16", F16: "f16"}
+        return "-".join(short[d] for d in (self.param, self.grad, self.moment))
+
+
+STORAGES = [
+    Storage(F32, F32, F32),
+    Storage(BF16, BF16, F32),
+    Storage(BF16, F32, F32),
+    Storage(BF16, BF16, BF16),
+    Storage(F16, F16, F32),
+    Storage(F16, F32, F32),
+    Storage(F32, BF16, F32),
+    Storage(F32, F32, BF16),
+    Storage(F16, F16, F16),
+]
+
+# values that arithmetic treats specially, in fp32: zeros, subnormals, the edges of the normal range, infinities, NaN
+SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.2e-38, -6e-39, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
+
+
+def values(shape: Sequence[int], seed: int, *, wild: bool = True) -> torch.Tensor:
+    """Reproducible fp32 numbers; `wild` ones span the whole range of exponents and include every special value."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tuple(shape), generator=generator)
+    if wild:
+        x = x * 10.0 ** torch.randint(-44, 18, tuple(shape), generator=generator)
+        where = torch.randint(0, 8 * len(SPECIAL), tuple(shape), generator=generator)
+        for i, special in enumerate(SPECIAL):
+            x[where == i] = special
+    return x
+
+
+def set_gradient(p: torch.Tensor, g: torch.Tensor) -> None:
+    """Assigns a gradient of any floating dtype, as mixed-precision training does."""
+    if g.dtype != p.dtype:
+        p.grad_dtype = g.dtype  # type: ignore[attr-defined]
+    p.grad = g

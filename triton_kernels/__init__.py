@@ -1,0 +1,1 @@
+"""Triton kernels of danlu; this version has none yet."""

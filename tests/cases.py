@@ -69,13 +69,16 @@ STORAGES = [
 # values that arithmetic treats specially, in fp32: zeros, subnormals, the edges of the normal range, infinities, NaN
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.2e-38, -6e-39, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
 
+POWERS_OF_TEN = torch.tensor([10.0**k for k in range(-44, 18)])
+
 
 def values(shape: Sequence[int], seed: int, *, wild: bool = True) -> torch.Tensor:
     """Reproducible fp32 numbers; `wild` ones span the whole range of exponents and include every special value."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tuple(shape), generator=generator)
     if wild:
-        x = x * 10.0 ** torch.randint(-44, 18, tuple(shape), generator=generator)
+        # a table: torch's pow gives other bits at the ends of each thread's share
+        x = x * POWERS_OF_TEN[torch.randint(0, len(POWERS_OF_TEN), tuple(shape), generator=generator)]
         where = torch.randint(0, 8 * len(SPECIAL), tuple(shape), generator=generator)
         for i, special in enumerate(SPECIAL):
             x[where == i] = special

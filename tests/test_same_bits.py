@@ -1,0 +1,149 @@
+"""The native kernels give the bits of the reference: for every rule, storage, layout, thread count and value."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+
+import pytest
+import torch
+from cases import CASES, STORAGES, Case, Storage, set_gradient, values
+from layouts import LAYOUTS
+
+import danlu
+from danlu import _cpu
+from danlu.testing import same_bits
+
+STEPS = 10
+INSTRUCTION_SETS = _cpu.instruction_sets()
+Result = list[dict[str, torch.Tensor]]
+
+
+def run(case: Case, storage: Storage, backend: str, *, wild: bool = True, steps: int = STEPS) -> Result:
+    """Parameters and states after some steps over all layouts, in two groups with settings of their own."""
+    params = []
+    for i, layout in enumerate(LAYOUTS):
+        start = values(layout.shape, i, wild=wild).to(storage.param)
+        params.append(torch.nn.Parameter(layout.param(start)))
+    groups = [
+        {"params": params[::2]},
+        {"params": params[1::2], "lr": 5e-3, "weight_decay": 0.0, "maximize": True},
+    ]
+    opt = case.make(groups, backend=backend, state_dtype=storage.moment)
+    for t in range(steps):
+        opt.param_groups[0]["lr"] = case.hyper["lr"] / (t + 1)
+        for i, (layout, p) in enumerate(zip(LAYOUTS, params, strict=True)):
+            if (t + i) % 4 == 3:
+                p.grad = None  # parameters are at different steps
+            else:
+                g = values(layout.shape, 1000 * (t + 1) + i, wild=wild).to(storage.grad)
+                set_gradient(p, layout.grad(g))
+        opt.step()
+    return [{"param": p.detach(), **opt.state[p]} for p in params]
+
+
+@functools.cache
+def expected(case_id: str, storage: Storage, wild: bool = True) -> Result:
+    return run(next(c for c in CASES if c.id == case_id), storage, "reference", wild=wild)
+
+
+def assert_same(got: Result, want: Result) -> None:
+    different = [
+        f"{layout.id}: {key}"
+        for layout, a, b in zip(LAYOUTS, got, want, strict=True)
+        for key in b
+        if not same_bits(a[key], b[key])
+    ]
+    assert not different, different
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_same_bits_as_the_reference(
+    case: Case, storage: Storage, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DANLU_CPU_ISA", isa)
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        assert_same(run(case, storage, "cpu"), expected(case.id, storage))
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_same_bits_for_ordinary_numbers(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wild values soon make most elements NaN or infinite; these keep every one of them at work."""
+    monkeypatch.setenv("DANLU_CPU_ISA", isa)
+    for storage in STORAGES[:4]:
+        want = expected(case.id, storage, wild=False)
+        assert all(state["param"].isfinite().all() for state in want)
+        assert_same(run(case, storage, "cpu", wild=False), want)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_same_bits_without_the_exchange_api(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANLU_DLPACK", "0")
+    assert_same(run(case, STORAGES[1], "cpu"), expected(case.id, STORAGES[1]))
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_flush_denormal_changes_nothing(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a setting of the calling thread; neither values nor coefficients may depend on who computes them."""
+    monkeypatch.setenv("DANLU_CPU_ISA", isa)
+    start = values((200_000,), 0) * 1e-30
+    gradient = values((200_000,), 1) * 1e-30
+    results = []
+    for flush in (False, True):
+        p = torch.nn.Parameter(start.clone())
+        opt = case.make([p], lr=1e-39, backend="cpu")
+        p.grad = gradient
+        opt.step()  # makes the state
+        try:
+            assert torch.set_flush_denormal(flush)
+            for _ in range(3):
+                opt.step()
+            assert ((torch.tensor([1e-30]) * 1e-10).item() == 0.0) == flush
+        finally:
+            torch.set_flush_denormal(False)
+        results.append({"param": p.detach(), **opt.state[p]})
+    assert all(same_bits(results[0][key], results[1][key]) for key in results[0])
+    assert not same_bits(results[0]["param"], start)
+
+
+def _child(queue: multiprocessing.Queue[list[bool]]) -> None:
+    case, storage = CASES[4], STORAGES[0]
+    got, want = run(case, storage, "cpu", steps=3), run(case, storage, "reference", steps=3)
+    queue.put([same_bits(a[key], b[key]) for a, b in zip(got, want, strict=True) for key in b])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_steps_on() -> None:
+    """OpenMP hangs in a child whose parent has started threads; there the step is serial."""
+    run(CASES[4], STORAGES[0], "cpu", steps=1)
+    torch.set_num_threads(1)  # torch's own operations in the child must not start threads either
+    context = multiprocessing.get_context("fork")
+    queue: multiprocessing.Queue[list[bool]] = context.Queue()
+    child = context.Process(target=_child, args=(queue,))
+    child.start()
+    try:
+        same = queue.get(timeout=60)
+    finally:
+        child.terminate()
+        child.join()
+    assert same
+    assert all(same)
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
+def test_who_takes_what(storage: Storage) -> None:
+    params = [torch.nn.Parameter(layout.param(values(layout.shape, 0).to(storage.param))) for layout in LAYOUTS]
+    opt = danlu.AdamW(params, state_dtype=storage.moment)
+    for layout, p in zip(LAYOUTS, params, strict=True):
+        set_gradient(p, layout.grad(values(layout.shape, 1).to(storage.grad)))
+    for report in (opt.backend_report(), (opt.step(), opt.backend_report())[1]):
+        taken = {layout.id: row.backend for layout, row in zip(LAYOUTS, report, strict=True)}
+        assert taken == {layout.id: "cpu" if layout.native else "reference" for layout in LAYOUTS}
+        slow = [row.reason for row in report if row.backend == "reference"]
+        assert all("strides" in reason for reason in slow)
+        assert "native kernels" in str(report)

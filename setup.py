@@ -1,4 +1,4 @@
-"""Builds danlu's native modules with CMake. They need neither torch nor its headers, so any torch will do later."""
+"""Builds danlu's native modules with CMake. They need neither torch nor its headers."""
 
 import platform
 import shutil

@@ -1,4 +1,4 @@
-"""The table that every test and benchmark reads: optimizers with settings, storage formats, and where tolerances live."""
+"""The table that every test reads: optimizers with settings, storage formats, values."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ STORAGES = [
     Storage(F16, F16, F16),
 ]
 
-# values that arithmetic treats specially, in fp32: zeros, subnormals, the edges of the normal range, infinities, NaN
+# what fp32 arithmetic treats specially: zeros, subnormals, the edges of the range, infinities, NaN
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.2e-38, -6e-39, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
 
 POWERS_OF_TEN = torch.tensor([10.0**k for k in range(-44, 18)])
 
 
 def values(shape: Sequence[int], seed: int, *, wild: bool = True) -> torch.Tensor:
-    """Reproducible fp32 numbers; `wild` ones span the whole range of exponents and include every special value."""
+    """Reproducible fp32 numbers; `wild` ones span the exponents and include every special value."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tuple(shape), generator=generator)
     if wild:

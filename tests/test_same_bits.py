@@ -1,4 +1,4 @@
-"""The native kernels give the bits of the reference: for every rule, storage, layout, thread count and value."""
+"""Native kernels give the bits of the reference: for every rule, storage, layout, thread count, value."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import multiprocessing
 
 import pytest
 import torch
-from cases import CASES, STORAGES, Case, Storage, set_gradient, values
-from layouts import LAYOUTS
 
 import danlu
+from cases import CASES, STORAGES, Case, Storage, set_gradient, values
 from danlu import _cpu
 from danlu.testing import same_bits
+from layouts import LAYOUTS
 
 STEPS = 10
 INSTRUCTION_SETS = _cpu.instruction_sets()
@@ -89,7 +89,7 @@ def test_same_bits_without_the_exchange_api(case: Case, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_flush_denormal_changes_nothing(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a setting of the calling thread; neither values nor coefficients may depend on who computes them."""
+    """A setting of the calling thread; neither values nor coefficients may depend on who computes them."""
     monkeypatch.setenv("DANLU_CPU_ISA", isa)
     start = values((200_000,), 0) * 1e-30
     gradient = values((200_000,), 1) * 1e-30
@@ -137,7 +137,9 @@ def test_a_forked_child_steps_on() -> None:
 
 @pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
 def test_who_takes_what(storage: Storage) -> None:
-    params = [torch.nn.Parameter(layout.param(values(layout.shape, 0).to(storage.param))) for layout in LAYOUTS]
+    params = [
+        torch.nn.Parameter(layout.param(values(layout.shape, 0).to(storage.param))) for layout in LAYOUTS
+    ]
     opt = danlu.AdamW(params, state_dtype=storage.moment)
     for layout, p in zip(LAYOUTS, params, strict=True):
         set_gradient(p, layout.grad(values(layout.shape, 1).to(storage.grad)))

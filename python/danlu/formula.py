@@ -13,5 +13,5 @@ def sign(x: torch.Tensor) -> torch.Tensor:
 
 
 def sqrt(x: torch.Tensor) -> torch.Tensor:
-    """The correctly rounded root; `torch.sqrt` in fp32 on a CPU is off by one ulp in a sixth of all inputs."""
+    """The correctly rounded root; on a CPU fp32 `torch.sqrt` is off by one ulp in a sixth of all inputs."""
     return x.double().sqrt().to(x.dtype)

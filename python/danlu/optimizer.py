@@ -37,20 +37,21 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     Keyword arguments of every subclass:
         maximize: move along the gradient instead of against it; may differ between parameter groups.
-        backend: `"auto"` takes the fastest that can run each parameter; `"reference"` (plain torch), `"cpu"`, `"cuda"` or
-            `"triton"` ask for one. `backend_report()` tells which parameter took which, and why.
-        state_dtype: dtype of the first moment, one of float32 (the default), bfloat16, float16. Second moments are always
-            float32; a float64 parameter has float64 state.
-        max_grad_norm: scales all gradients by 1 / max(1, |g| / max_grad_norm), |g| being their norm over all groups. The
-            gradients themselves are not written.
-        fused: False asks for the reference, True for a native backend; True also lets a GradScaler leave its unscaling and
-            its check for infinities to the step, as in torch.
+        backend: `"auto"` takes the fastest that can run each parameter; `"reference"` (plain torch), `"cpu"`,
+            `"cuda"` or `"triton"` ask for one. `backend_report()` tells which parameter took which, and why.
+        state_dtype: dtype of the first moment, one of float32 (the default), bfloat16, float16. Second
+            moments are always float32; a float64 parameter has float64 state.
+        max_grad_norm: scales all gradients by 1 / max(1, |g| / max_grad_norm), |g| being their norm over all
+            groups. The gradients themselves are not written.
+        fused: False asks for the reference, True for a native backend; True also lets a GradScaler leave its
+            unscaling and its check for infinities to the step, as in torch.
         foreach: accepted, without effect: every step is multi-tensor.
-        capturable: keep `step` on the parameter's device, as a captured CUDA graph needs; no effect on CPU tensors.
+        capturable: keep `step` on the parameter's device, as a captured CUDA graph needs; no effect on CPU
+            tensors.
         differentiable: only False.
 
-    lr may be a float or a tensor of one element and is read at every step. With lr == 0 no parameter changes, while state is
-    made and moves.
+    lr may be a float or a tensor of one element and is read at every step. With lr == 0 no parameter changes,
+    while state is made and moves.
 
     Raises:
         ValueError: an option is out of its range, or options contradict each other.
@@ -100,22 +101,21 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._step_supports_amp_scaling = True
         super().__init__(params, dict(defaults, maximize=maximize))
 
-    # What a subclass says.
+    # What a subclass says; the first three are static methods.
 
-    @staticmethod
-    def check(**hyper: Any) -> None:
-        """Raises ValueError for a hyper-parameter out of its range."""
-        raise NotImplementedError
+    check: ClassVar[Callable[..., None]]
+    """`check(**hyper)` raises ValueError for a hyper-parameter out of its range."""
 
-    @staticmethod
-    def coefficients(math: Any, *, step: Any, **hyper: Any) -> dict[str, Any]:
-        """The rule's coefficients in its order, folded in float64; `math` is `danlu.scalar`."""
-        raise NotImplementedError
+    coefficients: ClassVar[Callable[..., dict[str, Any]]]
+    """`coefficients(math, *, step, **hyper)`: what the rule takes, in its order, folded in float64; `math` is
+    `danlu.scalar`.
+    """
 
-    @staticmethod
-    def reference(p: torch.Tensor, g: torch.Tensor, *states: torch.Tensor, **hyper: Any) -> torch.Tensor:
-        """Updates the states in place and returns the amount to subtract from `p`, which it leaves alone."""
-        raise NotImplementedError
+    reference: ClassVar[Callable[..., torch.Tensor]]
+    """`reference(p, g, *states, step, **hyper)`: updates the states in place, returns the amount to subtract.
+
+    Plain torch in any float dtype; it leaves `p` and `g` alone and does not use `coefficients`.
+    """
 
     def rule(self, group: dict[str, Any]) -> str:
         """The name of the native rule, as csrc/rules.h lists it."""
@@ -128,14 +128,15 @@ class FusedOptimizer(torch.optim.Optimizer):
     # torch's contract.
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step for every parameter that has a gradient.
 
         Args:
             closure: re-evaluates the model and returns the loss, which is passed on.
 
         Raises:
-            TypeError, ValueError: a tensor cannot be stepped; the message names its parameter. Nothing was changed.
+            TypeError, ValueError: a tensor cannot be stepped; the message names its parameter. Nothing was
+            changed.
         """
         loss = None
         if closure is not None:
@@ -158,8 +159,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, or of the torch optimizer of the same name.
 
-        Each state keeps the dtype that this optimizer gives it, where torch would cast it to the parameter's. As in torch,
-        tensors that fit are taken without a copy.
+        Each state keeps the dtype that this optimizer gives it, where torch would cast it to the parameter's.
+        As in torch, tensors that fit are taken without a copy.
 
         Raises:
             ValueError: groups or hyper-parameters do not fit. The optimizer is as before.
@@ -173,7 +174,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         settings = {name: self.__dict__[name] for name in _SETTINGS if name in self.__dict__}
-        return {**super().__getstate__(), **settings}  # type: ignore[misc]
+        return {**super().__getstate__(), **settings}
 
     def __setstate__(self, loaded: dict[str, Any]) -> None:
         super().__setstate__(loaded)
@@ -212,7 +213,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return {name: values[name] for name in self._counter_names}
 
     def gradient_factor(self) -> float:
-        """What multiplies every gradient of this step, but for the sign of maximize: unscaling and clipping."""
+        """What multiplies every gradient of this step beside the sign of maximize: unscaling, clipping."""
         factor = 1.0
         grad_scale = getattr(self, "grad_scale", None)
         if grad_scale is not None:
@@ -220,7 +221,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if self._max_grad_norm is not None:
             gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
             excess = total_norm(gradients) * factor / self._max_grad_norm
-            factor = factor / scalar.maximum(1.0, excess)
+            factor = factor / float(scalar.maximum(1.0, excess))
         return factor
 
     def _step(self) -> None:
@@ -232,7 +233,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._plan = None  # should making the next one raise, the old one is no use
         self._plan = Plan(self)
         if not self._plan.step(self):
-            raise RuntimeError("danlu: a parameter does not match the plan just made for it; please report this")
+            raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
 
     def _check_group(self, group: dict[str, Any]) -> None:
         merged = {name: group.get(name, default) for name, default in self.defaults.items()}
@@ -249,4 +250,4 @@ class FusedOptimizer(torch.optim.Optimizer):
 # what deepcopy and pickling keep beside torch's own; plans are made anew
 _SETTINGS = ("backend", "_state_dtype", "_max_grad_norm", "_capturable", "_step_supports_amp_scaling")
 # a graph break under torch.compile; torch.compiler.disable would import the compiler together with danlu
-FusedOptimizer._step = torch._disable_dynamo(FusedOptimizer._step)  # type: ignore[method-assign]
+FusedOptimizer._step = torch._disable_dynamo(FusedOptimizer._step)  # type: ignore[attr-defined,method-assign]

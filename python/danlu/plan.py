@@ -36,9 +36,9 @@ class Entry:
 class Plan:
     """The parameters of an optimizer, each given to a backend.
 
-    A plan decides, its parts only compare. What they do not recognise (another dtype, a replaced state, a first gradient that
-    comes late) makes `step` return False, and the optimizer makes a new plan. Making one validates every parameter before
-    anything is written.
+    A plan decides, its parts only compare. What they do not recognise (another dtype, a replaced state, a
+    first gradient that comes late) makes `step` return False, and the optimizer makes a new plan. Making one
+    validates every parameter before anything is written.
     """
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
@@ -114,7 +114,7 @@ def named_parameters(optimizer: FusedOptimizer) -> Iterator[tuple[int, str, torc
 
 
 def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Tensor) -> Entry:
-    """Validates a parameter with its gradient and states, and describes it; states not made yet count as declared."""
+    """Validates a parameter, its gradient and states; states that are not made yet count as declared."""
     group = optimizer.param_groups[group_index]
     shard, g, held = local(p), p.grad, optimizer.state.get(p, {})
     checks.parameter(name, shard)
@@ -148,9 +148,9 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
 
 
 def choose(optimizer: FusedOptimizer, entry: Entry) -> tuple[backends.Backend, str]:
-    """The backend that takes the parameter, and the reason; raises if the one asked for cannot reach its device."""
+    """The backend that takes the parameter, and why; raises if the one asked for cannot reach its device."""
     device = entry.param.device
-    refusals = []
+    refusals: list[str] = []
     for backend in backends.candidates(optimizer.backend, device):
         refusal = backend.refusal(entry)
         if refusal is None:

@@ -33,7 +33,7 @@ def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) ->
 
 
 class _Loaded:
-    """Carries a tensor through `torch.optim.Optimizer.load_state_dict`, which would cast it to the parameter's dtype."""
+    """Carries a tensor through torch's `load_state_dict`, which would cast it to the parameter's dtype."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor

@@ -52,14 +52,14 @@ class Backend(Protocol):
 
 from .cpu import CPU  # noqa: E402
 from .missing import CUDA, TRITON  # noqa: E402
-from .reference import REFERENCE  # noqa: E402
+from .reference import REFERENCE as REFERENCE  # noqa: E402
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (REFERENCE, CPU, CUDA, TRITON)}
 NATIVE = tuple(b for b in BACKENDS.values() if b is not REFERENCE)
 
 
 def resolve(backend: str, fused: bool | None) -> str:
-    """The backend setting that both arguments ask for; raises where they contradict or ask for what is missing."""
+    """The backend that both arguments ask for; raises where they contradict or ask for what is missing."""
     if backend != "auto" and backend not in BACKENDS:
         allowed = ", ".join(repr(name) for name in ("auto", *BACKENDS))
         raise ValueError(f"backend must be one of {allowed}, got {backend!r}")

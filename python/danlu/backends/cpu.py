@@ -68,7 +68,7 @@ class Cpu:
 
 
 class CpuPart:
-    """A native list of parameters. It borrows every object: the entries here keep them alive, seen by the collector."""
+    """A native list of parameters, which borrows every object: the entries here keep them alive."""
 
     def __init__(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> None:
         self._entries = entries
@@ -113,8 +113,9 @@ class CpuPart:
         rule, cycle = self._kinds[index]
         hyper = optimizer.hyper(group)
         values = optimizer.coefficients(scalar, **optimizer.counters(step, micro_step), **hyper)
-        if tuple(values) != _cpu.coefficient_names(rule):
-            raise RuntimeError(f"rule {rule!r} takes {_cpu.coefficient_names(rule)}, Python gives {tuple(values)}")
+        names = _cpu.coefficient_names(rule)
+        if tuple(values) != names:
+            raise RuntimeError(f"rule {rule!r} takes the coefficients {names}, Python gives {tuple(values)}")
         store_params = hyper["lr"] != 0 and micro_step + 1 >= cycle
         return (-factor if group["maximize"] else factor, float(store_params), *values.values())
 

@@ -30,7 +30,7 @@ class Reference:
 
 
 class ReferencePart:
-    """Steps one parameter after the other with the optimizer's `reference`: in fp32, and in fp64 for fp64 parameters."""
+    """One parameter after the other with the optimizer's `reference`: fp32, or fp64 for fp64 parameters."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._entries = entries

@@ -29,7 +29,8 @@ class Adam(FusedOptimizer):
         amsgrad: only False; the variant is not offered.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
 
-    State per parameter, named as in torch, whose state_dict loads as it is: `step`, `exp_avg` (m), `exp_avg_sq` (v).
+    State per parameter, named as in torch, whose state_dict loads as it is: `step`, `exp_avg` (m),
+    `exp_avg_sq` (v).
 
     Raises:
         ValueError: a hyper-parameter is out of its range, or amsgrad is asked for.
@@ -85,7 +86,7 @@ class Adam(FusedOptimizer):
         weight_decay: float,
     ) -> torch.Tensor:
         g = g + p * weight_decay
-        return _direction(g, m, v, step, betas, eps) * (lr / (1 - betas[0] ** step))
+        return _direction(g, m, v, step, betas, eps) * float(lr / (1 - betas[0] ** step))
 
 
 class AdamW(Adam):
@@ -95,8 +96,8 @@ class AdamW(Adam):
         v = beta2 * v + (1 - beta2) * g^2
         p = p - (lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps) + lr * weight_decay * p)
 
-    Arguments, state and errors are `Adam`'s, but `weight_decay` is decoupled and 0.01 by default: the parameter loses
-    `lr * weight_decay` of itself in a step.
+    Arguments, state and errors are `Adam`'s, but `weight_decay` is decoupled and 0.01 by default: the
+    parameter loses `lr * weight_decay` of itself in a step.
 
     >>> p = torch.nn.Parameter(torch.tensor([1.0]))
     >>> p.grad = torch.tensor([4.0])
@@ -160,4 +161,4 @@ def _direction(
     beta1, beta2 = betas
     m.mul_(beta1).add_(g * (1 - beta1))
     v.mul_(beta2).add_((g * g) * (1 - beta2))
-    return m / (sqrt(v) * (1 / (1 - beta2**step) ** 0.5) + eps)
+    return m / (sqrt(v) * float(1 / (1 - beta2**step) ** 0.5) + eps)

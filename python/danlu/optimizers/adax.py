@@ -13,21 +13,21 @@ from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
 
 EPS_MODES = ("official", "hat", "inside")
-# fp32's smallest normal number: without a floor eps / sqrt(S) underflows near step 1.5e6, and an entry that never had a
-# gradient would give 0 / 0
+# fp32's smallest normal number: without a floor eps / sqrt(S) underflows near step 1.5e6, and an entry that
+# never had a gradient would give 0 / 0
 EPS_FLOOR = 2.0**-126
 
 
 class AdaX(FusedOptimizer):
-    """Adam with exponential long-term memory (Li et al. 2020, arXiv:2004.09740), weight decay as part of the gradient.
+    """Adam with long-term memory (Li et al. 2020, arXiv:2004.09740), weight decay as part of the gradient.
 
         g = g + weight_decay * p
         m = beta1 * m + (1 - beta1) * g
         v = v + beta2 / S * (g^2 - v)                      S = (1 + beta2)^t - 1
         p = p - lr * m / (sqrt(v) + eps / sqrt(S))
 
-    v is the paper's v_t divided by S: the same algebra, where the paper's form overflows fp32 near step 887,000. There is no
-    bias correction of m, on purpose.
+    v is the paper's v_t divided by S: the same algebra, where the paper's form overflows fp32 near step
+    887,000. There is no bias correction of m, on purpose.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
@@ -35,10 +35,12 @@ class AdaX(FusedOptimizer):
         betas: decay rate of m in [0, 1), and growth rate of the memory of v in (0, 1).
         eps: at least 0, added as `eps_mode` says.
         weight_decay: coefficient of the L2 penalty.
-        eps_mode: `"official"` as above, which is the authors' code; `"hat"`: sqrt(v) + eps; `"inside"`: sqrt(v + eps).
+        eps_mode: `"official"` as above, which is the authors' code; `"hat"`: sqrt(v) + eps; `"inside"`:
+            sqrt(v + eps).
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
 
-    State per parameter: `step`, `exp_avg` (m), `exp_avg_sq` (v as above; the authors' saved state converts by v / S).
+    State per parameter: `step`, `exp_avg` (m), `exp_avg_sq` (v as above; the authors' saved state converts by
+    v / S).
 
     Raises:
         ValueError: a hyper-parameter is out of its range.
@@ -106,8 +108,8 @@ class AdaXW(AdaX):
         v = v + beta2 / S * (g^2 - v)                      S = (1 + beta2)^t - 1
         p = p - (lr * m / (sqrt(v) + eps / sqrt(S)) + lr * weight_decay * p)
 
-    Arguments, state and errors are `AdaX`'s, but `weight_decay` is decoupled: the parameter loses `lr * weight_decay` of
-    itself in a step.
+    Arguments, state and errors are `AdaX`'s, but `weight_decay` is decoupled: the parameter loses `lr *
+    weight_decay` of itself in a step.
 
     >>> p = torch.nn.Parameter(torch.tensor([1.0]))
     >>> p.grad = torch.tensor([4.0])

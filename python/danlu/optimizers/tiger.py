@@ -13,13 +13,13 @@ from ..optimizer import EngineOptions, FusedOptimizer, Params
 
 
 class Tiger(FusedOptimizer):
-    """Tight-fisted optimizer: one state, and gradient accumulation inside it (Jianlin Su 2023, kexue.fm/archives/9512).
+    """Tight-fisted optimizer: one state, which also accumulates (Jianlin Su 2023, kexue.fm/archives/9512).
 
         m = beta * m + (1 - beta) * g
         p = p - (lr * sign(m) + lr * weight_decay * p)
 
-    With `accumulation_steps=k` each call of `step()` takes one of k gradients, and the parameter moves at the last of them:
-    exactly one step on their mean, with no buffer.
+    With `accumulation_steps=k` each call of `step()` takes one of k gradients, and the parameter moves at the
+    last of them: exactly one step on their mean, with no buffer.
 
         m = (beta at the first of k, else 1) * m + ((1 - beta) / k) * g
 
@@ -28,11 +28,12 @@ class Tiger(FusedOptimizer):
         lr: learning rate, a float or a tensor of one element.
         beta: decay rate of the momentum m, in [0, 1).
         weight_decay: decoupled; the parameter loses `lr * weight_decay` of itself in an update.
-        accumulation_steps: gradients for one update, at least 1. Each parameter counts the gradients it was given.
+        accumulation_steps: gradients for one update, at least 1. Each parameter counts the gradients it was
+            given.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
 
-    State per parameter: `step` (updates made), `exp_avg` (m) of the parameter's shape, and with accumulation `micro_step`
-    (gradients taken since the last update).
+    State per parameter: `step` (updates made), `exp_avg` (m) of the parameter's shape, and with accumulation
+    `micro_step` (gradients taken since the last update).
 
     Raises:
         ValueError: a hyper-parameter is out of its range.
@@ -73,7 +74,14 @@ class Tiger(FusedOptimizer):
 
     @staticmethod
     def coefficients(
-        math: Any, *, step: Any, micro_step: Any, lr: Any, beta: Any, weight_decay: Any, accumulation_steps: int
+        math: Any,
+        *,
+        step: Any,
+        micro_step: Any,
+        lr: Any,
+        beta: Any,
+        weight_decay: Any,
+        accumulation_steps: int,
     ) -> dict[str, Any]:
         keep = math.where(micro_step == 0, beta, 1.0)
         return dict(keep=keep, weight=(1 - beta) / accumulation_steps, eta=lr, decay=lr * weight_decay)

@@ -1,0 +1,92 @@
+"""What danlu can do on this machine: `python -m danlu.info [--json]`.
+
+Exit status 1 if a self check fails: one step of every optimizer on every available backend against the
+reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import danlu
+
+from .backends import BACKENDS, NATIVE
+from .backends.cpu import CPU, instruction_set
+from .testing import same_bits
+
+OPTIMIZERS = [danlu.Lion, danlu.Tiger, danlu.AdamW, danlu.Adam, danlu.AdaX, danlu.AdaXW]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m danlu.info", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    facts = collect()
+    print(json.dumps(facts, indent=2) if parser.parse_args(arguments).json else as_text(facts))
+    return 0 if all(check["ok"] for check in facts["self_check"]) else 1
+
+
+def collect() -> dict[str, Any]:
+    """Everything that is printed, as JSON-able values."""
+    return {
+        "versions": {
+            "danlu": danlu.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "platform": f"{platform.system()} {platform.machine()}",
+        "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
+        "backends": {name: backend.unavailable() or "available" for name, backend in BACKENDS.items()},
+        "cpu": _cpu_facts(),
+        "self_check": [_self_check(optimizer, name) for name in _available() for optimizer in OPTIMIZERS],
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    lines = [" ".join(f"{name} {version}" for name, version in facts["versions"].items())]
+    lines += [f"platform: {facts['platform']}", f"devices: {', '.join(facts['devices'])}"]
+    lines += [f"backend {name}: {state}" for name, state in facts["backends"].items()]
+    lines += [f"cpu {name}: {value}" for name, value in facts["cpu"].items()]
+    for check in facts["self_check"]:
+        lines.append(f"one step of {check['optimizer']} on {check['backend']}: {check['result']}")
+    return "\n".join(lines)
+
+
+def _cpu_facts() -> dict[str, Any]:
+    if CPU.unavailable():
+        return {}
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    return {
+        "instruction set": instruction_set(),
+        "threads": torch.get_num_threads(),
+        "reads tensors by": "Python attributes" if exchange is None else "DLPack's C exchange API",
+    }
+
+
+def _available() -> list[str]:
+    return [backend.name for backend in NATIVE if not backend.unavailable()]
+
+
+def _self_check(optimizer: type[danlu.FusedOptimizer], backend: str) -> dict[str, Any]:
+    """One step from the same start with the backend and with the reference."""
+    results = []
+    for choice in (backend, "reference"):
+        generator = torch.Generator().manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(1000, generator=generator))
+        p.grad = torch.randn(1000, generator=generator)
+        make: Any = optimizer
+        make([p], backend=choice).step()
+        results.append(p)
+    ok = same_bits(*results)
+    result = "same bits as the reference" if ok else "DIFFERS from the reference"
+    return {"optimizer": optimizer.__name__, "backend": backend, "ok": ok, "result": result}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,15 +1,19 @@
 """Builds danlu's native modules with CMake. They need neither torch nor its headers."""
 
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 NATIVE = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+# cmake and ninja may be installed beside the interpreter only, without its environment being activated
+TOOLS = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])}
 
 
 class CMakeBuild(build_ext):
@@ -21,14 +25,14 @@ class CMakeBuild(build_ext):
         root = Path(__file__).resolve().parent
         build = Path(self.build_temp).resolve()
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        generator = ["-G", "Ninja"] if shutil.which("ninja", path=TOOLS["PATH"]) else []
         configure = [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
         ]
-        subprocess.run(["cmake", "-S", root, "-B", build, *generator, *configure], check=True)
-        subprocess.run(["cmake", "--build", build, "--parallel"], check=True)
+        subprocess.run(["cmake", "-S", root, "-B", build, *generator, *configure], check=True, env=TOOLS)
+        subprocess.run(["cmake", "--build", build, "--parallel"], check=True, env=TOOLS)
 
 
 if not NATIVE:

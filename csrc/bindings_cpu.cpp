@@ -57,7 +57,8 @@ const RuleInfo* find_rule(const std::string& name, const std::string& isa) {
 
 class CpuStep {
  public:
-  CpuStep(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type, std::string isa)
+  CpuStep(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
+          std::string isa)
       : list_(exchange_api, torch, sharded_type), isa_(std::move(isa)) {}
 
   void add(const py::object& entry) {
@@ -92,9 +93,11 @@ class CpuStep {
   std::vector<bool> mask() const { return list_.mask(); }
   void release() { list_.release(); }
 
-  // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once to fp32.
+  // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
+  // to fp32.
   void run(const py::list& rows, int threads) {
-    const IeeeArithmetic scope;  // for the rounding of the coefficients; the threads of the region have their own
+    const IeeeArithmetic
+        scope;  // for the rounding of the coefficients; the threads of the region have their own
     table_.clear();
     starts_.clear();
     for (const py::handle row : rows) {
@@ -151,7 +154,8 @@ PYBIND11_MODULE(_cpu, m) {
   using namespace danlu;
   m.doc() = "Native CPU kernels of danlu.";
   m.def("instruction_sets", &instruction_sets, "Those that this machine can run, the fastest first.");
-  m.def("coefficient_names", &coefficient_names, "The coefficients of a rule in order; None if there is no such rule.");
+  m.def("coefficient_names", &coefficient_names,
+        "The coefficients of a rule in order; None if there is no such rule.");
   m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
   py::class_<CpuStep>(m, "Step")

@@ -2,17 +2,17 @@
 #pragma once
 #include "types.h"
 
-// DANLU_ISA is the namespace of one compilation. Two files compiled for different instruction sets must not share
-// an inline symbol: the linker keeps one body, perhaps the one that the machine cannot run.
+// DANLU_ISA is the namespace of one compilation. Two files compiled for different instruction sets must not
+// share an inline symbol: the linker keeps one body, perhaps the one that the machine cannot run.
 #ifndef DANLU_ISA
 #define DANLU_ISA rules
 #endif
 
 // Declares the coefficients together with the names that Python must deliver, in this order.
-#define COEFFS(...)                     \
-  struct Coeffs {                       \
-    float __VA_ARGS__;                  \
-  };                                    \
+#define COEFFS(...)    \
+  struct Coeffs {      \
+    float __VA_ARGS__; \
+  };                   \
   static constexpr const char* coeff_names = #__VA_ARGS__
 
 namespace danlu {

@@ -1,4 +1,5 @@
-// The one list of rules: RULE(name in Python, struct, header in rules/). CMake generates one instance file from each line.
+// The one list of rules: RULE(name in Python, struct, header in rules/). CMake generates one instance file
+// from each line.
 RULE(lion, Lion, lion)
 RULE(tiger, Tiger, tiger)
 RULE(adamw, AdamW, adam)

@@ -1,6 +1,6 @@
-// The host's half of a step, for every native backend: one loop over the parameters that reads gradients and addresses
-// and compares them with what the plan recorded, then one that advances the step counters.
-// It decides nothing: whatever does not match makes the plan out of date, and Python looks again.
+// The host's half of a step, for every native backend: one loop over the parameters that reads gradients and
+// addresses and compares them with what the plan recorded, then one that advances the step counters. It
+// decides nothing: whatever does not match makes the plan out of date, and Python looks again.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -19,8 +19,8 @@ class StepList {
   StepList(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type)
       : viewer_(exchange_api, torch), plain_type_(torch.attr("Tensor")), sharded_type_(sharded_type) {}
 
-  // `entry` is a danlu.plan.Entry and stays alive, with all that it refers to, as long as this list: its owner in
-  // Python holds it, so that the garbage collector sees the references.
+  // `entry` is a danlu.plan.Entry and stays alive, with all that it refers to, as long as this list: its
+  // owner in Python holds it, so that the garbage collector sees the references.
   void add(const py::object& entry, const RuleInfo& rule) {
     Record r;
     r.param = entry.attr("param").ptr();
@@ -55,7 +55,8 @@ class StepList {
     tensors_.push_back(t);
   }
 
-  // Records the order in which opt.state holds the parameters, so that a walk over it needs no hashing of tensors.
+  // Records the order in which opt.state holds the parameters, so that a walk over it needs no hashing of
+  // tensors.
   void bind(const py::dict& state) {
     std::map<PyObject*, int> index;
     for (size_t i = 0; i < records_.size(); i++) index[records_[i].param] = int(i);
@@ -66,8 +67,8 @@ class StepList {
     }
   }
 
-  // Reads everything, writes nothing. None if anything differs from the records; else the coefficient rows that this step
-  // needs, as tuples (group, step that is being made, micro-step).
+  // Reads everything, writes nothing. None if anything differs from the records; else the coefficient rows
+  // that this step needs, as tuples (group, step that is being made, micro-step).
   py::object gather(const py::dict& state) {
     release();
     row_of_.clear();
@@ -140,7 +141,8 @@ class StepList {
 
   struct Record {
     PyObject *param, *state;
-    std::vector<PyObject*> names, tensors;  // of the state: moments, then step, then micro_step where there is a cycle
+    std::vector<PyObject*> names,
+        tensors;  // of the state: moments, then step, then micro_step where there is a cycle
     PyObject *step, *micro_step;
     float *step_value = nullptr, *micro_value = nullptr;
     Layout layout;
@@ -184,12 +186,14 @@ class StepList {
   }
 
   bool addresses(Record& r, Tensor& t, PyObject* g) {
-    if (Py_TYPE(g) != reinterpret_cast<PyTypeObject*>((r.sharded ? sharded_type_ : plain_type_).ptr())) return false;
+    if (Py_TYPE(g) != reinterpret_cast<PyTypeObject*>((r.sharded ? sharded_type_ : plain_type_).ptr()))
+      return false;
     void* address;
     if (!viewer_.address(local(r, g), t.g.dtype, r.layout, &t.g.data)) return false;
     if (!viewer_.address(local(r, r.param), t.p.dtype, r.layout, &t.p.data)) return false;
     for (int j = 0; j < r.num_states; j++)
-      if (!viewer_.address(local(r, r.tensors[j]), t.states[j].dtype, r.layout, &t.states[j].data)) return false;
+      if (!viewer_.address(local(r, r.tensors[j]), t.states[j].dtype, r.layout, &t.states[j].data))
+        return false;
     if (!viewer_.address(r.step, Dtype::f32, scalar_, &address)) return false;
     r.step_value = static_cast<float*>(address);
     if (r.cycle > 1) {

@@ -1,5 +1,6 @@
-// Reads addresses, dtypes and shapes of torch tensors without torch's headers: through DLPack's C exchange API where
-// torch has it (2.10 and newer, 50 ns a tensor), else through the tensor's Python attributes (1 us).
+// Reads addresses, dtypes and shapes of torch tensors without torch's headers: through DLPack's C exchange
+// API where torch has it (2.10 and newer, 50 ns a tensor), else through the tensor's Python attributes (1
+// us).
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -57,11 +58,13 @@ struct Layout {
 
 class TensorViewer {
  public:
-  // exchange_api: torch.Tensor.__dlpack_c_exchange_api__, or None for the way through Python; torch: the module
+  // exchange_api: torch.Tensor.__dlpack_c_exchange_api__, or None for the way through Python; torch: the
+  // module
   TensorViewer(const py::object& exchange_api, const py::module_& torch) {
     if (!exchange_api.is_none()) {
       api_ = py::reinterpret_borrow<py::capsule>(exchange_api).get_pointer<dlpack::ExchangeApi>();
-      if (api_->major != dlpack::major) throw std::invalid_argument("this torch speaks another major version of DLPack");
+      if (api_->major != dlpack::major)
+        throw std::invalid_argument("this torch speaks another major version of DLPack");
     }
     dtypes_[int(Dtype::f32)] = torch.attr("float32");
     dtypes_[int(Dtype::bf16)] = torch.attr("bfloat16");
@@ -81,7 +84,8 @@ class TensorViewer {
       return false;
     }
     const uint8_t code = dtype == Dtype::bf16 ? dlpack::bfloat : dlpack::floating;
-    if (t.device_type != dlpack::cpu || t.lanes != 1 || t.code != code || t.bits != (dtype == Dtype::f32 ? 32 : 16))
+    if (t.device_type != dlpack::cpu || t.lanes != 1 || t.code != code ||
+        t.bits != (dtype == Dtype::f32 ? 32 : 16))
       return false;
     *data = static_cast<char*>(t.data) + t.byte_offset;
     return layout.matches(t.ndim, t.shape, t.strides);
@@ -89,7 +93,8 @@ class TensorViewer {
 
   bool by_attributes(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
     const py::handle t(tensor);
-    if (!t.attr("is_cpu").cast<bool>() || py::object(t.attr("dtype")).ptr() != dtypes_[int(dtype)].ptr()) return false;
+    if (!t.attr("is_cpu").cast<bool>() || py::object(t.attr("dtype")).ptr() != dtypes_[int(dtype)].ptr())
+      return false;
     const auto shape = t.attr("shape").cast<std::vector<int64_t>>();
     const auto strides = t.attr("stride")().cast<std::vector<int64_t>>();
     *data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<uintptr_t>());

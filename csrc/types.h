@@ -36,7 +36,8 @@ RULE_FN float to_float(bf16 x) { return as_float(uint32_t(x.bits) << 16); }
 RULE_FN float to_float(f16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   const uint32_t rest = uint32_t(x.bits & 0x7fffu) << 13;
-  // 2^112 moves the exponent from fp16's bias to fp32's; exact for subnormals too, as long as nothing flushes them
+  // 2^112 moves the exponent from fp16's bias to fp32's; exact for subnormals too, as long as nothing flushes
+  // them
   const float finite = as_float(rest) * 0x1p112f;
   const uint32_t special = rest | 0x7f800000u;
   return as_float((rest >= 0x0f800000u ? special : as_bits(finite)) | sign);
@@ -63,7 +64,9 @@ struct from_float<f16> {
     const uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
     const uint32_t special = magnitude > 0x7f800000u ? 0x7fffu : 0x7c00u;
     // 65520 is the first value that rounds to infinity
-    const uint32_t rounded = magnitude >= 0x477ff000u ? special : magnitude < 0x38800000u ? subnormal : normal;
+    const uint32_t rounded = magnitude >= 0x477ff000u  ? special
+                             : magnitude < 0x38800000u ? subnormal
+                                                       : normal;
     return {uint16_t(rounded | ((u >> 16) & 0x8000u))};
   }
 };

@@ -37,7 +37,8 @@ void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
   const int64_t block = direct ? end - begin : Lane::buffer_size;
   for (int64_t at = begin; at < end; at += block) {
     const int64_t n = end - at < block ? end - at : block;
-    float* const states[max_states] = {first.load(at, n), Rule::num_states > 1 ? second.load(at, n) : nullptr};
+    float* const states[max_states] = {first.load(at, n),
+                                       Rule::num_states > 1 ? second.load(at, n) : nullptr};
     if (store_params) {
       step_block<Rule, true>(p.load(at, n), g.load(at, n), states, n, row);
       p.store(at, n);
@@ -51,7 +52,8 @@ void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
 
 template <class Rule>
 RuleInfo describe(const char* name) {
-  return {name, Rule::coeff_names, Rule::num_states, int(sizeof(typename Rule::Coeffs) / sizeof(float)), step_chunk<Rule>};
+  return {name, Rule::coeff_names, Rule::num_states, int(sizeof(typename Rule::Coeffs) / sizeof(float)),
+          step_chunk<Rule>};
 }
 
 }  // namespace DANLU_ISA

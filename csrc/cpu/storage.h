@@ -1,5 +1,6 @@
-// Storage formats on the CPU: fp32 is used where it lies, 16-bit values pass through a buffer in the first-level cache.
-// One rule loop thus serves every combination of dtypes; the conversions cost less than the memory traffic they wait for.
+// Storage formats on the CPU: fp32 is used where it lies, 16-bit values pass through a buffer in the
+// first-level cache. One rule loop thus serves every combination of dtypes; the conversions cost less than
+// the memory traffic they wait for.
 #pragma once
 #include "../tensor_list.h"
 #if defined(__F16C__)
@@ -32,8 +33,9 @@ template <>
 inline void narrow<f16>(const float* __restrict from, f16* __restrict to, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(to + i),
+        _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   for (; i < n; i++) to[i] = from_float<f16>::convert(from[i]);
 }
 #endif

@@ -11,7 +11,8 @@ namespace danlu {
 namespace stream_detail {
 constexpr int64_t chunk = 65536;
 
-inline void update(float* __restrict a, float* __restrict b, float* __restrict c, const float* __restrict g, int64_t n) {
+inline void update(float* __restrict a, float* __restrict b, float* __restrict c, const float* __restrict g,
+                   int64_t n) {
   if (c)
     for (int64_t i = 0; i < n; i++) {
       const float x = g[i];
@@ -30,8 +31,8 @@ inline void update(float* __restrict a, float* __restrict b, float* __restrict c
 }
 }  // namespace stream_detail
 
-// Every written array is read and written, `read` only read: Lion's traffic is two written arrays, AdamW's three.
-// Addresses of fp32 arrays of `size` elements.
+// Every written array is read and written, `read` only read: Lion's traffic is two written arrays, AdamW's
+// three. Addresses of fp32 arrays of `size` elements.
 inline void stream(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size, int threads) {
   if (written.empty() || written.size() > 3) throw std::invalid_argument("stream writes 1 to 3 arrays");
   float* arrays[3] = {};

@@ -12,8 +12,8 @@
 
 namespace danlu {
 
-// Round to nearest, keep subnormals, trap nothing, for as long as it lives. torch.set_flush_denormal reaches only the thread
-// that calls it, so that results would depend on which thread took a chunk.
+// Round to nearest, keep subnormals, trap nothing, for as long as it lives. torch.set_flush_denormal reaches
+// only the thread that calls it, so that results would depend on which thread took a chunk.
 class IeeeArithmetic {
  public:
 #if defined(__x86_64__)

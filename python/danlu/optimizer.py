@@ -61,11 +61,14 @@ class FusedOptimizer(torch.optim.Optimizer):
     # of the parameter's shape, in the order in which the rule takes them
     state_names: ClassVar[tuple[str, ...]]
 
+    _rule: ClassVar[str]
     _counter_names: ClassVar[tuple[str, ...]]
     _hyper_names: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "coefficients" in vars(cls) or "reference" in vars(cls):
+            cls._rule = cls.__name__.lower()  # a subclass that only sets defaults keeps the rule
         names = inspect.signature(cls.coefficients).parameters
         cls._counter_names = tuple(name for name in names if name in state.COUNTERS)
         cls._hyper_names = tuple(name for name in names if name not in ("math", *state.COUNTERS))
@@ -95,7 +98,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.backend = backends.resolve(backend, fused)
         self._state_dtype = state_dtype
         self._max_grad_norm = max_grad_norm
-        self._capturable = capturable
+        self.capturable = capturable
         self._plan: Plan | None = None
         if fused:
             self._step_supports_amp_scaling = True
@@ -119,7 +122,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def rule(self, group: dict[str, Any]) -> str:
         """The name of the native rule, as csrc/rules.h lists it."""
-        return type(self).__name__.lower()
+        return self._rule
 
     def cycle(self, group: dict[str, Any]) -> int:
         """Gradients that make one update; more than one gives every parameter a state `micro_step`."""
@@ -248,6 +251,6 @@ class FusedOptimizer(torch.optim.Optimizer):
 
 
 # what deepcopy and pickling keep beside torch's own; plans are made anew
-_SETTINGS = ("backend", "_state_dtype", "_max_grad_norm", "_capturable", "_step_supports_amp_scaling")
+_SETTINGS = ("backend", "_state_dtype", "_max_grad_norm", "capturable", "_step_supports_amp_scaling")
 # a graph break under torch.compile; torch.compiler.disable would import the compiler together with danlu
 FusedOptimizer._step = torch._disable_dynamo(FusedOptimizer._step)  # type: ignore[attr-defined,method-assign]

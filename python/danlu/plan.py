@@ -154,6 +154,10 @@ def choose(optimizer: FusedOptimizer, entry: Entry) -> tuple[backends.Backend, s
     for backend in backends.candidates(optimizer.backend, device):
         refusal = backend.refusal(entry)
         if refusal is None:
+            if backend is backends.REFERENCE and optimizer.capturable and device.type != "cpu":
+                raise ValueError(
+                    f"{entry.name}: capturable=True needs native kernels on {device}; " + "; ".join(refusals)
+                )
             return backend, "; ".join(refusals) or backend.reason
         if device.type not in backend.device_types:
             raise ValueError(f"{entry.name}: {refusal}")

@@ -86,7 +86,8 @@ class Adam(FusedOptimizer):
         weight_decay: float,
     ) -> torch.Tensor:
         g = g + p * weight_decay
-        return _direction(g, m, v, step, betas, eps) * float(lr / (1 - betas[0] ** step))
+        lr1 = float(lr / (1 - betas[0] ** step))
+        return _direction(g, m, v, step, betas, eps) * lr1
 
 
 class AdamW(Adam):
@@ -137,8 +138,8 @@ class AdamW(Adam):
         eps: float,
         weight_decay: float,
     ) -> torch.Tensor:
-        update = _direction(g, m, v, step, betas, eps) * (lr / (1 - betas[0] ** step))
-        return update + p * (lr * weight_decay)
+        lr1 = float(lr / (1 - betas[0] ** step))
+        return _direction(g, m, v, step, betas, eps) * lr1 + p * (lr * weight_decay)
 
 
 def _folded(math: Any, step: Any, lr: Any, betas: Any) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: help bench test lint gpu wheel clean
+
+help:
+	@echo "make bench   step time and memory of every optimizer against torch's, then a real training run"
+	@echo "make test    the whole test suite"
+	@echo "make lint    formatting, types and style of Python and C++"
+	@echo "make gpu     checks and benchmarks on an NVIDIA GPU (this version has no GPU kernels yet)"
+	@echo "make wheel   a wheel in dist/"
+	@echo "make clean   removes the environment and everything that was built"
+
+bench: .venv/built
+	$(BIN)/python bench/step_time.py
+	$(BIN)/python bench/train.py
+
+test: .venv/built
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+
+gpu:
+	@echo "this version of danlu has no GPU kernels, so there is nothing to run on a GPU" >&2; exit 1
+
+wheel: .venv/installed
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache python/danlu.egg-info
+	find python tests bench triton_kernels -name __pycache__ -prune -exec rm -rf {} +
+	find python -name '*.so' -delete
+
+.venv/installed: requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+.venv/built: .venv/installed $(SOURCES)
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@

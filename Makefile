@@ -29,6 +29,7 @@ gpu:
 	@echo "this version of danlu has no GPU kernels, so there is nothing to run on a GPU" >&2; exit 1
 
 wheel: .venv/installed
+	rm -rf build
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:

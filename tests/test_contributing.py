@@ -1,0 +1,63 @@
+"""CONTRIBUTING's steps for a new optimizer, performed on a copy of the project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def steps() -> dict[str, str]:
+    """The code of each file that the section names, by path."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## Adding an optimizer")[1]
+    blocks = re.findall(r"in `([\w/.]+)`[^`]*(?:`[^`]+`[^`]*)*?\n```\w+\n(.*?)```", section, flags=re.DOTALL)
+    return dict(blocks)
+
+
+def insert_before(path: Path, marker: str, line: str) -> None:
+    text = path.read_text()
+    assert marker in text
+    path.write_text(text.replace(marker, line + marker, 1))
+
+
+def test_an_optimizer_added_by_the_book(tmp_path: Path) -> None:
+    code = steps()
+    assert len(code) == 5
+    copy = tmp_path / "danlu"
+    for folder in ("csrc", "python", "tests"):
+        ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
+    shutil.copy(ROOT / "CMakeLists.txt", copy)
+    for name in ("csrc/rules/heavy_ball.h", "python/danlu/optimizers/heavy_ball.py"):
+        (copy / name).write_text(code[name])
+    with (copy / "csrc/rules.h").open("a") as rules:
+        rules.write(code["csrc/rules.h"])
+    insert_before(copy / "python/danlu/__init__.py", "\n__version__", code["python/danlu/__init__.py"])
+    insert_before(
+        copy / "tests/cases.py", "]\n\n\n@dataclass(frozen=True)\nclass Storage", code["tests/cases.py"]
+    )
+
+    tools = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    env = {**os.environ, "PATH": tools, "PYTHONPATH": str(copy / "python")}
+    pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True).strip()
+    configure = [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11}",
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={copy / 'python/danlu'}",
+    ]
+    build = copy / "build"
+    subprocess.run(["cmake", "-S", copy, "-B", build, "-G", "Ninja", *configure], check=True, env=env)
+    subprocess.run(["cmake", "--build", build], check=True, env=env)
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(copy)]
+    selected = ["-k", "heavy-ball and (f32-f32-f32 or bf16-bf16-bf16 or ordinary)", "tests/test_same_bits.py"]
+    run = subprocess.run([*command, *selected], cwd=copy, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed
+    assert int(passed[1]) >= 3

@@ -1,0 +1,61 @@
+"""What the documents say is run: code of README, examples of docstrings, links."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import danlu
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PUBLIC = [getattr(danlu, name) for name in danlu.__all__]
+
+
+def test_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert "native kernels" in capsys.readouterr().out
+    assert isinstance(names["optimizer"], danlu.AdamW)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizers.lion", "optimizers.tiger", "optimizers.adam", "optimizers.adax", "testing"]
+)
+def test_docstring_examples_run(name: str) -> None:
+    module = importlib.import_module(f"danlu.{name}")
+    result = doctest.testmod(module, extraglobs={"danlu": danlu, "torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=lambda t: t.__name__)
+def test_public_docstrings_are_whole(thing: type) -> None:
+    text = thing.__doc__ or ""
+    if thing is danlu.FusedOptimizer:
+        words = ["Keyword arguments", "Raises"]
+    elif "Arguments, state and errors are" in text:
+        words = [">>>", "arXiv"]
+    else:
+        words = ["Args:", "State per parameter", "Raises:", ">>>"]
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        assert target.startswith("http") or (document.parent / target).exists(), target
+
+
+def test_versions_agree() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{danlu.__version__}"' in project
+    assert f"## {danlu.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+import rich.console
+import rich.table
 import torch
 
 import danlu
@@ -30,6 +33,25 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace.update(danlu=danlu, torch=torch)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A table of the files: tests, what became of them, seconds."""
+    counts: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            counts.setdefault(report.nodeid.split("::")[0], Counter())[outcome] += 1
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.split("::")[0]] += report.duration
+    table = rich.table.Table("file", "passed", "failed", "skipped", "seconds")
+    for file, outcomes in sorted(counts.items()):
+        failed = outcomes["failed"] + outcomes["error"]
+        numbers = (outcomes["passed"], failed, outcomes["skipped"], f"{seconds[file]:.1f}")
+        table.add_row(file, *map(str, numbers))
+    rich.console.Console(file=terminalreporter._tw._file, width=80).print(table)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

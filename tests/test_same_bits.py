@@ -111,6 +111,21 @@ def test_flush_denormal_changes_nothing(case: Case, isa: str, monkeypatch: pytes
     assert not same_bits(results[0]["param"], start)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_dtypes_may_mix_in_a_group(case: Case) -> None:
+    results = []
+    for backend in ("cpu", "reference"):
+        params = [torch.nn.Parameter(values((7 * i + 1,), i).to(s.param)) for i, s in enumerate(STORAGES)]
+        opt = case.make(params, backend=backend)
+        for t in range(4):
+            for i, (p, storage) in enumerate(zip(params, STORAGES, strict=True)):
+                set_gradient(p, values(p.shape, 100 * t + i).to(storage.grad))
+            opt.step()
+        results.append([{"param": p.detach(), **opt.state[p]} for p in params])
+    for got, want in zip(*results, strict=True):
+        assert all(same_bits(got[key], want[key]) for key in want)
+
+
 def _child(queue: multiprocessing.Queue[list[bool]]) -> None:
     case, storage = CASES[4], STORAGES[0]
     got, want = run(case, storage, "cpu", steps=3), run(case, storage, "reference", steps=3)

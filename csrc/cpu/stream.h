@@ -11,7 +11,13 @@ namespace danlu {
 namespace stream_detail {
 constexpr int64_t chunk = 65536;
 
-inline void update(float* __restrict a, float* __restrict b, float* __restrict c, const float* __restrict g,
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define FOR_EACH_ISA __attribute__((target_clones("avx2", "default")))
+#else
+#define FOR_EACH_ISA
+#endif
+
+FOR_EACH_ISA static void update(float* __restrict a, float* __restrict b, float* __restrict c, const float* __restrict g,
                    int64_t n) {
   if (c)
     for (int64_t i = 0; i < n; i++) {
@@ -29,6 +35,7 @@ inline void update(float* __restrict a, float* __restrict b, float* __restrict c
   else
     for (int64_t i = 0; i < n; i++) a[i] += g[i];
 }
+#undef FOR_EACH_ISA
 }  // namespace stream_detail
 
 // Every written array is read and written, `read` only read: Lion's traffic is two written arrays, AdamW's

@@ -1,0 +1,190 @@
+"""Workloads, and how their steps are timed: paired rounds, the memory ceiling measured among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import danlu
+from danlu import _cpu
+from danlu.backends.cpu import instruction_set
+
+MOST_WRITTEN = 3
+
+# else the profiler writes a line to stderr whenever it starts and stops
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The shapes of a model's parameters."""
+
+    id: str
+    title: str
+    shapes: Sequence[tuple[int, ...]]
+
+    @property
+    def elements(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def single_elements(self) -> Workload:
+        """As many tensors of one element: all that is left of a step is the host's work."""
+        return Workload(f"{self.id}-host", self.title, [(1,)] * len(self.shapes))
+
+
+def gpt2_small() -> Workload:
+    width, blocks = 768, 12
+    shapes: list[tuple[int, ...]] = [(50257, width), (1024, width)]
+    for _ in range(blocks):
+        shapes += [(width,), (width,)]  # norm
+        shapes += [(width, 3 * width), (3 * width,), (width, width), (width,)]  # attention
+        shapes += [(width,), (width,)]  # norm
+        shapes += [(width, 4 * width), (4 * width,), (4 * width, width), (width,)]  # perceptron
+    shapes += [(width,), (width,)]
+    return Workload("gpt2-small", "GPT-2 small, 124.4 M parameters in 148 tensors", shapes)
+
+
+def many_small() -> Workload:
+    uniform = random.Random(1).uniform
+    shapes = [(max(1, int(2 ** uniform(10, 14)) // 64), 64) for _ in range(5000)]
+    return Workload("many-small", "27.7 M parameters in 5,000 small tensors", shapes)
+
+
+class Model:
+    """Parameters of a workload's shapes, and what gives them gradients."""
+
+    def __init__(self, workload: Workload, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.parameters = [torch.nn.Parameter(0.02 * torch.randn(s).to(dtype)) for s in workload.shapes]
+        self._gradients = [1e-3 * torch.randn(s).to(dtype) for s in workload.shapes]
+
+    def backward(self) -> None:
+        """New gradients from autograd, as a training loop has them at every step."""
+        for p in self.parameters:
+            p.grad = None
+        torch.autograd.backward(self.parameters, self._gradients)
+
+
+def time_steps(step: Callable[[], object], before: Callable[[], object], count: int) -> float:
+    """Mean seconds of `count` steps; what `before` does ahead of each is not counted."""
+    total = 0.0
+    for _ in range(count):
+        before()
+        start = time.perf_counter()
+        step()
+        total += time.perf_counter() - start
+    return total / count
+
+
+class Stream:
+    """What the memory gives to a step: a loop over fp32 arrays that makes its reads and writes, and adds.
+
+    Args:
+        elements: of the largest model to compare with.
+    """
+
+    def __init__(self, elements: int) -> None:
+        self._arrays = [torch.ones(elements) for _ in range(MOST_WRITTEN + 1)]
+
+    def seconds(self, touched: int, written: int) -> float:
+        """For as many bytes; Lion updates two arrays in place from another one, Adam three."""
+        elements = touched // (4 * (2 * written + 1))
+        addresses = [array.data_ptr() for array in self._arrays]
+        threads = torch.get_num_threads()
+
+        def stream() -> None:
+            _cpu.stream(addresses[:written], addresses[-1], elements, threads)
+
+        stream()
+        return time_steps(stream, lambda: None, 2)
+
+
+class KernelClock:
+    """Stands before the native list of an optimizer's plan and times what runs without Python."""
+
+    def __init__(self, native: _cpu.Step) -> None:
+        self._native = native
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._native, name)
+
+    def run(self, rows: list[tuple[float, ...]], threads: int) -> None:
+        start = time.perf_counter()
+        self._native.run(rows, threads)
+        self.seconds += time.perf_counter() - start
+
+    @classmethod
+    def attach(cls, optimizer: torch.optim.Optimizer) -> KernelClock | None:
+        """None if the optimizer, which must have made a step, is not danlu's."""
+        if not isinstance(optimizer, danlu.FusedOptimizer):
+            return None
+        plan = optimizer._plan
+        assert plan is not None
+        (part,) = plan._parts
+        part._native = cls(part._native)
+        return part._native
+
+
+def peak_allocated(step: Callable[[], object]) -> int:
+    """The most bytes that torch's allocators held at once during a step, beyond what they held before."""
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        step()
+    events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    tensors = (x for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x))
+    return sum(x.nbytes for x in tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """The median of a sample and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, sample: Sequence[float]) -> Spread:
+        if len(sample) < 2:
+            return cls(sample[0], sample[0], sample[0])
+        low, median, high = statistics.quantiles(sample, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def environment() -> dict[str, object]:
+    """What was measured on what, and with what."""
+    return {
+        "danlu": danlu.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": cpu_name(),
+        "instruction_set": instruction_set(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name where the system gives it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

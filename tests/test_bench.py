@@ -1,0 +1,115 @@
+"""The benchmarks measure what they say: workloads, bytes, memory, the plain Lion to compare with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import danlu
+
+import harness
+import step_time
+from baselines import PlainLion
+
+TINY = harness.Workload("tiny", "a few tensors", [(40, 30), (30,), (7,)])
+
+
+def model(dtype: torch.dtype = torch.float32) -> harness.Model:
+    made = harness.Model(TINY, dtype)
+    made.backward()
+    return made
+
+
+def test_workloads() -> None:
+    gpt2, small = step_time.WORKLOADS["gpt2-small"], step_time.WORKLOADS["many-small"]
+    assert (len(gpt2.shapes), gpt2.elements) == (148, 124_439_808)
+    assert (len(small.shapes), round(small.elements / 1e6, 1)) == (5000, 27.7)
+    assert all(shape[1] == 64 for shape in small.shapes)
+    assert gpt2.single_elements().elements == 148
+
+
+def test_gradients_are_fresh_at_every_step() -> None:
+    made = model()
+    old = [p.grad for p in made.parameters]
+    made.backward()
+    for p, g in zip(made.parameters, old, strict=True):
+        assert p.grad is not None
+        assert g is not None
+        assert torch.equal(p.grad, g)
+        assert p.grad.data_ptr() != g.data_ptr()
+
+
+@pytest.mark.parametrize("contender", step_time.CONTENDERS, ids=lambda c: c.id)
+def test_bytes_that_a_step_has_to_touch(contender: step_time.Contender) -> None:
+    parameters = model(contender.dtype).parameters
+    optimizer = contender.make(parameters)
+    optimizer.step()
+    p = parameters[0]
+    written = [p, *(x for x in optimizer.state[p].values() if torch.is_tensor(x) and x.shape == p.shape)]
+    assert p.grad is not None
+    assert contender.written == len(written)
+    assert contender.bytes == 2 * sum(x.element_size() for x in written) + p.grad.element_size()
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_plain_lion_is_lion(foreach: bool) -> None:
+    plain, fused = model(), model()
+    hyper = dict(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
+    optimizers = PlainLion(plain.parameters, foreach=foreach, **hyper), danlu.Lion(fused.parameters, **hyper)
+    for _ in range(5):
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(plain.parameters, fused.parameters, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_peak_of_what_a_step_allocates() -> None:
+    def step() -> None:
+        a = torch.zeros(1000)
+        b = a + a
+        del a
+        del b
+        torch.zeros(500)
+
+    assert harness.peak_allocated(step) == 8000
+
+
+def test_danlu_allocates_nothing() -> None:
+    """Beyond Python objects: what torch's allocators know of, and their peak in a step of every optimizer."""
+    for contender in step_time.CONTENDERS:
+        if contender.make(model().parameters).__module__.startswith("danlu"):
+            made = model(contender.dtype)
+            assert step_time.use_of_memory(contender, made, TINY.elements)["peak_extra_bytes"] == 0
+
+
+def test_quartiles() -> None:
+    assert harness.Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == harness.Spread(3.0, 2.0, 4.0)
+    assert harness.Spread.of([7.0]) == harness.Spread(7.0, 7.0, 7.0)
+
+
+def test_a_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step_time, "WORKLOADS", {"tiny": TINY})
+    step_time.main(["--rounds", "2", "--workloads", "tiny", "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "step_time.json").read_text())
+    (measured,) = results["workloads"]
+    rows = {row["name"]: row for row in measured["contenders"]}
+    assert list(rows) == [c.id for c in step_time.CONTENDERS]
+    for row in rows.values():
+        assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
+        if "kernel_ms" in row:
+            assert 0 < row["kernel_ms"]["median"] < row["ms"]["median"]
+    assert rows["torch-adamw"]["ratio"]["median"] == 1
+    assert rows["lion"]["state_bytes_per_parameter"] == pytest.approx(4 + 3 * 4 / TINY.elements)
+    assert (tmp_path / "step_time.png").stat().st_size > 0
+    assert "tiger" in capsys.readouterr().out
+
+
+def test_wrong_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        step_time.main(["--contenders", "lion,no-such"])
+    assert "got 'no-such'" in capsys.readouterr().err

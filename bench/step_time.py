@@ -4,9 +4,10 @@
     python bench/step_time.py --rounds 20 --workloads many-small --contenders lion,torch-adamw
 
 In each round every contender takes its turn: a new optimizer, one step that makes its state, then timed
-steps, each with fresh gradients from autograd. Ratios compare turns of one round. What the memory can give is
-measured right after each turn, by a loop that makes the same reads and writes and little else. The first
-round warms up and does not count. Writes step_time.json and step_time.png, and prints a table for each workload.
+steps, each with fresh gradients from autograd. Ratios compare turns of one round. What the memory can
+give is measured right after each turn, by a loop that makes the same reads and writes and little else.
+The first round warms up and does not count. Writes step_time.json and step_time.png, and prints a table
+for each workload.
 """
 
 from __future__ import annotations

@@ -6,54 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "cpu/instruction_sets.h"
 #include "cpu/stream.h"
 #include "cpu/threads.h"
 #include "step_list.h"
 
 namespace danlu {
-
-#define RULE(name, Struct, header) \
-  RuleInfo name##_baseline();      \
-  RuleInfo name##_avx2();
-#include "rules.h"
-#undef RULE
-
-bool supports_avx2() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
-}
-
-std::vector<std::string> instruction_sets() {
-  if (supports_avx2()) return {"avx2", "baseline"};
-  return {"baseline"};
-}
-
-// nullptr if there is no such rule
-const RuleInfo* find_rule(const std::string& name, const std::string& isa) {
-  static const std::vector<RuleInfo> baseline = {
-#define RULE(name, Struct, header) name##_baseline(),
-#include "rules.h"
-#undef RULE
-  };
-#if defined(__x86_64__)
-  static const std::vector<RuleInfo> avx2 = {
-#define RULE(name, Struct, header) name##_avx2(),
-#include "rules.h"
-#undef RULE
-  };
-#else
-  static const std::vector<RuleInfo> avx2;
-#endif
-  const auto sets = instruction_sets();
-  if (std::find(sets.begin(), sets.end(), isa) == sets.end())
-    throw py::value_error("instruction set must be one that this machine has, got " + isa);
-  for (const RuleInfo& rule : isa == "avx2" ? avx2 : baseline)
-    if (name == rule.name) return &rule;
-  return nullptr;
-}
 
 class CpuStep {
  public:
@@ -116,7 +74,6 @@ class CpuStep {
         }
       });
     }
-    list_.release();
   }
 
  private:
@@ -134,6 +91,12 @@ class CpuStep {
   std::vector<float> table_;
   std::vector<size_t> starts_;
 };
+
+std::vector<std::string> instruction_set_names() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : instruction_sets()) names.push_back(set.name);
+  return names;
+}
 
 py::object coefficient_names(const std::string& rule) {
   const RuleInfo* info = find_rule(rule, "baseline");
@@ -153,7 +116,7 @@ py::object coefficient_names(const std::string& rule) {
 PYBIND11_MODULE(_cpu, m) {
   using namespace danlu;
   m.doc() = "Native CPU kernels of danlu.";
-  m.def("instruction_sets", &instruction_sets, "Those that this machine can run, the fastest first.");
+  m.def("instruction_sets", &instruction_set_names, "Those that this machine can run, the fastest first.");
   m.def("coefficient_names", &coefficient_names,
         "The coefficients of a rule in order; None if there is no such rule.");
   m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),

@@ -18,8 +18,12 @@
 namespace danlu {
 namespace DANLU_ISA {
 
-// 1 or -1, +0 at either zero, NaN for NaN
-RULE_FN float sign(float x) { return x > 0.f ? 1.f : x < 0.f ? -1.f : x == x ? 0.f : x; }
+// 1 or -1, +0 at either zero, NaN for NaN; by bits, which takes fewer operations than comparisons
+RULE_FN float sign(float x) {
+  const float one = as_float((as_bits(x) & 0x80000000u) | 0x3f800000u);
+  const float moved = x != 0.f ? one : 0.f;
+  return x == x ? moved : x;
+}
 
 RULE_FN float square_root(float x) {
 #if defined(__CUDA_ARCH__)

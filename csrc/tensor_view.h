@@ -39,14 +39,14 @@ struct ExchangeApi {
 };
 }  // namespace dlpack
 
-// What the plan decided that a tensor must look like.
+// What the plan decided that a tensor must look like; the arrays are the caller's.
 struct Layout {
-  std::vector<int64_t> shape, strides;
+  int ndim = 0;
   int64_t size = 1;
+  const int64_t *shape = nullptr, *strides = nullptr;
 
-  template <class Shape, class Strides>
-  bool matches(int ndim, const Shape& other_shape, const Strides& other_strides) const {
-    if (size_t(ndim) != shape.size()) return false;
+  bool matches(int other_ndim, const int64_t* other_shape, const int64_t* other_strides) const {
+    if (other_ndim != ndim) return false;
     for (int i = 0; i < ndim; i++) {
       if (other_shape[i] != shape[i]) return false;
       // a stride means nothing where there is at most one element along it
@@ -71,12 +71,23 @@ class TensorViewer {
     dtypes_[int(Dtype::f16)] = torch.attr("float16");
   }
 
-  // The address of a CPU tensor of that dtype and layout in *data; false if it is anything else.
+  // The address of a CPU tensor of that dtype and layout in *data; false if it is anything else. Lazily
+  // negated tensors are looked for only where *data changes: that costs as much as the rest.
   bool address(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
-    return api_ ? by_exchange(tensor, dtype, layout, data) : by_attributes(tensor, dtype, layout, data);
+    const void* before = *data;
+    const bool fits =
+        api_ ? by_exchange(tensor, dtype, layout, data) : by_attributes(tensor, dtype, layout, data);
+    return fits && (*data == before || !negated(tensor));
   }
 
  private:
+  static bool negated(PyObject* tensor) {
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, is_neg));
+    if (!answer) throw py::error_already_set();
+    return answer.ptr() == Py_True;
+  }
+
   bool by_exchange(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
     dlpack::Tensor t;
     if (api_->view(tensor, &t)) {
@@ -93,12 +104,16 @@ class TensorViewer {
 
   bool by_attributes(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
     const py::handle t(tensor);
-    if (!t.attr("is_cpu").cast<bool>() || py::object(t.attr("dtype")).ptr() != dtypes_[int(dtype)].ptr())
-      return false;
-    const auto shape = t.attr("shape").cast<std::vector<int64_t>>();
-    const auto strides = t.attr("stride")().cast<std::vector<int64_t>>();
-    *data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<uintptr_t>());
-    return layout.matches(int(shape.size()), shape, strides);
+    try {
+      if (!t.attr("is_cpu").cast<bool>() || py::object(t.attr("dtype")).ptr() != dtypes_[int(dtype)].ptr())
+        return false;
+      const auto shape = t.attr("shape").cast<std::vector<int64_t>>();
+      const auto strides = t.attr("stride")().cast<std::vector<int64_t>>();
+      *data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<uintptr_t>());
+      return layout.matches(int(shape.size()), shape.data(), strides.data());
+    } catch (const py::error_already_set&) {
+      return false;  // a sparse tensor, say
+    }
   }
 
   dlpack::ExchangeApi* api_ = nullptr;

@@ -51,7 +51,7 @@ struct from_float<bf16> {
   RULE_FN bf16 convert(float x) {
     const uint32_t u = as_bits(x);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return {uint16_t((u & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : rounded)};
+    return {uint16_t(x == x ? rounded : 0x7fffu)};
   }
 };
 

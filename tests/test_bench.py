@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import danlu
-
 import harness
 import step_time
 from baselines import PlainLion

@@ -181,6 +181,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, loaded: dict[str, Any]) -> None:
         super().__setstate__(loaded)
+        self.defaults.pop("differentiable", None)  # torch adds it
         self._plan = None
         for group in self.param_groups:
             for name, default in self.defaults.items():
@@ -203,6 +204,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         values = {name: group[name] for name in self._hyper_names}
         values["lr"] = float(values["lr"])
         return values
+
+    def fold(self, group: dict[str, Any], step: float, micro_step: float) -> dict[str, float]:
+        """The rule's coefficients. One that cannot be used raises as in the constructor."""
+        try:
+            return self.coefficients(scalar, **self.counters(step, micro_step), **self.hyper(group))
+        except (ArithmeticError, TypeError, ValueError):
+            self._check_group(group)
+            raise
 
     def state_dtype(self, name: str, p: torch.Tensor) -> torch.dtype:
         """The dtype of the state `name` of `p`."""
@@ -240,8 +249,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         merged = {name: group.get(name, default) for name, default in self.defaults.items()}
-        merged.pop("maximize", None)
-        merged.pop("differentiable", None)
+        merged.pop("maximize")
         self.check(**merged)
 
     def _guard_loaded(self, loaded: dict[str, Any]) -> dict[str, Any]:

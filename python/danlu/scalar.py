@@ -51,13 +51,14 @@ def minimum(a: Scalar, b: Scalar) -> Scalar:
 
 def where(condition: bool | torch.Tensor, a: Scalar, b: Scalar) -> Scalar:
     if isinstance(condition, torch.Tensor):
-        return torch.where(condition, a, b)
+        return torch.where(condition, *_tensors(a, b, condition.device))
     return a if condition else b
 
 
-def _tensors(a: Scalar, b: Scalar) -> tuple[torch.Tensor, torch.Tensor]:
-    like = a if isinstance(a, torch.Tensor) else b
-    device = like.device if isinstance(like, torch.Tensor) else None
+def _tensors(a: Scalar, b: Scalar, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    for x in (a, b):
+        if isinstance(x, torch.Tensor):
+            device = x.device
     return (
         torch.as_tensor(a, dtype=torch.float64, device=device),
         torch.as_tensor(b, dtype=torch.float64, device=device),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import checks, scalar, state
+from .. import checks, state
 from ..sharding import dtensor_type, local, sharded_alike
 
 if TYPE_CHECKING:
@@ -50,8 +50,13 @@ class Cpu:
             return f"no native kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
         if type(local(p)).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
             return f"the parameter is a {type(local(p)).__name__}"
+        if local(p).is_neg():
+            return "the parameter is a lazily negated view"
         if not checks.is_dense(local(p)):
             return f"the parameter is not dense (shape {entry.shape}, strides {entry.strides})"
+        for name in entry.state_names:
+            if name in state.COUNTERS and name in entry.state and entry.state[name].ndim:
+                return f"state {name!r} has shape {tuple(entry.state[name].shape)}"
         for what, t in _companions(entry):
             if type(local(t)) is not torch.Tensor:
                 return f"the {what} is a {type(local(t)).__name__}"
@@ -111,12 +116,11 @@ class CpuPart:
     ) -> tuple[float, ...]:
         group = optimizer.param_groups[index]
         rule, cycle = self._kinds[index]
-        hyper = optimizer.hyper(group)
-        values = optimizer.coefficients(scalar, **optimizer.counters(step, micro_step), **hyper)
+        values = optimizer.fold(group, step, micro_step)
         names = _cpu.coefficient_names(rule)
         if tuple(values) != names:
             raise RuntimeError(f"rule {rule!r} takes the coefficients {names}, Python gives {tuple(values)}")
-        store_params = hyper["lr"] != 0 and micro_step + 1 >= cycle
+        store_params = float(group["lr"]) != 0 and micro_step + 1 >= cycle
         return (-factor if group["maximize"] else factor, float(store_params), *values.values())
 
 

@@ -42,6 +42,9 @@ class ReferencePart:
 
     def prepare(self, optimizer: FusedOptimizer, factor: float) -> None:
         self._optimizer, self._factor = optimizer, factor
+        for entry in self._entries:
+            if entry.param.grad is not None:
+                optimizer.fold(optimizer.param_groups[entry.group], *_counters(entry))  # may raise
 
     def run(self) -> None:
         assert self._optimizer is not None
@@ -56,8 +59,7 @@ class ReferencePart:
     def _step(self, optimizer: FusedOptimizer, entry: Entry, g: torch.Tensor) -> None:
         group, held = optimizer.param_groups[entry.group], entry.state
         hyper = optimizer.hyper(group)
-        step = held["step"].item() + 1
-        micro_step = held["micro_step"].item() if entry.cycle > 1 else 0
+        step, micro_step = _counters(entry)
         updates = micro_step + 1 >= entry.cycle
         counters = optimizer.counters(step, micro_step)
 
@@ -77,6 +79,12 @@ class ReferencePart:
             held["micro_step"].fill_(0 if updates else micro_step + 1)
         if updates:
             held["step"].fill_(step)
+
+
+def _counters(entry: Entry) -> tuple[float, float]:
+    """The step that is being made, and the gradients taken for it so far."""
+    micro_step = entry.state["micro_step"].item() if entry.cycle > 1 else 0
+    return entry.state["step"].item() + 1, micro_step
 
 
 REFERENCE = Reference()

@@ -1,0 +1,89 @@
+"""GradScaler and clipping: what multiplies the gradients of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import danlu
+from cases import CASES, Case
+from training import all_same, copies, everything, give_gradients, parameters, some_params, train
+
+SCALE = 1024.0  # a power of two: unscaling rounds nothing
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+
+
+@every_case
+@pytest.mark.parametrize("max_norm", [0.1, 1e6], ids=["clips", "does not"])
+def test_max_grad_norm_clips_over_all_groups(case: Case, max_norm: float, backend: str) -> None:
+    def make(**engine: Any) -> danlu.FusedOptimizer:
+        a, b, c = some_params()
+        return case.make([{"params": [a]}, {"params": [b, c], "lr": 0.01}], backend=backend, **engine)
+
+    inside, outside, by_torch = make(max_grad_norm=max_norm), make(), make()
+    for t in range(4):
+        give_gradients(parameters(inside), t)
+        given = [p.grad.clone() for p in parameters(inside) if p.grad is not None]
+        inside.step()
+        assert all_same([p.grad for p in parameters(inside) if p.grad is not None], given)
+        norm = sum(g.double().square().sum().item() for g in given) ** 0.5
+        for p, g in zip(parameters(outside), given, strict=True):
+            p.grad = g * (1 / max(1.0, norm / max_norm))
+        outside.step()
+        give_gradients(parameters(by_torch), t)
+        torch.nn.utils.clip_grad_norm_(parameters(by_torch), max_norm)
+        by_torch.step()
+    for a, b, c in zip(everything(inside), everything(outside), everything(by_torch), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
+        assert torch.allclose(a, c, rtol=1e-4, atol=1e-7)  # torch adds 1e-6 to the norm
+
+
+def scaler_step(opt: torch.optim.Optimizer, unscale: bool) -> torch.amp.GradScaler:
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=1000)
+    scaler.scale(torch.zeros(()))  # makes the scale tensor
+    if unscale:
+        scaler.unscale_(opt)
+    scaler.step(opt)
+    scaler.update()
+    return scaler
+
+
+@pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale_ and step"])
+@pytest.mark.parametrize("fused", [None, True])
+@every_case
+def test_a_grad_scaler_changes_no_bit(case: Case, fused: bool | None, unscale: bool) -> None:
+    """With clipping too, whose norm is that of the unscaled gradients."""
+    for max_norm in (None, 0.5):
+        scaled = case.make(some_params(), fused=fused, max_grad_norm=max_norm)
+        plain = case.make(some_params(), max_grad_norm=max_norm)
+        assert getattr(scaled, "_step_supports_amp_scaling", False) == bool(fused)
+        for t in range(4):
+            give_gradients(parameters(scaled), t, factor=SCALE)
+            scaler_step(scaled, unscale)
+        train(plain, range(4))
+        assert all_same(everything(scaled), everything(plain))
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale_ and step"])
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("started", [0, 4], ids=["first step", "later step"])
+@every_case
+def test_found_inf_leaves_everything(
+    case: Case, started: int, fused: bool | None, unscale: bool, bad: float
+) -> None:
+    opt = case.make(some_params(), fused=fused, max_grad_norm=0.5)
+    train(opt, range(started))
+    before, versions = copies(opt), [p._version for p in parameters(opt)]
+    give_gradients(parameters(opt), 9, factor=SCALE)
+    last = parameters(opt)[-1].grad
+    assert last is not None
+    last[0, 0] = bad
+    scaler = scaler_step(opt, unscale)
+    assert scaler.get_scale() == SCALE / 2
+    assert all_same(everything(opt), before)
+    assert [p._version for p in parameters(opt)] == versions
+    train(opt, range(started, 6))
+    assert all(held["step"] == 6 // case.hyper.get("accumulation_steps", 1) for held in opt.state.values())

@@ -1,0 +1,42 @@
+"""Small parameters and steps for tests of how an optimizer behaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from cases import values
+from danlu.testing import same_bits
+
+
+def some_params(count: int = 3) -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(values((4, i + 1), i, wild=False)) for i in range(count)]
+
+
+def parameters(opt: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in opt.param_groups for p in group["params"]]
+
+
+def give_gradients(params: Iterable[torch.Tensor], t: int, factor: float = 1.0) -> None:
+    for i, p in enumerate(params):
+        p.grad = values(p.shape, 100 * t + i, wild=False) * factor
+
+
+def train(opt: torch.optim.Optimizer, steps: Iterable[int]) -> None:
+    for t in steps:
+        give_gradients(parameters(opt), t)
+        opt.step()
+
+
+def everything(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Parameters and states in their order."""
+    return [t for p in parameters(opt) for t in (p, *opt.state.get(p, {}).values())]
+
+
+def copies(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [t.detach().clone() for t in everything(opt)]
+
+
+def all_same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(same_bits(x, y) for x, y in zip(a, b, strict=True))

@@ -39,6 +39,7 @@ from harness import (
     gpt2_small,
     many_small,
     peak_allocated,
+    positive,
     state_bytes,
     time_steps,
 )
@@ -317,13 +318,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="where the results go (default: $DANLU_OUT, else bench/results)",
     )
     return parser.parse_args(arguments)
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

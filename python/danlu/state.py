@@ -33,18 +33,15 @@ def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) ->
 
 
 class _Loaded:
-    """Carries a tensor through torch's `load_state_dict`, which would cast it to the parameter's dtype."""
+    """Carries a value through torch's `load_state_dict`, which casts tensors and takes strings apart."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def wrap(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    def wrapped(value: Any) -> Any:
-        return _Loaded(value) if isinstance(value, torch.Tensor) else value
-
     return {
-        key: {name: wrapped(v) for name, v in value.items()} if isinstance(value, Mapping) else wrapped(value)
+        key: {name: _Loaded(v) for name, v in value.items()} if isinstance(value, Mapping) else _Loaded(value)
         for key, value in state.items()
     }
 
@@ -55,18 +52,18 @@ def unwrap(optimizer: FusedOptimizer) -> None:
         if isinstance(value, dict) and isinstance(key, torch.Tensor):
             for name in value:
                 value[name] = _unwrapped(optimizer, key, name, value[name])
-        else:
-            optimizer.state[key] = value.tensor if isinstance(value, _Loaded) else value
+        elif isinstance(value, _Loaded):
+            optimizer.state[key] = value.value
 
 
 def _unwrapped(optimizer: FusedOptimizer, p: torch.Tensor, name: str, value: Any) -> Any:
     loaded = isinstance(value, _Loaded)
     if loaded:
-        value = value.tensor
+        value = value.value
     if name in COUNTERS:
         # one tensor for each parameter, whatever a checkpoint shares; older ones hold numbers
         return torch.tensor(float(value), dtype=torch.float32, device="cpu")
-    if not loaded:
+    if not loaded or not isinstance(value, torch.Tensor):
         return value
     if name in optimizer.state_names:
         return value.to(device=p.device, dtype=optimizer.state_dtype(name, p))

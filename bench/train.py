@@ -1,0 +1,405 @@
+"""Trains a byte-level GPT on the standard library's source with every optimizer, on the same batches.
+
+    python bench/train.py                                     all of them, about 3 minutes on 2 cores
+    python bench/train.py --optimizers lion,adamw --steps 4000
+    python bench/train.py --optimizers tiger,adamw --batch 2 --accumulate 4
+    python bench/train.py --device cuda --dtype bf16 --layers 8 --width 512 --context 512 --batch 64
+
+All start from the same weights and see the same batches; files, not bytes, are held out. Writes train.json
+and train.png (held-out loss against training time and against steps), and prints a table. Killed and started
+again with the same options it goes on from its last checkpoint, to the same bits; after other options, or
+another build of danlu, it starts anew. A run that comes to its end removes its checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import danlu
+from harness import environment, positive
+from model import GPT, HEAD_WIDTH
+from text import Batches, Corpus, even_windows, load_corpus
+from train_report import plot, table
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WARM_UP_SHARE = 0.1
+SECONDS_BETWEEN_LINES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """An optimizer with settings that suit this task; decay is for matrices only."""
+
+    optimizer: type[torch.optim.Optimizer]
+    lr: float
+    weight_decay: float
+    more: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def make(self, model: GPT, accumulate: int) -> torch.optim.Optimizer:
+        more = dict(self.more, accumulation_steps=accumulate) if self.accumulates else self.more
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        vectors = [p for p in model.parameters() if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": self.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return self.optimizer(groups, lr=self.lr, **more)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the optimizer takes the parts of a batch one by one and needs no sum of gradients."""
+        return self.optimizer is danlu.Tiger
+
+
+RECIPES = {
+    "lion": Recipe(danlu.Lion, lr=5e-4, weight_decay=0.3, more=dict(betas=(0.9, 0.98))),
+    "tiger": Recipe(danlu.Tiger, lr=5e-4, weight_decay=0.3),
+    "adamw": Recipe(danlu.AdamW, lr=3e-3, weight_decay=0.1, more=dict(betas=(0.9, 0.98))),
+    "adam": Recipe(danlu.Adam, lr=3e-3, weight_decay=0.0, more=dict(betas=(0.9, 0.98))),
+    "adax": Recipe(danlu.AdaX, lr=3e-3, weight_decay=0.0),
+    "adaxw": Recipe(danlu.AdaXW, lr=3e-3, weight_decay=0.1),
+    "torch-adamw": Recipe(
+        torch.optim.AdamW, lr=3e-3, weight_decay=0.1, more=dict(betas=(0.9, 0.98), fused=True)
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is the same for every optimizer."""
+
+    steps: int
+    batch: int
+    accumulate: int
+    context: int
+    layers: int
+    width: int
+    evaluate_every: int
+    held_out_windows: int
+    device: str
+    dtype: str
+    seed: int
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options, settings, recipes = parse(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    if torch.device(settings.device).type == "cuda":
+        # has to be set before cuBLAS is first used; without both of these a run cannot be repeated
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    corpus = load_corpus()
+    conditions = circumstances(settings, corpus)
+    warm_up(settings, corpus)
+
+    runs = []
+    with Ticker(console, settings.steps) as ticker:
+        for name, recipe in recipes.items():
+            checkpoint = options.checkpoint / f"{name}-{key(settings, recipe, conditions)}.pt"
+            run = Run(name, recipe, settings, corpus)
+            if options.fresh:
+                checkpoint.unlink(missing_ok=True)
+            if checkpoint.exists():
+                run.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+                console.print(f"{name} goes on from step {run.step:,}, as {checkpoint} says")
+            run.train(checkpoint, ticker)
+            runs.append((run, checkpoint))
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = {
+        "settings": dataclasses.asdict(settings),
+        "environment": conditions,
+        "parameters": sum(p.numel() for p in runs[0][0].model.parameters()),
+        "runs": [run.result() for run, _ in runs],
+    }
+    (options.out / "train.json").write_text(json.dumps(results, indent=2) + "\n")
+    plot(results, options.out / "train.png")
+    if options.save_weights:
+        for run, _ in runs:
+            torch.save(run.model.state_dict(), options.out / f"{run.name}.pt")
+    for _, checkpoint in runs:
+        checkpoint.unlink()
+    console.print(table(results))
+    console.print(f"wrote train.json and train.png to {options.out}")
+
+
+class Run:
+    """One optimizer's training, and everything that must survive its end in the middle."""
+
+    def __init__(self, name: str, recipe: Recipe, settings: Settings, corpus: Corpus) -> None:
+        self.name = name
+        self.recipe = recipe
+        self.settings = settings
+        device = torch.device(settings.device)
+        self.model = make_model(settings)
+        self.optimizer = recipe.make(self.model, settings.accumulate)
+        schedule = functools.partial(warm_up_and_cosine, steps=settings.steps)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+        self.batches = Batches(corpus.train.to(device), settings.batch, settings.context, settings.seed)
+        self.held_out = even_windows(corpus.held_out, settings.held_out_windows, settings.context).to(device)
+
+        self.step = 0
+        self.resumed = 0
+        self.seconds = 0.0
+        self.optimizer_seconds = 0.0
+        self.curve: dict[str, list[float]] = {"step": [], "seconds": [], "held_out_loss": []}
+
+    def train(self, checkpoint: Path, ticker: Ticker) -> None:
+        """Trains to the last step; evaluates and saves on the way."""
+        if not self.curve["step"]:
+            self.evaluate()
+        ticker.show(self)
+        while self.step < self.settings.steps:
+            self.advance()
+            if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
+                self.evaluate()
+                save(self.state_dict(), checkpoint)
+            ticker.show(self)
+
+    def advance(self) -> None:
+        """One update of the parameters, timed."""
+        start = self.now()
+        gradients = 1 if self.recipe.accumulates else self.settings.accumulate
+        for part in range(1, self.settings.accumulate + 1):
+            (self.model.loss(self.batches.next()) / gradients).backward()
+            if part % gradients == 0:
+                before = self.now()
+                self.optimizer.step()
+                self.optimizer_seconds += self.now() - before
+                self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.step += 1
+        self.seconds += self.now() - start
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Adds a point to the curve."""
+        parts = self.held_out.split(self.settings.batch)
+        total = sum(float(self.model.loss(part)) * len(part) for part in parts)
+        self.curve["step"].append(self.step)
+        self.curve["seconds"].append(self.seconds)
+        self.curve["held_out_loss"].append(total / len(self.held_out))
+
+    def now(self) -> float:
+        """Seconds, once the device has done what it was told."""
+        if self.held_out.is_cuda:
+            torch.cuda.synchronize(self.held_out.device)
+        return time.perf_counter()
+
+    PARTS = ("model", "optimizer", "scheduler", "batches")
+    NUMBERS = ("step", "resumed", "seconds", "optimizer_seconds", "curve")
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return parts | {name: getattr(self, name) for name in self.NUMBERS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        for name in self.NUMBERS:
+            setattr(self, name, state[name])
+        self.resumed += 1
+
+    def result(self) -> dict[str, Any]:
+        """What is written down of a finished run."""
+        states = [x for state in self.optimizer.state.values() for x in state.values()]
+        parameters = sum(p.numel() for p in self.model.parameters())
+        loss = self.curve["held_out_loss"][-1]
+        return {
+            "name": self.name,
+            "optimizer": f"{self.recipe.optimizer.__module__}.{self.recipe.optimizer.__qualname__}",
+            "lr": self.recipe.lr,
+            "weight_decay": self.recipe.weight_decay,
+            **self.recipe.more,
+            "held_out_loss": loss,
+            "bits_per_byte": loss / math.log(2),
+            "seconds": self.seconds,
+            "optimizer_seconds": self.optimizer_seconds,
+            "state_bytes_per_parameter": sum(x.nbytes for x in states) / parameters,
+            "resumed": self.resumed,
+            "curve": self.curve,
+        }
+
+
+class Ticker:
+    """Shows how far the runs are: bars on a terminal, else a line every few seconds."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.console = console
+        self.steps = steps
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.tasks: dict[str, Any] = {}
+        self.printed = time.monotonic()
+
+    def __enter__(self) -> Ticker:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, run: Run) -> None:
+        if run.name not in self.tasks:
+            self.tasks[run.name] = self.progress.add_task(run.name, total=self.steps, completed=run.step)
+        text = f"{run.name:12} held-out loss {run.curve['held_out_loss'][-1]:.3f}"
+        self.progress.update(self.tasks[run.name], completed=run.step, description=text)
+        due = run.step == self.steps or time.monotonic() - self.printed > SECONDS_BETWEEN_LINES
+        if due and not self.console.is_terminal:
+            self.printed = time.monotonic()
+            self.console.print(f"{text} at step {run.step:,} of {self.steps:,}, {run.seconds:.1f} s")
+
+
+def warm_up_and_cosine(step: int, *, steps: int) -> float:
+    """The factor of lr: up in a line, then down to nothing as a cosine."""
+    warm_up_steps = max(1, round(WARM_UP_SHARE * steps))
+    if step < warm_up_steps:
+        return (step + 1) / warm_up_steps
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up_steps) / max(1, steps - warm_up_steps))
+
+
+def make_model(settings: Settings) -> GPT:
+    """Made on the CPU in fp32, so that a seed gives the same weights on every device."""
+    torch.manual_seed(settings.seed)
+    model = GPT(context=settings.context, layers=settings.layers, width=settings.width)
+    return model.to(torch.device(settings.device), DTYPES[settings.dtype])
+
+
+def warm_up(settings: Settings, corpus: Corpus) -> None:
+    """Pays for what the first steps of a process cost, before any optimizer is timed."""
+    model = make_model(settings)
+    batches = Batches(corpus.train.to(settings.device), settings.batch, settings.context, settings.seed)
+    for _ in range(3):
+        model.loss(batches.next()).backward()
+
+
+def save(state: dict[str, Any], checkpoint: Path) -> None:
+    """Replaces the checkpoint at once: killed here, the old one is whole."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = checkpoint.with_suffix(".tmp")
+    with unfinished.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, checkpoint)
+
+
+def key(settings: Settings, recipe: Recipe, conditions: dict[str, Any]) -> str:
+    """Names a run by everything its bits depend on."""
+    facts = [dataclasses.asdict(settings), dataclasses.asdict(recipe), conditions]
+    return hashlib.sha256(json.dumps(facts, default=repr).encode()).hexdigest()[:16]
+
+
+def circumstances(settings: Settings, corpus: Corpus) -> dict[str, Any]:
+    """What was run, on what and with what."""
+    device = torch.device(settings.device)
+    of_gpu = {"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    code = sorted([*Path(__file__).parent.glob("*.py"), *Path(danlu.__file__).parent.rglob("*.[ps][yo]")])
+    return {
+        **environment(),
+        **of_gpu,
+        "train_bytes": len(corpus.train),
+        "held_out_bytes": len(corpus.held_out),
+        "corpus_sha256": corpus.digest,
+        "code_sha256": hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest(),
+    }
+
+
+def parse(
+    arguments: Sequence[str] | None,
+) -> tuple[argparse.Namespace, Settings, dict[str, Recipe]]:
+    """The options, checked; what they say of the training; and the optimizers to train with."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = functools.partial(parser.add_argument, metavar="N", type=positive)
+    add("--steps", default=400, help="updates of the parameters (default: %(default)s)")
+    add("--batch", default=8, help="texts per gradient (default: %(default)s)")
+    add(
+        "--accumulate",
+        default=1,
+        help="gradients per step (default: %(default)s); Tiger takes them one by one, the others their sum",
+    )
+    add("--context", default=128, help="bytes per text (default: %(default)s)")
+    add("--layers", default=4, help="transformer blocks (default: %(default)s)")
+    add("--width", default=128, help=f"of the model, a multiple of {HEAD_WIDTH} (default: %(default)s)")
+    add("--evaluate-every", help="steps from one evaluation and checkpoint to the next (default: steps / 16)")
+    add("--held-out-windows", default=128, help="texts to evaluate on (default: %(default)s)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the weights and batches")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="fp32",
+        help="of parameters, gradients and arithmetic (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--optimizers",
+        metavar="NAME,...",
+        type=lambda text: text.split(","),
+        default=list(RECIPES),
+        help=f"default: {','.join(RECIPES)}",
+    )
+    parser.add_argument(
+        "--lr", metavar="NAME=LR", action="append", default=[], help="another lr for one; may be repeated"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=os.environ.get("DANLU_OUT", ROOT / "bench" / "results"),
+        help="where the results go (default: $DANLU_OUT, else bench/results)",
+    )
+    parser.add_argument("--save-weights", action="store_true", help="write final weights to OUT/NAME.pt, too")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=Path,
+        default=ROOT / "build" / "checkpoints",
+        help="where unfinished runs are kept (default: build/checkpoints)",
+    )
+    parser.add_argument("--fresh", action="store_true", help="do not go on from a checkpoint")
+    options = parser.parse_args(arguments)
+
+    if options.width % HEAD_WIDTH:
+        parser.error(f"--width must be a multiple of {HEAD_WIDTH}, got {options.width}")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {options.device} cannot be used: {error}")
+    recipes = {}
+    for name in options.optimizers:
+        if name not in RECIPES:
+            parser.error(f"--optimizers must name some of {', '.join(RECIPES)}, got {name!r}")
+        recipes[name] = RECIPES[name]
+    for text in options.lr:
+        name, _, lr = text.partition("=")
+        if name not in recipes:
+            parser.error(f"--lr must name one of {', '.join(recipes)}, got {text!r}")
+        try:
+            recipes[name] = dataclasses.replace(recipes[name], lr=float(lr))
+        except ValueError:
+            parser.error(f"--lr must end in =NUMBER, got {text!r}")
+    options.evaluate_every = options.evaluate_every or max(1, options.steps // 16)
+    names = [field.name for field in dataclasses.fields(Settings)]
+    return options, Settings(**{name: getattr(options, name) for name in names}), recipes
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Trains a byte-level GPT on the standard library's source with every optimizer, on the same batches.
 
-    python bench/train.py                                     all of them, about 3 minutes on 2 cores
+    python bench/train.py                                     all of them, some 2 minutes on 2 cores
     python bench/train.py --optimizers lion,adamw --steps 4000
     python bench/train.py --optimizers tiger,adamw --batch 2 --accumulate 4
     python bench/train.py --device cuda --dtype bf16 --layers 8 --width 512 --context 512 --batch 64
@@ -68,14 +68,14 @@ class Recipe:
 
 
 RECIPES = {
-    "lion": Recipe(danlu.Lion, lr=5e-4, weight_decay=0.3, more=dict(betas=(0.9, 0.98))),
-    "tiger": Recipe(danlu.Tiger, lr=5e-4, weight_decay=0.3),
-    "adamw": Recipe(danlu.AdamW, lr=3e-3, weight_decay=0.1, more=dict(betas=(0.9, 0.98))),
-    "adam": Recipe(danlu.Adam, lr=3e-3, weight_decay=0.0, more=dict(betas=(0.9, 0.98))),
-    "adax": Recipe(danlu.AdaX, lr=3e-3, weight_decay=0.0),
-    "adaxw": Recipe(danlu.AdaXW, lr=3e-3, weight_decay=0.1),
+    "lion": Recipe(danlu.Lion, lr=3e-4, weight_decay=0.3, more=dict(betas=(0.9, 0.98))),
+    "tiger": Recipe(danlu.Tiger, lr=3e-4, weight_decay=0.3),
+    "adamw": Recipe(danlu.AdamW, lr=1e-3, weight_decay=0.1, more=dict(betas=(0.9, 0.98))),
+    "adam": Recipe(danlu.Adam, lr=1e-3, weight_decay=0.0, more=dict(betas=(0.9, 0.98))),
+    "adax": Recipe(danlu.AdaX, lr=1e-3, weight_decay=0.0),
+    "adaxw": Recipe(danlu.AdaXW, lr=1e-3, weight_decay=0.1),
     "torch-adamw": Recipe(
-        torch.optim.AdamW, lr=3e-3, weight_decay=0.1, more=dict(betas=(0.9, 0.98), fused=True)
+        torch.optim.AdamW, lr=1e-3, weight_decay=0.1, more=dict(betas=(0.9, 0.98), fused=True)
     ),
 }
 
@@ -329,17 +329,17 @@ def parse(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = functools.partial(parser.add_argument, metavar="N", type=positive)
-    add("--steps", default=400, help="updates of the parameters (default: %(default)s)")
+    add("--steps", default=250, help="updates of the parameters (default: %(default)s)")
     add("--batch", default=8, help="texts per gradient (default: %(default)s)")
     add(
         "--accumulate",
         default=1,
         help="gradients per step (default: %(default)s); Tiger takes them one by one, the others their sum",
     )
-    add("--context", default=128, help="bytes per text (default: %(default)s)")
+    add("--context", default=64, help="bytes per text (default: %(default)s)")
     add("--layers", default=4, help="transformer blocks (default: %(default)s)")
-    add("--width", default=128, help=f"of the model, a multiple of {HEAD_WIDTH} (default: %(default)s)")
-    add("--evaluate-every", help="steps from one evaluation and checkpoint to the next (default: steps / 16)")
+    add("--width", default=256, help=f"of the model, a multiple of {HEAD_WIDTH} (default: %(default)s)")
+    add("--evaluate-every", help="steps from one evaluation and checkpoint to the next (default: steps / 10)")
     add("--held-out-windows", default=128, help="texts to evaluate on (default: %(default)s)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the weights and batches")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
@@ -396,7 +396,7 @@ def parse(
             recipes[name] = dataclasses.replace(recipes[name], lr=float(lr))
         except ValueError:
             parser.error(f"--lr must end in =NUMBER, got {text!r}")
-    options.evaluate_every = options.evaluate_every or max(1, options.steps // 16)
+    options.evaluate_every = options.evaluate_every or max(1, options.steps // 10)
     names = [field.name for field in dataclasses.fields(Settings)]
     return options, Settings(**{name: getattr(options, name) for name in names}), recipes
 

@@ -1,0 +1,192 @@
+"""FSDP2 and distributed checkpoints, on two processes: shards step as the whole parameter would."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+import danlu
+from cases import CASES, Case, values
+from danlu.testing import same_bits
+
+RANKS = 2
+WITHOUT_ROWS = 1  # the rank that has none of a parameter with one row
+
+
+def net(seed: int = 0) -> nn.Module:
+    """Parameters of 5 rows and of one, which two ranks cannot share evenly, and of none to share."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 1))
+
+
+def sharded_net(seed: int = 0) -> nn.Module:
+    model = net(seed)
+    fully_shard(model[0])
+    return fully_shard(model)  # type: ignore[no-any-return]
+
+
+def backward(model: nn.Module, t: int) -> None:
+    model.zero_grad()
+    model(values((6, 3), t, wild=False)).square().sum().backward()
+
+
+def go(model: nn.Module, opt: torch.optim.Optimizer, steps: range) -> None:
+    for t in steps:
+        backward(model, t)
+        opt.step()
+
+
+def full(t: torch.Tensor) -> torch.Tensor:
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def everything(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
+    params = [p for group in opt.param_groups for p in group["params"]]
+    return [full(t).detach() for p in params for t in (p, *opt.state[p].values())]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(map(same_bits, a, b))
+
+
+def shards_step_as_the_whole(rank: int, folder: Path) -> None:
+    for case in CASES:
+        model, whole = sharded_net(), net()
+        opt, expected = case.make(model.parameters()), case.make(whole.parameters())
+        go(model, opt, range(4))
+        go(whole, expected, range(4))
+        assert same(everything(opt), everything(expected)), case.id
+        assert {row.backend for row in opt.backend_report()} == {"cpu"}
+        rows = [p.to_local().shape[0] for p in model.parameters()]
+        assert (0 in rows) == (rank == WITHOUT_ROWS)
+        for p in model.parameters():
+            m = opt.state[p]["exp_avg"]
+            assert isinstance(m, DTensor)
+            assert m.placements == p.placements
+            assert m.to_local().shape == p.to_local().shape
+            assert opt.state[p]["step"].item() == expected.state[next(whole.parameters())]["step"]
+
+
+def the_norm_is_that_of_all_shards(rank: int, folder: Path) -> None:
+    model, whole = sharded_net(), net()
+    opt = danlu.AdamW(model.parameters(), max_grad_norm=0.1)
+    expected = danlu.AdamW(whole.parameters(), max_grad_norm=0.1)
+    go(model, opt, range(4))
+    go(whole, expected, range(4))
+    for a, b in zip(everything(opt), everything(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def saved_shards_go_on(rank: int, folder: Path) -> None:
+    for case in CASES:
+        model = sharded_net()
+        opt = case.make(model.parameters())
+        go(model, opt, range(4))
+        states = dict(zip(("model", "optimizer"), get_state_dict(model, opt), strict=True))
+        dcp.save(states, checkpoint_id=folder / case.id)
+
+        other = sharded_net(seed=1)
+        loaded = case.make(other.parameters())
+        load(other, loaded, folder / case.id)
+        assert same(everything(loaded), everything(opt)), case.id
+        go(model, opt, range(4, 9))
+        go(other, loaded, range(4, 9))
+        assert same(everything(loaded), everything(opt)), case.id
+        result = everything(opt)
+        if rank == 0:
+            torch.save(result, folder / f"{case.id}.pt")
+
+
+def nothing_piles_up(rank: int, folder: Path) -> None:
+    model = sharded_net()
+    opt = danlu.AdamW(model.parameters())
+    counts = []
+    for steps in (range(20), range(20, 120)):
+        go(model, opt, steps)
+        opt.zero_grad()
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert counts[1] <= counts[0] + 20, counts
+
+
+def a_shard_of_another_placement_is_named(rank: int, folder: Path) -> None:
+    """State as plain local tensors would be saved without an error, and wrong."""
+    model = sharded_net()
+    opt = danlu.Lion(model.named_parameters())
+    go(model, opt, range(2))
+    p = next(model.parameters())
+    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].to_local()
+    before = copy.deepcopy(opt.state[p]["step"])
+    backward(model, 2)
+    with pytest.raises((TypeError, ValueError), match=r"0\.weight"):
+        opt.step()
+    assert opt.state[p]["step"] == before
+
+
+CHECKS = [
+    shards_step_as_the_whole,
+    the_norm_is_that_of_all_shards,
+    saved_shards_go_on,
+    nothing_piles_up,
+    a_shard_of_another_placement_is_named,
+]
+
+
+def load(model: nn.Module, opt: torch.optim.Optimizer, checkpoint: Path) -> None:
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, opt), strict=True))
+    dcp.load(states, checkpoint_id=checkpoint)
+    set_state_dict(model, opt, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+
+
+def work(rank: int, folder: Path) -> None:
+    """What one of the processes does."""
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    try:
+        for check in CHECKS:
+            try:
+                check(rank, folder)
+                outcome = ""
+            except Exception as error:
+                outcome = f"{type(error).__name__}: {error}"
+            (folder / f"{check.__name__}.{rank}").write_text(outcome)
+            dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have left what became of each check, and checkpoints."""
+    path: Path = tmp_path_factory.mktemp("distributed")
+    torch.multiprocessing.spawn(work, (path,), nprocs=RANKS)
+    return path
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+def test_on_two_processes(check: Callable[..., Any], folder: Path) -> None:
+    for rank in range(RANKS):
+        assert (folder / f"{check.__name__}.{rank}").read_text() == ""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_a_sharded_checkpoint_goes_on_in_one_process(case: Case, folder: Path) -> None:
+    model = net(seed=1)
+    opt = case.make(model.parameters())
+    load(model, opt, folder / case.id)
+    go(model, opt, range(4, 9))
+    assert same(everything(opt), torch.load(folder / f"{case.id}.pt"))

@@ -54,8 +54,8 @@ class CpuStep {
   // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
   // to fp32.
   void run(const py::list& rows, int threads) {
-    const IeeeArithmetic
-        scope;  // for the rounding of the coefficients; the threads of the region have their own
+    // for the rounding of the coefficients; the threads of the region have their own
+    const IeeeArithmetic scope;
     table_.clear();
     starts_.clear();
     for (const py::handle row : rows) {

@@ -17,8 +17,8 @@ constexpr int64_t chunk = 65536;
 #define FOR_EACH_ISA
 #endif
 
-FOR_EACH_ISA static void update(float* __restrict a, float* __restrict b, float* __restrict c, const float* __restrict g,
-                   int64_t n) {
+FOR_EACH_ISA static void update(float* __restrict a, float* __restrict b, float* __restrict c,
+                                const float* __restrict g, int64_t n) {
   if (c)
     for (int64_t i = 0; i < n; i++) {
       const float x = g[i];

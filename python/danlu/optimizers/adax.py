@@ -27,7 +27,8 @@ class AdaX(FusedOptimizer):
         p = p - lr * m / (sqrt(v) + eps / sqrt(S))
 
     v is the paper's v_t divided by S: the same algebra, where the paper's form overflows fp32 near step
-    887,000. There is no bias correction of m, on purpose.
+    887,000. There is no bias correction of m, on purpose. v forgets so slowly that an element whose first
+    gradients come after very many steps, in a row of an embedding say, meets a v near zero and jumps.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.

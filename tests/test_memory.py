@@ -15,7 +15,7 @@ from cases import BF16, CASES, F32, Case, values
 class MallInfo(ctypes.Structure):
     """glibc's struct mallinfo2; of its ten numbers, these count what is in use."""
 
-    _fields_ = [(f"number{i}", ctypes.c_size_t) for i in range(10)]  # noqa: RUF012
+    _fields_ = [(f"number{i}", ctypes.c_size_t) for i in range(10)]
     from_the_system = property(lambda self: self.number4)
     from_the_heap = property(lambda self: self.number7)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +114,38 @@ def test_flush_denormal_changes_nothing(case: Case, isa: str, monkeypatch: pytes
     assert not same_bits(results[0]["param"], start)
 
 
+# flushes in the threads that the kernels will use, too: they take the mode of the one that starts them
+STEPS_IN_FLUSHING_THREADS = """
+import sys, torch
+torch.set_num_threads(3)
+flush = sys.argv[3] == "flush"
+assert torch.set_flush_denormal(flush)
+torch.ones(1 << 22).add_(1)
+import danlu
+start, gradient = torch.load(sys.argv[1])
+p = torch.nn.Parameter(start)
+opt = danlu.AdamW([p], lr=1e-3, eps=0.0, weight_decay=0.0, backend="cpu")
+p.grad = gradient
+for _ in range(3):
+    opt.step()
+torch.save([p.detach(), opt.state[p]["exp_avg"]], sys.argv[2])
+"""
+
+
+def test_flushing_threads_change_nothing(tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs.pt"
+    torch.save([values((500_000,), 0), values((500_000,), 1, wild=False) * 1e-38], inputs)
+    results = []
+    for mode in ("keep", "flush"):
+        output = tmp_path / mode
+        command = [sys.executable, "-c", STEPS_IN_FLUSHING_THREADS, str(inputs), str(output), mode]
+        subprocess.run(command, check=True)
+        results.append(torch.load(output))
+    assert all(map(same_bits, *results))
+    subnormal = (results[0][1] != 0) & (results[0][1].abs() < torch.finfo(torch.float32).tiny)
+    assert subnormal.any()
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_dtypes_may_mix_in_a_group(case: Case) -> None:
     results = []
@@ -128,6 +163,7 @@ def test_dtypes_may_mix_in_a_group(case: Case) -> None:
 
 def _child(queue: multiprocessing.Queue[list[bool]]) -> None:
     case, storage = CASES[4], STORAGES[0]
+    torch.get_num_threads = lambda: 2  # for the step alone: torch's own operations must start none here
     got, want = run(case, storage, "cpu", steps=3), run(case, storage, "reference", steps=3)
     queue.put([same_bits(a[key], b[key]) for a, b in zip(got, want, strict=True) for key in b])
 
@@ -136,7 +172,7 @@ def _child(queue: multiprocessing.Queue[list[bool]]) -> None:
 def test_a_forked_child_steps_on() -> None:
     """OpenMP hangs in a child whose parent has started threads; there the step is serial."""
     run(CASES[4], STORAGES[0], "cpu", steps=1)
-    torch.set_num_threads(1)  # torch's own operations in the child must not start threads either
+    torch.set_num_threads(1)
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[list[bool]] = context.Queue()
     child = context.Process(target=_child, args=(queue,))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import danlu
+from cases import STORAGES, Storage, set_gradient
 from danlu import _cpu
 from danlu.testing import same_bits
 
@@ -56,3 +57,34 @@ def test_a_store_rounds_to_nearest_even(dtype: torch.dtype) -> None:
     p.grad = g
     opt.step()
     assert same_bits(opt.state[p]["exp_avg"], (g + 0.0).to(dtype))
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
+def test_nothing_is_written_beyond_a_tensor(storage: Storage) -> None:
+    """Around every size of a vector's tail, and of a buffer's."""
+    for size in (*range(1, 36), *range(1020, 1034)):
+        p = torch.nn.Parameter(guarded(size, storage.param))
+        opt = danlu.AdamW([p], state_dtype=storage.moment, backend="cpu")
+        set_gradient(p, torch.ones(size, dtype=storage.grad))
+        opt.step()
+        arrays = [p.data]
+        for name in ("exp_avg", "exp_avg_sq"):
+            opt.state[p][name] = guarded(size, opt.state[p][name].dtype)
+            arrays.append(opt.state[p][name])
+        opt.step()
+        for array in arrays:
+            room = torch.empty(0, dtype=array.dtype).set_(array.untyped_storage())
+            assert (array != GUARD).all(), size
+            assert (room[:MARGIN] == GUARD).all(), size
+            assert (room[MARGIN + size :] == GUARD).all(), size
+
+
+GUARD, MARGIN = 77.0, 40
+
+
+def guarded(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of ones in the middle of memory that nobody may write."""
+    room = torch.full((size + 2 * MARGIN,), GUARD, dtype=dtype)
+    view = room[MARGIN : MARGIN + size]
+    view.fill_(1)
+    return view

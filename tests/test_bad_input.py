@@ -81,6 +81,8 @@ DAMAGE: dict[str, tuple[Damage, type[Exception], str]] = {
     "sparse gradient": (sparse_gradient, TypeError, "sparse.*danlu.Lazy"),
     "gradient of another shape": (swap_gradient_data(torch.zeros(3, 4)), ValueError, r"\(3, 4\).*\(4, 3\)"),
     "gradient of another size": (swap_gradient_data(torch.zeros(2)), ValueError, r"\(2,\)"),
+    "gradient with fewer rows": (swap_gradient_data(torch.zeros(3, 3)), ValueError, r"\(3, 3\).*\(4, 3\)"),
+    "parameter with fewer rows": (swap_data(torch.zeros(3, 3)), ValueError, "shape"),
     "parameter of another shape": (swap_data(torch.zeros(5)), ValueError, "shape"),
     "expanded parameter": (expand, ValueError, "share memory"),
     "overlapping parameter": (overlap, ValueError, "share memory"),

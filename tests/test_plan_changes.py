@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import danlu
-from cases import BF16, CASES, F32, Case, set_gradient, values
+from cases import BF16, CASES, F16, F32, Case, set_gradient, values
 from danlu.testing import same_bits
 
 STEPS = 6
@@ -67,7 +67,7 @@ def gradient_dtype(opt: danlu.FusedOptimizer, t: int) -> None:
     for p in parameters(opt)[:FROZEN]:
         g, p.grad = p.grad, None  # torch changes grad_dtype only then
         assert g is not None
-        p.grad_dtype = (F32, BF16)[t % 2]  # type: ignore[attr-defined]
+        p.grad_dtype = (F32, BF16, F16)[t % 3]  # type: ignore[attr-defined]
         p.grad = g.to(p.grad_dtype)  # type: ignore[attr-defined]
 
 
@@ -226,6 +226,17 @@ def state_exchanged(opt: danlu.FusedOptimizer, t: int) -> None:
         opt.state[a], opt.state[b] = opt.state[b], opt.state[a]
 
 
+def state_exchanged_in_place(opt: danlu.FusedOptimizer, t: int) -> None:
+    """So that a walk over the states finds them in the old order, under other parameters."""
+    state_exchanged(opt, t)
+    if t:
+        a, b = opt.param_groups[0]["params"][0], opt.param_groups[0]["params"][-1]
+        keys = [{a: b, b: a}.get(p, p) for p in opt.state]
+        held = {p: opt.state[p] for p in keys}
+        opt.state.clear()
+        opt.state.update(held)
+
+
 def state_mapping(opt: danlu.FusedOptimizer, t: int) -> None:
     opt.state = defaultdict(dict, {p: dict(held) for p, held in opt.state.items()})
 
@@ -328,6 +339,7 @@ CHANGES: list[Change] = [
     state_deleted,
     state_reordered,
     state_exchanged,
+    state_exchanged_in_place,
     state_mapping,
     params_reordered,
     params_replaced,

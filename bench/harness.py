@@ -19,6 +19,7 @@ import danlu
 from danlu import _cpu
 from danlu.backends.cpu import instruction_set
 
+ROOT = Path(__file__).resolve().parent.parent
 MOST_WRITTEN = 3
 
 # else the profiler writes a line to stderr whenever it starts and stops
@@ -197,3 +198,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+def add_out_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=os.environ.get("DANLU_OUT", ROOT / "bench" / "results"),
+        help="where the results go (default: $DANLU_OUT, else bench/results)",
+    )

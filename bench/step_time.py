@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from harness import (
     Spread,
     Stream,
     Workload,
+    add_out_option,
     environment,
     gpt2_small,
     many_small,
@@ -47,7 +47,6 @@ from harness import (
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-ROOT = Path(__file__).resolve().parent.parent
 F32, BF16 = torch.float32, torch.bfloat16
 BASELINE = "torch-adamw"
 STEPS_PER_TURN = 2
@@ -310,13 +309,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=CONTENDERS,
         help=f"default: {','.join(contenders)}",
     )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        default=os.environ.get("DANLU_OUT", ROOT / "bench" / "results"),
-        help="where the results go (default: $DANLU_OUT, else bench/results)",
-    )
+    add_out_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -31,12 +31,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import danlu
-from harness import environment, positive
+from harness import ROOT, add_out_option, environment, positive
 from model import GPT, HEAD_WIDTH
 from text import Batches, Corpus, even_windows, load_corpus
 from train_report import plot, table
 
-ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP_SHARE = 0.1
 SECONDS_BETWEEN_LINES = 10
@@ -359,13 +358,7 @@ def parse(
     parser.add_argument(
         "--lr", metavar="NAME=LR", action="append", default=[], help="another lr for one; may be repeated"
     )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        default=os.environ.get("DANLU_OUT", ROOT / "bench" / "results"),
-        help="where the results go (default: $DANLU_OUT, else bench/results)",
-    )
+    add_out_option(parser)
     parser.add_argument("--save-weights", action="store_true", help="write final weights to OUT/NAME.pt, too")
     parser.add_argument(
         "--checkpoint",

@@ -85,6 +85,15 @@ def gradient_negated(opt: danlu.FusedOptimizer, t: int) -> None:
         p.grad = torch._neg_view(-p.grad)
 
 
+def gradient_negated_in_place(opt: danlu.FusedOptimizer, t: int) -> None:
+    """Another tensor over the memory of the last step's gradient."""
+    p = parameters(opt)[0]
+    assert p.grad is not None
+    memory = opt.param_groups[0].setdefault("memory", torch.empty(SHAPES[0]))
+    memory.copy_(p.grad)
+    p.grad = torch._neg_view(memory) if t % 2 else memory
+
+
 def gradient_late(opt: danlu.FusedOptimizer, t: int) -> None:
     if t < 3:
         parameters(opt)[t % 2].grad = None
@@ -317,6 +326,7 @@ CHANGES: list[Change] = [
     gradient_dtype,
     gradient_strides,
     gradient_negated,
+    gradient_negated_in_place,
     gradient_late,
     gradient_first_late,
     gradients_alternate,

@@ -110,6 +110,20 @@ def test_accumulation_needs_no_sum_of_gradients_with_tiger() -> None:
         assert {s["step"].item() for s in run_.optimizer.state.values()} == {1.0}
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    _, settings, recipes = train.parse(options(Path("unused")))
+    letters = torch.randint(256, (999,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    run_ = train.Run("lion", recipes["lion"], settings, text.Corpus(letters, letters, ""))
+    batches = text.Batches(letters, settings.batch, settings.context, settings.seed)
+    whole_batch = torch.cat([batches.next() for _ in range(settings.accumulate)])
+    params = list(run_.model.parameters())
+    expected = torch.autograd.grad(run_.model.loss(whole_batch), params)
+    given: list[torch.Tensor] = []
+    run_.optimizer.register_step_pre_hook(lambda *_: given.extend(p.grad.clone() for p in params))
+    run_.advance()
+    torch.testing.assert_close(given, list(expected))
+
+
 def write(root: Path, names: list[str]) -> None:
     for name in names:
         path = root / name

@@ -21,6 +21,7 @@ SETTINGS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {  # of the parame
     "fp32": (F32, None),
     "bf16": (BF16, None),
     "bf16, bf16 moment": (BF16, BF16),
+    "fp16": (F16, None),
     "fp16, bf16 moment": (F16, BF16),
 }
 
@@ -42,6 +43,11 @@ def go(opt: danlu.FusedOptimizer, steps: range) -> None:
         for i, p in enumerate(parameters(opt)):
             p.grad = values(p.shape, 100 * t + i, wild=False).to(p.dtype)
         opt.step()
+
+
+def tensors(opt: danlu.FusedOptimizer) -> list[torch.Tensor]:
+    """Parameters and states, these by name: what is made after loading comes last in a state."""
+    return [t for p in parameters(opt) for t in (p, *(held for _, held in sorted(opt.state[p].items())))]
 
 
 def successor(case: Case, opt: danlu.FusedOptimizer, **engine: Any) -> danlu.FusedOptimizer:
@@ -92,6 +98,20 @@ def test_a_moment_is_loaded_in_the_declared_dtype(
 
 
 @every_case
+def test_only_the_last_loading_counts(case: Case, backend: str) -> None:
+    opt = case.make(some_params(), backend=backend)
+    train(opt, range(1))
+    early = through_a_file(opt.state_dict())
+    train(opt, range(1, 4))
+    new = successor(case, opt, backend=backend)
+    for saved in (early, opt.state_dict(), early, opt.state_dict()):
+        new.load_state_dict(through_a_file(saved))
+    train(opt, range(4, 7))
+    train(new, range(4, 7))
+    assert all_same(everything(new), everything(opt))
+
+
+@every_case
 def test_loading_leaves_the_source_alone(case: Case) -> None:
     opt = case.make(some_params())
     train(opt, range(3))
@@ -136,10 +156,11 @@ def test_state_of_torch(name: str, options: dict[str, bool], backend: str) -> No
         torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
 
 
-def test_amsgrad_is_refused() -> None:
-    theirs = torch.optim.AdamW(some_params(), amsgrad=True)
+@pytest.mark.parametrize("name", ["AdamW", "Adam"])
+def test_amsgrad_is_refused(name: str) -> None:
+    theirs = getattr(torch.optim, name)(some_params(), amsgrad=True)
     train(theirs, range(2))
-    ours = danlu.AdamW(some_params())
+    ours = getattr(danlu, name)(some_params())
     train(ours, range(2))
     before = copies(ours)
     with pytest.raises(ValueError, match="amsgrad"):
@@ -173,6 +194,19 @@ def test_accumulation_may_begin_at_a_checkpoint(backend: str) -> None:
     assert {held["step"].item() for held in new.state.values()} == {4}
 
 
+def test_a_checkpoint_without_its_micro_step_begins_a_cycle(backend: str) -> None:
+    opt = danlu.Tiger(some_params(), accumulation_steps=3, backend=backend)
+    train(opt, range(6))
+    saved = copy.deepcopy(opt.state_dict())
+    for held in saved["state"].values():
+        assert held.pop("micro_step") == 0
+    new = successor(Case("tiger", danlu.Tiger), opt, backend=backend)
+    new.load_state_dict(saved)
+    train(opt, range(6, 11))
+    train(new, range(6, 11))
+    assert all_same(tensors(new), tensors(opt))
+
+
 @every_case
 def test_settings_that_cannot_be_used_are_refused(case: Case, backend: str) -> None:
     opt = case.make(some_params(), backend=backend)
@@ -191,10 +225,15 @@ def test_settings_that_cannot_be_used_are_refused(case: Case, backend: str) -> N
 
 def test_other_groups_are_refused_as_torch_does() -> None:
     opt, other = danlu.Lion(some_params()), danlu.Lion([{"params": some_params()}, {"params": some_params()}])
+    train(opt, range(2))
+    before = copies(opt)
     with pytest.raises(ValueError, match="different number of parameter groups"):
         opt.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="doesn't match the size"):
         opt.load_state_dict(danlu.Lion(some_params(2)).state_dict())
+    assert all_same(everything(opt), before)
+    opt.load_state_dict(opt.state_dict())
+    train(opt, range(2, 3))
 
 
 @every_case
@@ -210,12 +249,16 @@ def test_a_group_added_after_loading(case: Case, backend: str) -> None:
 
 
 def test_hooks_see_and_change_what_is_saved_and_loaded() -> None:
-    opt = danlu.AdamW(some_params())
-    train(opt, range(2))
+    """With bf16 parameters, to whose dtype torch would cast what a hook puts in."""
+    opt = danlu.AdamW(stored(BF16))
+    go(opt, range(2))
+    ready = []
+    opt.register_state_dict_pre_hook(ready.append)
     opt.register_state_dict_post_hook(lambda _, saved: {**saved, "extra": 1})
     saved = opt.state_dict()
+    assert ready == [opt]
     assert saved["extra"] == 1
-    new, seen = danlu.AdamW(some_params()), []
+    new, seen = danlu.AdamW(stored(BF16)), []
     doubled = {p: {k: 2 * v for k, v in held.items()} for p, held in saved["state"].items()}
     new.register_load_state_dict_pre_hook(lambda _, loaded: {**loaded, "state": doubled})
     new.register_load_state_dict_post_hook(lambda o: seen.append(o.state[parameters(o)[0]]["step"].item()))
@@ -223,6 +266,15 @@ def test_hooks_see_and_change_what_is_saved_and_loaded() -> None:
     assert seen == [4]
     for p, q in zip(parameters(opt), parameters(new), strict=True):
         assert same_bits(new.state[q]["exp_avg"], 2 * opt.state[p]["exp_avg"])
+
+
+def test_what_a_hook_puts_in_is_checked() -> None:
+    opt = danlu.Lion(some_params())
+    bad = {**opt.state_dict(), "param_groups": [{**opt.state_dict()["param_groups"][0], "lr": -1.0}]}
+    opt.register_load_state_dict_pre_hook(lambda *_: bad)
+    with pytest.raises(ValueError, match="lr must be finite"):
+        opt.load_state_dict(opt.state_dict())
+    assert opt.param_groups[0]["lr"] > 0
 
 
 def test_what_users_keep_in_the_state_survives() -> None:

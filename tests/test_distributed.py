@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from danlu.testing import same_bits
 
 RANKS = 2
 WITHOUT_ROWS = 1  # the rank that has none of a parameter with one row
+PATIENCE = datetime.timedelta(seconds=30)  # for a rank whose check failed before it met the other
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -154,7 +156,7 @@ def work(rank: int, folder: Path) -> None:
     """What one of the processes does."""
     torch.set_num_threads(1)
     store = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS, timeout=PATIENCE)
     try:
         for check in CHECKS:
             try:

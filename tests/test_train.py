@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +63,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_killed_and_started_again_it_goes_on_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    killed = run("-c", KILLED, str(BENCH), *options(tmp_path))
-    assert killed.returncode == -9, killed.stderr
-    assert not (tmp_path / "train.json").exists()
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed, to be copied."""
+    folder = tmp_path_factory.mktemp("killed")
+    died = run("-c", KILLED, str(BENCH), *options(folder))
+    assert died.returncode == -9, died.stderr
+    assert [path.name for path in folder.iterdir()] == ["unfinished"]
+    assert len(list((folder / "unfinished").iterdir())) == 2
+    return folder
+
+
+def test_killed_and_started_again_it_goes_on_to_the_same_bits(
+    whole: Path, killed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     again = run(str(BENCH / "train.py"), *options(tmp_path))
     assert again.returncode == 0, again.stderr
     assert "lion goes on from step 24" in again.stdout
@@ -79,9 +91,8 @@ def test_killed_and_started_again_it_goes_on_to_the_same_bits(whole: Path, tmp_p
         assert all(same_bits(weights[key], p) for key, p in expected_weights.items())
 
 
-def test_other_options_start_anew(tmp_path: Path) -> None:
-    assert run("-c", KILLED, str(BENCH), *options(tmp_path)).returncode == -9
-    assert len(list((tmp_path / "unfinished").iterdir())) == 2
+def test_other_options_start_anew(killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     other = run(str(BENCH / "train.py"), *options(tmp_path, "--seed", "1", "--optimizers", "tiger"))
     assert other.returncode == 0, other.stderr
     assert "goes on" not in other.stdout

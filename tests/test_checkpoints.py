@@ -292,6 +292,18 @@ def test_what_users_keep_in_the_state_survives() -> None:
 
 
 @every_case
+def test_a_step_with_lr_zero_makes_all_state(case: Case, backend: str) -> None:
+    """So distributed checkpoints learn what there is to load; no parameter moves."""
+    opt, other = (case.make(some_params(), lr=lr, backend=backend) for lr in (0.0, 1e-3))
+    start = copies(opt)
+    train(opt, range(1))
+    train(other, range(1))
+    assert all_same([p.detach() for p in parameters(opt)], start)
+    assert [list(held) for held in opt.state.values()] == [list(held) for held in other.state.values()]
+    assert len(opt.state) == len(parameters(opt))
+
+
+@every_case
 def test_distributed_state_dicts_in_one_process(case: Case, backend: str) -> None:
     """They are read and written under the parameters' names; loading makes a step with lr 0."""
 

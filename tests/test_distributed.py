@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
 import gc
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 import danlu
 from cases import CASES, Case, values
@@ -123,18 +122,45 @@ def nothing_piles_up(rank: int, folder: Path) -> None:
     assert counts[1] <= counts[0] + 20, counts
 
 
-def a_shard_of_another_placement_is_named(rank: int, folder: Path) -> None:
-    """State as plain local tensors would be saved without an error, and wrong."""
-    model = sharded_net()
-    opt = danlu.Lion(model.named_parameters())
-    go(model, opt, range(2))
-    p = next(model.parameters())
-    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].to_local()
-    before = copy.deepcopy(opt.state[p]["step"])
-    backward(model, 2)
-    with pytest.raises((TypeError, ValueError), match=r"0\.weight"):
-        opt.step()
-    assert opt.state[p]["step"] == before
+def what_is_placed_otherwise_is_named(rank: int, folder: Path) -> None:
+    """State as plain shards would be saved without an error, and wrong; whole states come from a file."""
+
+    def gradient(opt: danlu.Lion, p: torch.Tensor) -> None:
+        assert isinstance(p.grad, DTensor)
+        p.grad = p.grad.redistribute(placements=[Replicate()])
+
+    def state(change: Callable[[DTensor], torch.Tensor]) -> Callable[[danlu.Lion, torch.Tensor], None]:
+        def placed(opt: danlu.Lion, p: torch.Tensor) -> None:
+            opt.state[p]["exp_avg"] = change(opt.state[p]["exp_avg"])
+
+        return placed
+
+    changes = {
+        "gradient on every rank": gradient,
+        "state on every rank": state(lambda m: m.redistribute(placements=[Replicate()])),
+        "state as a plain shard": state(lambda m: m.to_local()),
+        "state as a plain whole": state(lambda m: m.full_tensor()),
+    }
+    wrong = {}
+    for what, change in changes.items():
+        model = sharded_net()
+        opt = danlu.Lion(model.named_parameters())
+        go(model, opt, range(2))
+        backward(model, 2)
+        names, params = zip(*model.named_parameters(), strict=True)
+        p = params[names.index("2.weight")]
+        others = [q for q in params if q is not p]
+        change(opt, p)
+        before = [full(q).clone() for q in others]
+        try:
+            opt.step()
+            wrong[what] = "no error"
+        except Exception as error:
+            if not isinstance(error, TypeError | ValueError) or "2.weight" not in str(error):
+                wrong[what] = repr(error)
+        if not same([full(q) for q in others], before):
+            wrong[what] = f"{wrong.get(what)}, and others were stepped"
+    assert not wrong, wrong
 
 
 CHECKS = [
@@ -142,7 +168,7 @@ CHECKS = [
     the_norm_is_that_of_all_shards,
     saved_shards_go_on,
     nothing_piles_up,
-    a_shard_of_another_placement_is_named,
+    what_is_placed_otherwise_is_named,
 ]
 
 

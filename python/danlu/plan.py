@@ -131,6 +131,8 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
             continue
         if key in held:
             checks.state(name, key, p, held[key])
+            if not sharded_alike(p, held[key]):
+                raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
         dtypes.append(held[key].dtype if key in held else optimizer.state_dtype(key, p))
     return Entry(
         param=p,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import checks, state
-from ..sharding import dtensor_type, local, sharded_alike
+from ..sharding import dtensor_type, local
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -60,8 +60,6 @@ class Cpu:
         for what, t in _companions(entry):
             if type(local(t)) is not torch.Tensor:
                 return f"the {what} is a {type(local(t)).__name__}"
-            if not sharded_alike(p, t):
-                return f"the {what} is not sharded as the parameter is"
             if local(t).is_neg():
                 return f"the {what} is a lazily negated view"
             if not _same_strides(local(p), local(t)):

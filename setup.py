@@ -30,6 +30,11 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
+            *(
+                f"-D{name}={os.environ[name]}"
+                for name in ("DANLU_CUDA", "DANLU_CUDA_ARCHS")
+                if name in os.environ
+            ),
         ]
         subprocess.run(["cmake", "-S", root, "-B", build, *generator, *configure], check=True, env=TOOLS)
         subprocess.run(["cmake", "--build", build, "--parallel"], check=True, env=TOOLS)

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "coefficient_rows.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/stream.h"
 #include "cpu/threads.h"
@@ -17,13 +18,15 @@ class CpuStep {
  public:
   CpuStep(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
           std::string isa)
-      : list_(exchange_api, torch, sharded_type), isa_(std::move(isa)) {}
+      : list_(exchange_api, torch, sharded_type, Device{dlpack::cpu, 0}, Counters::on_host),
+        isa_(std::move(isa)) {}
 
   void add(const py::object& entry) {
     const auto name = entry.attr("rule").cast<std::string>();
-    const RuleInfo* rule = find_rule(name, isa_);
+    const CpuRule* rule = find_rule(name, isa_);
     if (!rule) throw py::value_error("no native rule " + name);
-    list_.add(entry, *rule);
+    list_.add(entry, rule->info.num_states);
+    kernels_.push_back(rule->kernel);
   }
 
   // After the last add(): cuts the tensors into claims of about claim_size elements, small tensors together.
@@ -40,7 +43,7 @@ class CpuStep {
           claims_.push_back(chunks_.size());
           filled = 0;
         }
-        chunks_.push_back({int32_t(i), begin, end});
+        chunks_.push_back({kernels_[i], int32_t(i), begin, end});
         filled += end - begin;
       }
     if (filled > 0) claims_.push_back(chunks_.size());
@@ -56,12 +59,7 @@ class CpuStep {
   void run(const py::list& rows, int threads) {
     // for the rounding of the coefficients; the threads of the region have their own
     const IeeeArithmetic scope;
-    table_.clear();
-    starts_.clear();
-    for (const py::handle row : rows) {
-      starts_.push_back(table_.size());
-      for (const py::handle value : row) table_.push_back(float(value.cast<double>()));
-    }
+    rows_.assign(rows);
     {
       const py::gil_scoped_release nogil;
       list_.advance();
@@ -70,7 +68,7 @@ class CpuStep {
         for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
           const Chunk& chunk = chunks_[c];
           const Tensor& t = tensors[chunk.tensor];
-          if (t.row >= 0) t.kernel(t, chunk.begin, chunk.end, &table_[starts_[t.row]]);
+          if (t.row >= 0) chunk.kernel(t, chunk.begin, chunk.end, rows_[t.row]);
         }
       });
     }
@@ -80,16 +78,17 @@ class CpuStep {
   static constexpr int64_t claim_size = 65536;
 
   struct Chunk {
+    Kernel kernel;
     int32_t tensor;
     int64_t begin, end;
   };
 
   StepList list_;
   std::string isa_;
+  std::vector<Kernel> kernels_;
   std::vector<Chunk> chunks_;
   std::vector<size_t> claims_;  // claim i is chunks [claims_[i], claims_[i + 1])
-  std::vector<float> table_;
-  std::vector<size_t> starts_;
+  CoefficientRows rows_;
 };
 
 std::vector<std::string> instruction_set_names() {
@@ -99,16 +98,8 @@ std::vector<std::string> instruction_set_names() {
 }
 
 py::object coefficient_names(const std::string& rule) {
-  const RuleInfo* info = find_rule(rule, "baseline");
-  if (!info) return py::none();
-  std::vector<std::string> names(1);
-  for (const char* c = info->coeff_names; *c; c++) {
-    if (*c == ',')
-      names.emplace_back();
-    else if (*c != ' ')
-      names.back() += *c;
-  }
-  return py::tuple(py::cast(names));
+  const CpuRule* found = find_rule(rule, "baseline");
+  return found ? py::object(split_names(found->info.coeff_names)) : py::none();
 }
 
 }  // namespace danlu

@@ -16,21 +16,30 @@
 
 namespace danlu {
 
+// Where `step` and `micro_step` are, and so who reads and advances them: this list, or operations on the
+// device.
+enum class Counters { on_host, on_device };
+
 class StepList {
  public:
-  StepList(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type)
-      : viewer_(exchange_api, torch), plain_type_(torch.attr("Tensor")), sharded_type_(sharded_type) {}
+  StepList(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
+           Device device, Counters counters)
+      : viewer_(exchange_api, torch, device),
+        counter_viewer_(exchange_api, torch, counters == Counters::on_host ? Device{dlpack::cpu, 0} : device),
+        counters_(counters),
+        plain_type_(torch.attr("Tensor")),
+        sharded_type_(sharded_type) {}
 
   // `entry` is a danlu.plan.Entry and stays alive, with all that it refers to, as long as this list: its
   // owner in Python holds it, so that the garbage collector sees the references.
-  void add(const py::object& entry, const RuleInfo& rule) {
+  void add(const py::object& entry, int num_states) {
     Record r;
     r.param = entry.attr("param").ptr();
     r.state = entry.attr("state").ptr();
     r.group = entry.attr("group").cast<int>();
     r.cycle = entry.attr("cycle").cast<int>();
     r.sharded = entry.attr("sharded").cast<bool>();
-    r.num_states = rule.num_states;
+    r.num_states = num_states;
     const auto shape = entry.attr("shape").cast<std::vector<int64_t>>();
     r.ndim = int(shape.size());
     r.first_dim = dims_.size();
@@ -40,7 +49,6 @@ class StepList {
     const auto dtypes = entry.attr("dtypes").cast<std::vector<std::string>>();  // parameter, gradient, states
     Tensor t = {};
     t.size = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
-    t.kernel = rule.kernel;
     t.row = -1;
     t.p.dtype = dtype_of(dtypes.at(0));
     t.g.dtype = dtype_of(dtypes.at(1));
@@ -73,7 +81,8 @@ class StepList {
   }
 
   // Reads everything, writes nothing. None if anything differs from the records; else the coefficient rows
-  // that this step needs, as tuples (group, step that is being made, micro-step).
+  // that this step needs, as tuples (group, step that is being made, micro-step). With counters on the device
+  // there are none: then a tensor's row is its index.
   py::object gather(const py::dict& state) {
     release();
     row_of_.clear();
@@ -92,6 +101,10 @@ class StepList {
       if (!addresses(r, t, g)) {
         release();
         return py::none();
+      }
+      if (counters_ == Counters::on_device) {
+        t.row = int(i);
+        continue;
       }
       const Key key{r.group, number(r.step) + 1.f, r.cycle > 1 ? number(r.micro_step) : 0.f};
       if (key != last) {
@@ -118,7 +131,9 @@ class StepList {
     return out;
   }
 
+  // Counts this step where the counters are on the host.
   void advance() {
+    if (counters_ == Counters::on_device) return;
     for (size_t i = 0; i < records_.size(); i++) {
       if (tensors_[i].row < 0) continue;
       const Record& r = records_[i];
@@ -234,10 +249,9 @@ class StepList {
     for (int j = 0; j < r.num_states; j++)
       if (!viewer_.address(local(r, tensors[j].tensor), t.states[j].dtype, layout, &t.states[j].data))
         return false;
-    if (!viewer_.address(tensors[r.num_states].tensor, Dtype::f32, Layout(), &r.step)) return false;
+    if (!counter_viewer_.address(tensors[r.num_states].tensor, Dtype::f32, Layout(), &r.step)) return false;
     return r.cycle == 1 ||
-           viewer_.address(tensors[r.num_states + 1].tensor, Dtype::f32, Layout(), &r.micro_step);
-    return true;
+           counter_viewer_.address(tensors[r.num_states + 1].tensor, Dtype::f32, Layout(), &r.micro_step);
   }
 
   PyObject* local(const Record& r, PyObject* tensor) {
@@ -245,7 +259,8 @@ class StepList {
     return r.sharded ? hold(PyObject_GetAttr(tensor, name)) : tensor;
   }
 
-  TensorViewer viewer_;
+  TensorViewer viewer_, counter_viewer_;
+  Counters counters_;
   py::object plain_type_, sharded_type_;
   std::vector<Record> records_;
   std::vector<StateTensor> state_tensors_;

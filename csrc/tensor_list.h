@@ -1,4 +1,4 @@
-// What one launch sees of its tensors.
+// What an engine sees of the tensors of a step.
 #pragma once
 #include <cstdint>
 
@@ -8,11 +8,6 @@ namespace danlu {
 
 constexpr int max_states = 2;
 
-struct Tensor;
-
-// Updates elements [begin, end) of a tensor with its coefficient row.
-using Kernel = void (*)(const Tensor&, int64_t begin, int64_t end, const float* row);
-
 struct Storage {
   void* data;
   Dtype dtype;
@@ -21,7 +16,6 @@ struct Storage {
 struct Tensor {
   Storage p, g, states[max_states];
   int64_t size;
-  Kernel kernel;
   int32_t row;  // index of its coefficient row; negative: no gradient, leave it alone
 };
 
@@ -35,7 +29,11 @@ struct RuleInfo {
   const char* name;
   const char* coeff_names;  // as COEFFS lists them
   int num_states, num_coeffs;
-  Kernel kernel;
 };
+
+template <class Rule>
+constexpr RuleInfo rule_info(const char* name) {
+  return {name, Rule::coeff_names, Rule::num_states, int(sizeof(typename Rule::Coeffs) / sizeof(float))};
+}
 
 }  // namespace danlu

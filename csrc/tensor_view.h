@@ -17,7 +17,7 @@ namespace py = pybind11;
 // DLPack 1.x, as its specification lays them out in memory.
 namespace dlpack {
 constexpr uint32_t major = 1;
-constexpr int32_t cpu = 1;
+constexpr int32_t cpu = 1, cuda = 2;
 constexpr uint8_t floating = 2, bfloat = 4;
 
 struct Tensor {
@@ -38,6 +38,10 @@ struct ExchangeApi {
   void* current_stream;
 };
 }  // namespace dlpack
+
+struct Device {
+  int32_t type, index;  // as DLPack counts
+};
 
 // What the plan decided that a tensor must look like; the arrays are the caller's.
 struct Layout {
@@ -60,7 +64,7 @@ class TensorViewer {
  public:
   // exchange_api: torch.Tensor.__dlpack_c_exchange_api__, or None for the way through Python; torch: the
   // module
-  TensorViewer(const py::object& exchange_api, const py::module_& torch) {
+  TensorViewer(const py::object& exchange_api, const py::module_& torch, Device device) : device_(device) {
     if (!exchange_api.is_none()) {
       api_ = py::reinterpret_borrow<py::capsule>(exchange_api).get_pointer<dlpack::ExchangeApi>();
       if (api_->major != dlpack::major)
@@ -71,8 +75,8 @@ class TensorViewer {
     dtypes_[int(Dtype::f16)] = torch.attr("float16");
   }
 
-  // The address of a CPU tensor of that dtype and layout in *data; false if it is anything else. Lazily
-  // negated tensors are looked for only where *data changes: that costs as much as the rest.
+  // The address of a tensor of that dtype and layout, on the device, in *data; false if it is anything else.
+  // Lazily negated tensors are looked for only where *data changes: that costs as much as the rest.
   bool address(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
     const void* before = *data;
     const bool fits =
@@ -95,7 +99,7 @@ class TensorViewer {
       return false;
     }
     const uint8_t code = dtype == Dtype::bf16 ? dlpack::bfloat : dlpack::floating;
-    if (t.device_type != dlpack::cpu || t.lanes != 1 || t.code != code ||
+    if (t.device_type != device_.type || t.device_id != device_.index || t.lanes != 1 || t.code != code ||
         t.bits != (dtype == Dtype::f32 ? 32 : 16))
       return false;
     *data = static_cast<char*>(t.data) + t.byte_offset;
@@ -105,8 +109,7 @@ class TensorViewer {
   bool by_attributes(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
     const py::handle t(tensor);
     try {
-      if (!t.attr("is_cpu").cast<bool>() || py::object(t.attr("dtype")).ptr() != dtypes_[int(dtype)].ptr())
-        return false;
+      if (!on_device(t) || py::object(t.attr("dtype")).ptr() != dtypes_[int(dtype)].ptr()) return false;
       const auto shape = t.attr("shape").cast<std::vector<int64_t>>();
       const auto strides = t.attr("stride")().cast<std::vector<int64_t>>();
       *data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<uintptr_t>());
@@ -116,7 +119,13 @@ class TensorViewer {
     }
   }
 
+  bool on_device(const py::handle& t) const {
+    if (device_.type == dlpack::cpu) return t.attr("is_cpu").cast<bool>();
+    return t.attr("is_cuda").cast<bool>() && t.attr("get_device")().cast<int32_t>() == device_.index;
+  }
+
   dlpack::ExchangeApi* api_ = nullptr;
+  Device device_;
   py::object dtypes_[3];
 };
 

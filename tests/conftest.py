@@ -11,7 +11,9 @@ import rich.table
 import torch
 
 import danlu
+from danlu.backends import BACKENDS
 from danlu.backends.cpu import CPU
+from emulated import AVAILABLE, Emulated, emulated
 
 torch.set_num_threads(2)
 
@@ -25,9 +27,22 @@ def _same_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=["cpu", "reference", "cuda"])
 def backend(request: pytest.FixtureRequest) -> str:
+    """The backends that run here; the CUDA kernels run in the emulator, over CPU tensors."""
+    if request.param == "cuda":
+        request.getfixturevalue("cuda")
     return str(request.param)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Emulated:
+    """Lets `backend="cuda"` mean the emulator."""
+    if not AVAILABLE:
+        pytest.skip("the emulator switches stacks in x86-64 assembly")
+    monkeypatch.setitem(BACKENDS, "cuda", emulated())
+    emulated().native.reset()
+    return emulated()
 
 
 @pytest.fixture(autouse=True)

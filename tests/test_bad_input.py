@@ -12,6 +12,8 @@ import torch
 
 import danlu
 from cases import CASES, Case, values
+from danlu.backends import BACKENDS
+from danlu.backends.cuda import Cuda
 from danlu.testing import same_bits
 
 NAME = "param_groups[1]['params'][1]"
@@ -207,7 +209,6 @@ def test_adax_needs_some_memory() -> None:
     ("options", "error", "message"),
     [
         (dict(backend="gpu"), ValueError, "backend must be one of 'auto', 'reference', 'cpu', 'cuda'"),
-        (dict(backend="cuda"), RuntimeError, "backend='cuda' is not available: .*no CUDA kernels"),
         (dict(backend="triton"), RuntimeError, "backend='triton' is not available: .*no Triton kernels"),
         (dict(backend="cpu", fused=False), ValueError, "fused=False asks for the reference"),
         (dict(backend="reference", fused=True), ValueError, "fused=True asks for a native backend"),
@@ -222,6 +223,12 @@ def test_adax_needs_some_memory() -> None:
 def test_engine_options_out_of_range(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         danlu.Lion([with_gradient((3,), 0)], **options)
+
+
+def test_a_missing_cuda_module_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "cuda", Cuda(None, "danlu._cuda cannot be imported (just so)"))
+    with pytest.raises(RuntimeError, match=r"backend='cuda' is not available: .*just so"):
+        danlu.Lion([with_gradient((3,), 0)], backend="cuda")
 
 
 def test_a_missing_native_module_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

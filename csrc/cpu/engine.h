@@ -1,7 +1,7 @@
 // The loop over one chunk of a tensor: loads, the rule, stores. Knows no optimizer.
 #pragma once
 #include "../rule.h"
-#include "../tensor_list.h"
+#include "kernel.h"
 #include "storage.h"
 
 namespace danlu {
@@ -51,9 +51,8 @@ void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
 }
 
 template <class Rule>
-RuleInfo describe(const char* name) {
-  return {name, Rule::coeff_names, Rule::num_states, int(sizeof(typename Rule::Coeffs) / sizeof(float)),
-          step_chunk<Rule>};
+CpuRule describe(const char* name) {
+  return {rule_info<Rule>(name), step_chunk<Rule>};
 }
 
 }  // namespace DANLU_ISA

@@ -1,23 +1,22 @@
-// The instruction sets that every rule is compiled for; CMakeLists.txt has
-// their flags.
+// The instruction sets that every rule is compiled for; CMakeLists.txt has their flags.
 #pragma once
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "../tensor_list.h"
+#include "kernel.h"
 
 namespace danlu {
 
 // generated, see cpu/rules.cpp.in
-std::vector<RuleInfo> rules_baseline();
-std::vector<RuleInfo> rules_avx2();
-std::vector<RuleInfo> rules_avx512();
+std::vector<CpuRule> rules_baseline();
+std::vector<CpuRule> rules_avx2();
+std::vector<CpuRule> rules_avx512();
 
 struct InstructionSet {
   std::string name;
-  std::vector<RuleInfo> rules;
+  std::vector<CpuRule> rules;
 };
 
 // Those that this machine can run, the fastest first.
@@ -38,11 +37,11 @@ inline const std::vector<InstructionSet>& instruction_sets() {
 }
 
 // nullptr if there is no such rule
-inline const RuleInfo* find_rule(const std::string& rule, const std::string& instruction_set) {
+inline const CpuRule* find_rule(const std::string& rule, const std::string& instruction_set) {
   for (const InstructionSet& set : instruction_sets()) {
     if (set.name != instruction_set) continue;
-    for (const RuleInfo& info : set.rules)
-      if (rule == info.name) return &info;
+    for (const CpuRule& candidate : set.rules)
+      if (rule == candidate.info.name) return &candidate;
     return nullptr;
   }
   throw std::invalid_argument("instruction set must be one that this machine has, got " + instruction_set);

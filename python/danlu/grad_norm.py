@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 
-def total_norm(gradients: Sequence[torch.Tensor]) -> float:
-    """sqrt of the sum of squares over all tensors, accumulated in float64; NaN and infinities show.
+def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """sqrt of the sum of squares over all tensors, float64 on the first one's device; nothing synchronizes
+    where all are on one device.
 
-    A DTensor counts with all its shards.
+    NaN and infinities show. A DTensor counts with all its shards.
     """
-    squares = 0.0
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    norms = []
     for g in gradients:
         norm = torch.linalg.vector_norm(g.detach(), dtype=torch.float64)
         full = getattr(norm, "full_tensor", None)
-        squares += float(norm if full is None else full()) ** 2
-    return math.sqrt(squares)
+        norms.append((norm if full is None else full()).to(gradients[0].device))
+    return torch.stack(norms).square().sum().sqrt()

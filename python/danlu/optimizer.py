@@ -9,8 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from typing_extensions import TypedDict
 
-from . import backends, checks, scalar, state
-from .grad_norm import total_norm
+from . import backends, checks, gradient_scale, scalar, state
 from .plan import Plan
 from .report import BackendReport
 
@@ -46,8 +45,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         fused: False asks for the reference, True for a native backend; True also lets a GradScaler leave its
             unscaling and its check for infinities to the step, as in torch.
         foreach: accepted, without effect: every step is multi-tensor.
-        capturable: keep `step` on the parameter's device, as a captured CUDA graph needs; no effect on CPU
-            tensors.
+        capturable: keep `step` on the parameter's device and compute coefficients there, as a captured CUDA
+            graph needs; no effect on CPU tensors. An lr on a device, or a GradScaler's tensors there, do the
+            same from the first step that sees them.
         differentiable: only False.
 
     lr may be a float or a tensor of one element and is read at every step. With lr == 0 no parameter changes,
@@ -99,6 +99,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._state_dtype = state_dtype
         self._max_grad_norm = max_grad_norm
         self.capturable = capturable
+        self.counters_on_device = capturable
         self._plan: Plan | None = None
         if fused:
             self._step_supports_amp_scaling = True
@@ -199,16 +200,31 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # For plans and backends.
 
-    def hyper(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The group's hyper-parameters as `coefficients` and `reference` take them, lr as a float."""
-        values = {name: group[name] for name in self._hyper_names}
-        values["lr"] = float(values["lr"])
-        return values
+    def learning_rate(self, group: dict[str, Any], device: torch.device | None = None) -> scalar.Scalar:
+        """The group's lr as a float; with `device`, one that is not on the CPU as a float64 tensor there."""
+        lr = group["lr"]
+        if device is not None and gradient_scale.is_on_device(lr):
+            return torch.as_tensor(lr, dtype=torch.float64, device=device).reshape(())
+        return float(lr)
 
-    def fold(self, group: dict[str, Any], step: float, micro_step: float) -> dict[str, float]:
-        """The rule's coefficients. One that cannot be used raises as in the constructor."""
+    def hyper(self, group: dict[str, Any], device: torch.device | None = None) -> dict[str, Any]:
+        """The group's hyper-parameters as `coefficients` and `reference` take them."""
+        values = {name: group[name] for name in self._hyper_names}
+        return {**values, "lr": self.learning_rate(group, device)}
+
+    def fold(
+        self,
+        group: dict[str, Any],
+        step: scalar.Scalar,
+        micro_step: scalar.Scalar,
+        device: torch.device | None = None,
+    ) -> dict[str, Any]:
+        """The rule's coefficients, from numbers, or on a device from vectors with an element a parameter.
+
+        A hyper-parameter that cannot be used raises as in the constructor.
+        """
         try:
-            return self.coefficients(scalar, **self.counters(step, micro_step), **self.hyper(group))
+            return self.coefficients(scalar, **self.counters(step, micro_step), **self.hyper(group, device))
         except (ArithmeticError, TypeError, ValueError):
             self._check_group(group)
             raise
@@ -219,32 +235,30 @@ class FusedOptimizer(torch.optim.Optimizer):
             return torch.float64
         return self._state_dtype or torch.float32 if name == "exp_avg" else torch.float32
 
-    def counters(self, step: float, micro_step: float) -> dict[str, float]:
+    def counters(self, step: scalar.Scalar, micro_step: scalar.Scalar) -> dict[str, scalar.Scalar]:
         """Those counters that `coefficients` and `reference` take."""
         values = {"step": step, "micro_step": micro_step}
         return {name: values[name] for name in self._counter_names}
 
-    def gradient_factor(self) -> float:
-        """What multiplies every gradient of this step beside the sign of maximize: unscaling, clipping."""
-        factor = 1.0
-        grad_scale = getattr(self, "grad_scale", None)
-        if grad_scale is not None:
-            factor = 1.0 / float(grad_scale)
-        if self._max_grad_norm is not None:
-            gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-            excess = total_norm(gradients) * factor / self._max_grad_norm
-            factor = factor / float(scalar.maximum(1.0, excess))
-        return factor
+    def counter_device(self, p: torch.Tensor) -> torch.device:
+        """Where the counters of `p` are."""
+        return p.device if self.counters_on_device else torch.device("cpu")
 
     def _step(self) -> None:
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and float(found_inf) != 0:
-            return
-        if self._plan is not None and self._plan.step(self):
+        scale = gradient_scale.GradientScale(self)
+        if not self.counters_on_device:
+            if scale.on_device or any(
+                gradient_scale.is_on_device(group["lr"]) for group in self.param_groups
+            ):
+                self.counters_on_device = True
+                self._plan = None
+            elif scale.skips():
+                return
+        if self._plan is not None and self._plan.step(self, scale):
             return
         self._plan = None  # should making the next one raise, the old one is no use
         self._plan = Plan(self)
-        if not self._plan.step(self):
+        if not self._plan.step(self, scale):
             raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -259,6 +273,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
 
 # what deepcopy and pickling keep beside torch's own; plans are made anew
-_SETTINGS = ("backend", "_state_dtype", "_max_grad_norm", "capturable", "_step_supports_amp_scaling")
+_SETTINGS = (
+    "backend",
+    "_state_dtype",
+    "_max_grad_norm",
+    "capturable",
+    "counters_on_device",
+    "_step_supports_amp_scaling",
+)
 # a graph break under torch.compile; torch.compiler.disable would import the compiler together with danlu
 FusedOptimizer._step = torch._disable_dynamo(FusedOptimizer._step)  # type: ignore[attr-defined,method-assign]

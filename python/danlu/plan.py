@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import backends, checks, state
+from .gradient_scale import GradientScale
 from .sharding import is_sharded, local, sharded_alike
 
 if TYPE_CHECKING:
@@ -44,21 +45,26 @@ class Plan:
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self._params = [list(group["params"]) for group in optimizer.param_groups]
         self._waiting: list[torch.Tensor] = []  # no gradient so far
-        taken: dict[backends.Backend, list[Entry]] = {}
+        taken: dict[tuple[backends.Backend, torch.device], list[Entry]] = {}
         for group, name, p in named_parameters(optimizer):
             if p.grad is None and p not in optimizer.state:
                 self._waiting.append(p)
                 continue
             entry = describe(optimizer, group, name, p)
             backend, _ = choose(optimizer, entry)
-            taken.setdefault(backend, []).append(entry)
+            taken.setdefault((backend, p.device), []).append(entry)
         for entries in taken.values():
             for entry in entries:
                 entry.state = state.ensure(optimizer, entry.param, optimizer.param_groups[entry.group])
-        self._slow = taken.get(backends.REFERENCE, [])
-        self._parts = [backend.part(optimizer, entries) for backend, entries in taken.items()]
+        self._slow = [
+            entry
+            for (backend, _), entries in taken.items()
+            if backend is backends.REFERENCE
+            for entry in entries
+        ]
+        self._parts = [backend.part(optimizer, entries) for (backend, _), entries in taken.items()]
 
-    def step(self, optimizer: FusedOptimizer) -> bool:
+    def step(self, optimizer: FusedOptimizer, scale: GradientScale) -> bool:
         """Makes one step; False, with nothing written, if the plan is out of date.
 
         Raises for a tensor or a hyper-parameter that cannot be stepped, with nothing written.
@@ -66,9 +72,10 @@ class Plan:
         try:
             if not self._gather(optimizer):
                 return False
-            factor = optimizer.gradient_factor()
+            if any(part.reads_host for part in self._parts) and scale.skips():
+                return True
             for part in self._parts:
-                part.prepare(optimizer, factor)
+                part.prepare(optimizer, scale)
             for part in self._parts:
                 part.run()
             return True

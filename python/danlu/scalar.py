@@ -60,6 +60,14 @@ def _tensors(a: Scalar, b: Scalar, device: torch.device | None = None) -> tuple[
         if isinstance(x, torch.Tensor):
             device = x.device
     return (
-        torch.as_tensor(a, dtype=torch.float64, device=device),
-        torch.as_tensor(b, dtype=torch.float64, device=device),
+        _tensor(a, device),
+        _tensor(b, device),
     )
+
+
+def _tensor(x: Scalar, device: torch.device | None) -> torch.Tensor:
+    if isinstance(x, torch.Tensor):
+        return x.to(torch.float64)
+    return torch.full(
+        (), x, dtype=torch.float64, device=device
+    )  # a captured graph takes no copy from the host

@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
 
-# 0-dim float32 tensors on the CPU: updates made, and gradients taken since the last update
+# 0-dim float32 tensors: updates made, and gradients taken since the last update; the optimizer says where
 COUNTERS = ("step", "micro_step")
 
 
@@ -23,11 +23,14 @@ def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) ->
     """The parameter's state, with zeros for every key that it does not have yet."""
     state: dict[str, Any] = optimizer.state[p]
     for name in names(optimizer, group):
-        if name in state:
-            continue
         if name in COUNTERS:
-            state[name] = torch.zeros((), dtype=torch.float32, device="cpu")
-        else:
+            device = optimizer.counter_device(p)
+            held = state.get(name)
+            if held is None:
+                state[name] = torch.zeros((), dtype=torch.float32, device=device)
+            elif held.device != device:
+                state[name] = held.to(device)
+        elif name not in state:
             state[name] = torch.zeros_like(p, dtype=optimizer.state_dtype(name, p), requires_grad=False)
     return state
 
@@ -62,7 +65,7 @@ def _unwrapped(optimizer: FusedOptimizer, p: torch.Tensor, name: str, value: Any
         value = value.value
     if name in COUNTERS:
         # one tensor for each parameter, whatever a checkpoint shares; older ones hold numbers
-        return torch.tensor(float(value), dtype=torch.float32, device="cpu")
+        return torch.tensor(float(value), dtype=torch.float32, device=optimizer.counter_device(p))
     if not loaded or not isinstance(value, torch.Tensor):
         return value
     if name in optimizer.state_names:

@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from ..gradient_scale import GradientScale
     from ..optimizer import FusedOptimizer
     from ..plan import Entry
 
 
 class Part(Protocol):
-    """The parameters of a plan that one backend takes. A step calls these in their order."""
+    """The parameters of a plan that one backend takes on one device. A step calls these in their order."""
 
     def gather(self, optimizer: FusedOptimizer) -> bool:
         """Reads and validates what the step needs, writes nothing; False if the plan is out of date."""
         ...
 
-    def prepare(self, optimizer: FusedOptimizer, factor: float) -> None:
-        """Folds coefficients; `factor` multiplies every gradient, beside the sign of its group's maximize."""
+    @property
+    def reads_host(self) -> bool:
+        """Whether the host has to know if the step counts; else a device decides."""
+        ...
+
+    def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
+        """Folds coefficients; `scale` multiplies every gradient, beside the sign of its group's maximize."""
         ...
 
     def run(self) -> None:
@@ -51,7 +57,8 @@ class Backend(Protocol):
 
 
 from .cpu import CPU  # noqa: E402
-from .missing import CUDA, TRITON  # noqa: E402
+from .cuda import CUDA  # noqa: E402
+from .missing import TRITON  # noqa: E402
 from .reference import REFERENCE as REFERENCE  # noqa: E402
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (REFERENCE, CPU, CUDA, TRITON)}
@@ -70,8 +77,9 @@ def resolve(backend: str, fused: bool | None) -> str:
     if fused and backend == "reference":
         raise ValueError("fused=True asks for a native backend, backend='reference' for none")
     if backend == "auto":
-        reasons = {b.name: b.unavailable() for b in NATIVE}
-        if fused and all(reasons.values()):
+        # the CPU's is asked first: to ask for a GPU initializes CUDA, which a forked child cannot undo
+        if fused and all(b.unavailable() for b in NATIVE):
+            reasons = {b.name: b.unavailable() for b in NATIVE}
             raise RuntimeError(f"fused=True, but no native backend is available: {reasons}")
         return backend
     reason = BACKENDS[backend].unavailable()

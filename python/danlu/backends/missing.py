@@ -31,5 +31,4 @@ class MissingBackend:
         raise RuntimeError(self._what)
 
 
-CUDA = MissingBackend("cuda", ("cuda",), "this version of danlu has no CUDA kernels (no module danlu._cuda)")
 TRITON = MissingBackend("triton", ("cuda",), "this version of danlu has no Triton kernels")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..gradient_scale import GradientScale
 from ..sharding import local
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Reference:
 class ReferencePart:
     """One parameter after the other with the optimizer's `reference`: fp32, or fp64 for fp64 parameters."""
 
+    reads_host = True
+
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._entries = entries
         self._factor = 1.0
@@ -40,8 +43,8 @@ class ReferencePart:
     def gather(self, optimizer: FusedOptimizer) -> bool:
         return True  # the plan looks at every entry of the reference itself
 
-    def prepare(self, optimizer: FusedOptimizer, factor: float) -> None:
-        self._optimizer, self._factor = optimizer, factor
+    def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
+        self._optimizer, self._factor = optimizer, scale.factor()
         for entry in self._entries:
             if entry.param.grad is not None:
                 optimizer.fold(optimizer.param_groups[entry.group], *_counters(entry))  # may raise

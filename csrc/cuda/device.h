@@ -1,0 +1,63 @@
+// Devices: whether there is one, and which is current.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "runtime.h"
+
+namespace danlu {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// Makes a device current, and the one that was so again at the end.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = device != before_;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+inline std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+inline pybind11::object unavailable() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) return pybind11::none();
+  cudaGetLastError();
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  // both a missing and an old driver are error 35
+  if (driver == 0) return pybind11::str("no NVIDIA driver is installed");
+  if (error == cudaErrorInsufficientDriver)
+    return pybind11::str("the NVIDIA driver is too old: it supports CUDA " + version_text(driver) +
+                         ", danlu was built with " + version_text(runtime));
+  if (error == cudaSuccess || error == cudaErrorNoDevice) return pybind11::str("no CUDA device is visible");
+  return pybind11::str(std::string("CUDA cannot be used: ") + cudaGetErrorString(error));
+}
+
+inline int capability(int device) {
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+  return 10 * major + minor;
+}
+
+}  // namespace danlu

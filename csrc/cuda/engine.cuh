@@ -1,0 +1,185 @@
+// The element-wise step on a GPU: a block for each chunk of a tensor, any number of tensors in a launch.
+// Knows no optimizer.
+#pragma once
+#include <type_traits>
+
+#include "../rule.h"
+#include "launch_list.h"
+#include "storage.cuh"
+
+namespace danlu {
+
+// How the work is cut; docs/cuda_engine.md says what was tried.
+template <int threads_, int elements_, int min_blocks_, int chunk_size_>
+struct Shape {
+  static constexpr int threads = threads_;        // of a block
+  static constexpr int elements = elements_;      // of a thread and turn of the loop
+  static constexpr int min_blocks = min_blocks_;  // resident on a multiprocessor, which bounds the registers
+  static constexpr int chunk_size = chunk_size_;  // elements of a block
+  static_assert(chunk_size <= 65536, "the size of a last chunk has 16 bits");
+};
+
+using DefaultShape = Shape<256, 8, 4, 16384>;
+
+// Storage formats of parameter, gradient and first moment; second moments are fp32.
+template <class P_, class G_, class M_>
+struct Formats {
+  using P = P_;
+  using G = G_;
+  using M = M_;
+};
+
+// The part of a tensor that one block updates.
+template <class Rule, class F>
+struct Span {
+  static constexpr bool second_moment = Rule::num_states > 1;
+
+  typename F::P* p;
+  const typename F::G* g;
+  typename F::M* m;
+  float* v;  // only with a second moment
+  int size;
+
+  __device__ __forceinline__ bool aligned() const {
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(p) | reinterpret_cast<uintptr_t>(g) |
+                           reinterpret_cast<uintptr_t>(m) |
+                           (second_moment ? reinterpret_cast<uintptr_t>(v) : 0);
+    return bits % pack_bytes == 0;
+  }
+};
+
+template <class Rule>
+struct Row {
+  RowHeader header;
+  typename Rule::Coeffs k;
+};
+
+// n elements of a span in registers.
+template <class Rule, int n>
+struct Elements {
+  static constexpr bool second_moment = Rule::num_states > 1;
+
+  float p[n], g[n], m[n], v[second_moment ? n : 1];
+
+  template <class F>
+  __device__ __forceinline__ void load_all(const Span<Rule, F>& s, int at) {
+    load_packs(s.p + at, p);
+    load_packs(s.g + at, g);
+    load_packs(s.m + at, m);
+    if constexpr (second_moment) load_packs(s.v + at, v);
+  }
+
+  template <class F>
+  __device__ __forceinline__ void store_all(const Span<Rule, F>& s, int at, bool store_params) const {
+    if (store_params) store_packs(s.p + at, p);
+    store_packs(s.m + at, m);
+    if constexpr (second_moment) store_packs(s.v + at, v);
+  }
+
+  __device__ __forceinline__ void update(int j, const Row<Rule>& row) {
+    float s[Rule::num_states];
+    s[0] = m[j];
+    if constexpr (second_moment) s[1] = v[j];
+    p[j] = p[j] - Rule::step(p[j], row.header.factor * g[j], s, row.k);
+    m[j] = s[0];
+    if constexpr (second_moment) v[j] = s[1];
+  }
+};
+
+// The tensor and the chunk of it that a block has.
+template <class Rule, class F, class S>
+__device__ __forceinline__ Span<Rule, F> find_span(const LaunchList& list, uint32_t block, int& row) {
+  constexpr int states = Rule::num_states;
+  int tensor = 0;
+  for (int end = list.num_tensors; end - tensor > 1;) {
+    const int middle = (tensor + end) / 2;
+    if (list.first_chunk<states>(middle) <= block)
+      tensor = middle;
+    else
+      end = middle;
+  }
+  const uint64_t packed = list.packed<states>(tensor);
+  const uint32_t next = tensor + 1 < list.num_tensors ? list.first_chunk<states>(tensor + 1) : gridDim.x;
+  const int64_t offset = int64_t(block - uint32_t(packed >> 32)) * S::chunk_size;
+  row = LaunchList::row(packed);
+  Span<Rule, F> span;
+  span.p = global<typename F::P>(list.pointer<states>(tensor, 0)) + offset;
+  span.g = global<const typename F::G>(list.pointer<states>(tensor, 1)) + offset;
+  span.m = global<typename F::M>(list.pointer<states>(tensor, 2)) + offset;
+  if constexpr (states > 1) span.v = global<float>(list.pointer<states>(tensor, 3)) + offset;
+  span.size = block + 1 < next ? S::chunk_size : LaunchList::last_size(packed);
+  return span;
+}
+
+template <class Rule>
+__device__ __forceinline__ Row<Rule> load_row(const LaunchList& list, int row) {
+  constexpr int length = sizeof(Row<Rule>) / sizeof(float);
+  float values[length];
+  if (list.device_rows) {
+    const float* from =
+        global<const float>(reinterpret_cast<uint64_t>(list.device_rows)) + int64_t(row) * list.row_stride;
+#pragma unroll
+    for (int i = 0; i < length; i++) values[i] = from[i];
+  } else {
+    const float* from = list.host_row(row);
+#pragma unroll
+    for (int i = 0; i < length; i++) values[i] = from[i];
+  }
+  Row<Rule> loaded;
+  __builtin_memcpy(&loaded, values, sizeof loaded);
+  if (list.clip) loaded.header.factor *= *global<const float>(reinterpret_cast<uint64_t>(list.clip));
+  return loaded;
+}
+
+template <class Rule, class F, class S>
+__global__ void __launch_bounds__(S::threads, S::min_blocks)
+    step_kernel(const LaunchList __grid_constant__ list) {
+  if (list.found_inf && *global<const float>(reinterpret_cast<uint64_t>(list.found_inf)) != 0.f) return;
+  int row_index;
+  const Span<Rule, F> span = find_span<Rule, F, S>(list, blockIdx.x, row_index);
+  const Row<Rule> row = load_row<Rule>(list, row_index);
+  const bool store_params = row.header.store_params != 0.f;
+
+  // Neighbouring threads take neighbouring packs of the narrowest format.
+  constexpr int narrowest =
+      sizeof(typename F::P) + sizeof(typename F::G) + sizeof(typename F::M) < 12 ? 2 : 4;
+  constexpr int width = S::elements < 16 / narrowest ? S::elements : 16 / narrowest;
+  constexpr int packs = S::elements / width;
+  constexpr int stride = S::threads * width;
+  const int vector_end = span.aligned() ? span.size / width * width : 0;
+#pragma unroll 1
+  for (int first = threadIdx.x * width; first < vector_end; first += packs * stride) {
+    Elements<Rule, width> e[packs];
+#pragma unroll
+    for (int i = 0; i < packs; i++)
+      if (first + i * stride < vector_end) e[i].load_all(span, first + i * stride);
+#pragma unroll
+    for (int i = 0; i < packs; i++) {
+      if (first + i * stride >= vector_end) break;
+#pragma unroll
+      for (int j = 0; j < width; j++) e[i].update(j, row);
+      e[i].store_all(span, first + i * stride, store_params);
+    }
+  }
+#pragma unroll 1
+  for (int at = vector_end + threadIdx.x; at < span.size; at += S::threads) {
+    Elements<Rule, 1> e;
+    e.p[0] = load(span.p + at);
+    e.g[0] = load(span.g + at);
+    e.m[0] = load(span.m + at);
+    if constexpr (Rule::num_states > 1) e.v[0] = load(span.v + at);
+    e.update(0, row);
+    if (store_params) store(span.p + at, e.p[0]);
+    store(span.m + at, e.m[0]);
+    if constexpr (Rule::num_states > 1) store(span.v + at, e.v[0]);
+  }
+}
+
+// Enqueues one launch and tells at once whether it could be.
+template <class Rule, class F, class S = DefaultShape>
+cudaError_t launch(const LaunchList& list, unsigned blocks, cudaStream_t stream) {
+  void* arguments[] = {const_cast<LaunchList*>(&list)};
+  return cudaLaunchKernel(step_kernel<Rule, F, S>, dim3(blocks), dim3(S::threads), arguments, 0, stream);
+}
+
+}  // namespace danlu

@@ -1,0 +1,120 @@
+// What one launch sees of its tensors, by value: the most that a kernel's parameters hold. A packed list of
+// tensors grows from the front, coefficient rows grow from the back. There is no map from blocks to tensors:
+// a block finds its tensor by binary search, so that the size of tensors does not count, only their number.
+#pragma once
+#include <cstdint>
+
+#include "../tensor_list.h"
+#include "runtime.h"
+
+namespace danlu {
+
+struct LaunchList {
+  static constexpr int parameter_bytes = 32764;  // with CUDA 12.1 and newer; 4 KB before
+  static constexpr int num_words = (parameter_bytes - 32) / 8;
+
+  const float* device_rows;  // coefficient rows computed on the device, or null: they stand in the list
+  const float* found_inf;    // or null; where it is not 0 the launch does nothing
+  const float* clip;         // or null; multiplies every gradient
+  int32_t num_tensors;
+  int32_t row_stride;  // floats from one coefficient row to the next
+  uint64_t words[num_words];
+
+  // A tensor takes as many words as it has pointers (parameter, gradient, states), and one for
+  // {first chunk: 32 bits, row: 16, size of its last chunk - 1: 16}.
+  __host__ __device__ static constexpr int words_of_tensor(int num_states) { return 2 + num_states + 1; }
+
+  template <int num_states>
+  __host__ __device__ uint64_t pointer(int tensor, int which) const {
+    return words[tensor * words_of_tensor(num_states) + which];
+  }
+
+  template <int num_states>
+  __host__ __device__ uint64_t packed(int tensor) const {
+    return words[tensor * words_of_tensor(num_states) + 2 + num_states];
+  }
+
+  template <int num_states>
+  __host__ __device__ uint32_t first_chunk(int tensor) const {
+    return uint32_t(packed<num_states>(tensor) >> 32);
+  }
+
+  __host__ __device__ static int row(uint64_t packed) { return int((packed >> 16) & 0xffff); }
+  __host__ __device__ static int last_size(uint64_t packed) { return int(packed & 0xffff) + 1; }
+
+  // Row 0 ends where the list ends.
+  __host__ __device__ const float* host_row(int row) const {
+    return reinterpret_cast<const float*>(words + num_words) - int64_t(row + 1) * row_stride;
+  }
+};
+
+static_assert(sizeof(LaunchList) <= LaunchList::parameter_bytes);
+
+// Fills one launch's list after the other.
+class LaunchPacker {
+ public:
+  static constexpr int64_t max_blocks = (int64_t{1} << 31) - 1;
+
+  // row_length: floats of a coefficient row; device_rows: where they are if the device computed them, with
+  // row_length as stride
+  LaunchPacker(int num_states, int row_length, int chunk_size, const float* device_rows)
+      : num_states_(num_states), row_length_(row_length), chunk_size_(chunk_size), device_rows_(device_rows) {
+    clear();
+  }
+
+  // False if the tensor, which has at least one element, does not fit into this launch any more.
+  // coefficients: its row, unless the device has it.
+  bool add(const Tensor& t, const float* coefficients) {
+    const int64_t chunks = (t.size + chunk_size_ - 1) / chunk_size_;
+    if (num_blocks_ > 0 && num_blocks_ + chunks > max_blocks) return false;
+    const bool new_row = !device_rows_ && t.row != last_row_;
+    if (device_rows_ && list_.num_tensors == 0) first_row_ = t.row;
+    const int64_t row = device_rows_ ? t.row - first_row_ : num_rows_ - 1 + new_row;
+    if (row < 0 || row > 0xffff) return false;
+    const int words = LaunchList::words_of_tensor(num_states_);
+    const int64_t row_words = device_rows_ ? 0 : ((row + 1) * row_length_ + 1) / 2;
+    if (int64_t(list_.num_tensors + 1) * words + row_words > LaunchList::num_words) return false;
+
+    uint64_t* w = list_.words + list_.num_tensors * words;
+    *w++ = reinterpret_cast<uint64_t>(t.p.data);
+    *w++ = reinterpret_cast<uint64_t>(t.g.data);
+    for (int i = 0; i < num_states_; i++) *w++ = reinterpret_cast<uint64_t>(t.states[i].data);
+    *w =
+        uint64_t(num_blocks_) << 32 | uint64_t(row) << 16 | uint64_t(t.size - (chunks - 1) * chunk_size_ - 1);
+    list_.num_tensors++;
+    num_blocks_ += chunks;
+    if (new_row) {
+      last_row_ = t.row;
+      num_rows_++;
+      float* to = const_cast<float*>(list_.host_row(int(row)));
+      for (int i = 0; i < row_length_; i++) to[i] = coefficients[i];
+    }
+    return true;
+  }
+
+  void clear() {
+    list_.num_tensors = 0;
+    list_.row_stride = row_length_;
+    num_blocks_ = 0;
+    num_rows_ = 0;
+    last_row_ = -1;
+  }
+
+  bool empty() const { return list_.num_tensors == 0; }
+  int num_tensors() const { return list_.num_tensors; }
+  int64_t num_blocks() const { return num_blocks_; }
+
+  LaunchList& list() {
+    list_.device_rows = device_rows_ ? device_rows_ + int64_t(first_row_) * row_length_ : nullptr;
+    return list_;
+  }
+
+ private:
+  const int num_states_, row_length_, chunk_size_;
+  const float* const device_rows_;
+  LaunchList list_;
+  int64_t num_blocks_;
+  int num_rows_, last_row_, first_row_ = 0;
+};
+
+}  // namespace danlu

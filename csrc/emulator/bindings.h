@@ -1,0 +1,40 @@
+// What tests ask of the emulator, as functions of the emulated module.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "emulator.h"
+#include "kernels.h"
+
+namespace danlu {
+
+inline void bind_emulator(pybind11::module_& m) {
+  namespace py = pybind11;
+  using emulator::Launch;
+  using emulator::Machine;
+  py::class_<Launch>(m, "Launch")
+      .def_readonly("blocks", &Launch::blocks)
+      .def_readonly("threads", &Launch::threads)
+      .def_readonly("stream", &Launch::stream)
+      .def_readonly("device", &Launch::device);
+  py::class_<Machine>(m, "Machine")
+      .def_readwrite("device_count", &Machine::device_count)
+      .def_readwrite("device", &Machine::device)
+      .def_readwrite("driver_version", &Machine::driver_version)
+      .def_readwrite("capability", &Machine::capability)
+      .def_readwrite("fail_launch", &Machine::fail_launch)
+      .def_readwrite("first_block", &Machine::first_block)
+      .def_readwrite("end_block", &Machine::end_block)
+      .def_readonly("launches", &Machine::launches);
+  m.def("machine", &emulator::machine, py::return_value_policy::reference);
+  m.def("reset", [] { emulator::machine() = Machine(); }, "A machine as new.");
+  m.def("block_sums", &emulator::block_sums, "Sums of a block's numbers by shuffles and shared memory.");
+  m.def("transposed", &emulator::transposed, "A square matrix through shared memory, 2-D threads.");
+  m.def("torn_barrier", &emulator::torn_barrier, "A barrier that half the threads skip: an error.");
+  m.def("misaligned", &emulator::misaligned, "A 16-byte access one value off: an error.");
+}
+
+}  // namespace danlu

@@ -1,0 +1,169 @@
+// Runs CUDA kernels on the CPU, for tests (x86-64): one fiber for each CUDA thread of a block, block after
+// block. Kernels are compiled as C++ with what this header defines; barriers, shuffles and shared memory work
+// as on a GPU, a barrier that not all threads reach is an error, and shared memory starts as garbage.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__ &  // behind a parameter's type: "const List __grid_constant__ list"
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+  uint64_t count() const { return uint64_t(x) * y * z; }
+};
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+};
+using cudaStream_t = struct CUstream_st*;
+
+namespace emulator {
+
+struct Launch {
+  uint64_t blocks, threads;
+  uintptr_t stream;
+  int device;
+};
+
+// What the emulated machine has and does; tests set it and look.
+struct Machine {
+  int device_count = 1, device = 0;
+  int driver_version = 13000, runtime_version = 13000;
+  int capability = 90;
+  int fail_launch = -1;  // index of a launch that fails, counted from now
+  cudaError_t failure = cudaErrorNoKernelImageForDevice;
+  uint64_t first_block = 0, end_block = ~uint64_t{0};  // only these blocks of a grid run
+  std::vector<Launch> launches;
+};
+Machine& machine();
+
+struct Barrier {
+  int expected = 0, arrived = 0;
+  unsigned generation = 0;
+};
+
+struct Block {
+  dim3 index;
+  Barrier all;
+  std::vector<Barrier> warps;
+  std::vector<uint64_t> slots;  // one for each thread: what it gives in a shuffle
+  std::map<const void*, std::unique_ptr<char[]>> shared;
+};
+
+struct Fiber {
+  void* stack_pointer;
+  Block* block;
+  dim3 thread;
+  int rank;  // within the block
+  bool done = false;
+  void* fake_stack = nullptr;  // of the address sanitizer
+};
+
+Fiber& current();
+const dim3& grid();
+const dim3& block();
+void wait(Barrier& barrier);
+void run(dim3 grid, dim3 block, const std::function<void()>& kernel);
+void* shared_memory(const void* key, size_t bytes);
+
+inline void check_aligned(const void* p, uintptr_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes) throw std::runtime_error("emulator: misaligned address");
+}
+
+template <class T>
+T exchange(T value, int source_lane) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  Fiber& self = current();
+  Barrier& warp = self.block->warps[self.rank / 32];
+  std::memcpy(&self.block->slots[self.rank], &value, sizeof value);
+  wait(warp);
+  T received = value;
+  if (source_lane >= 0 && source_lane < warp.expected)
+    std::memcpy(&received, &self.block->slots[self.rank / 32 * 32 + source_lane], sizeof received);
+  wait(warp);
+  return received;
+}
+
+inline int lane() { return current().rank % 32; }
+
+}  // namespace emulator
+
+#define threadIdx (emulator::current().thread)
+#define blockIdx (emulator::current().block->index)
+#define blockDim (emulator::block())
+#define gridDim (emulator::grid())
+#define SHARED_ARRAY(type, name, size) \
+  static const char name##_key = 0;    \
+  type* const name = static_cast<type*>(emulator::shared_memory(&name##_key, sizeof(type) * (size)))
+
+inline void __syncthreads() { emulator::wait(emulator::current().block->all); }
+
+inline void __syncwarp(unsigned = ~0u) {
+  emulator::wait(emulator::current().block->warps[emulator::current().rank / 32]);
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return emulator::exchange(value, lane);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emulator::exchange(value, emulator::lane() ^ mask);
+}
+
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned by) {
+  return emulator::exchange(value, emulator::lane() + int(by));
+}
+
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaRuntimeGetVersion(int* version);
+cudaError_t cudaGetLastError();
+const char* cudaGetErrorString(cudaError_t error);
+
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+
+namespace emulator {
+// Notes the launch; what it returns is the launch's error.
+cudaError_t begin_launch(dim3 grid, dim3 block, cudaStream_t stream);
+
+template <class... A, size_t... i>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<i...>) {
+  kernel(*static_cast<std::remove_reference_t<A>*>(arguments[i])...);
+}
+}  // namespace emulator
+
+template <class... A>
+cudaError_t cudaLaunchKernel(void (*kernel)(A...), dim3 grid, dim3 block, void** arguments, size_t,
+                             cudaStream_t stream) {
+  const cudaError_t error = emulator::begin_launch(grid, block, stream);
+  if (error == cudaSuccess)
+    emulator::run(grid, block, [&] { emulator::call(kernel, arguments, std::index_sequence_for<A...>()); });
+  return error;
+}

@@ -1,0 +1,73 @@
+#include "kernels.h"
+
+#include "../cuda/storage.cuh"
+
+namespace emulator {
+namespace {
+
+// Every thread ends with its block's sum: shuffles within a warp, shared memory between them.
+__global__ void sum_kernel(const double* values, int count, double* sums) {
+  SHARED_ARRAY(double, partial, 32);
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  double sum = at < count ? values[at] : 0;
+  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+  __syncthreads();
+  sum = 0;
+  for (unsigned warp = 0; warp < blockDim.x / 32; warp++) sum += partial[warp];
+  sums[at] = __shfl_sync(~0u, sum, 0);
+}
+
+__global__ void transpose_kernel(const float* from, float* to) {
+  SHARED_ARRAY(float, tile, 1024);
+  const unsigned size = blockDim.x;
+  tile[threadIdx.y * size + threadIdx.x] = from[threadIdx.y * size + threadIdx.x];
+  __syncthreads();
+  to[threadIdx.y * size + threadIdx.x] = tile[threadIdx.x * size + threadIdx.y];
+}
+
+__global__ void torn_kernel(int threads) {
+  if (int(threadIdx.x) < threads) __syncthreads();
+}
+
+__global__ void misaligned_kernel(const float* values) {
+  float loaded[4];
+  danlu::load_packs(values + 1, loaded);
+}
+
+}  // namespace
+
+std::vector<double> block_sums(const std::vector<double>& values, unsigned threads) {
+  int count = int(values.size());
+  const unsigned blocks = (count + threads - 1) / threads;
+  std::vector<double> sums(size_t(blocks) * threads);
+  const double* from = values.data();
+  double* to = sums.data();
+  void* arguments[] = {&from, &count, &to};
+  cudaLaunchKernel(sum_kernel, dim3(blocks), dim3(threads), arguments, 0, nullptr);
+  return sums;
+}
+
+std::vector<float> transposed(const std::vector<float>& matrix, unsigned size) {
+  std::vector<float> result(matrix.size());
+  const float* from = matrix.data();
+  float* to = result.data();
+  void* arguments[] = {&from, &to};
+  cudaLaunchKernel(transpose_kernel, dim3(1), dim3(size, size), arguments, 0, nullptr);
+  return result;
+}
+
+void torn_barrier() {
+  int threads = 32;
+  void* arguments[] = {&threads};
+  cudaLaunchKernel(torn_kernel, dim3(1), dim3(64), arguments, 0, nullptr);
+}
+
+void misaligned() {
+  alignas(16) float values[8] = {};
+  const float* from = values;
+  void* arguments[] = {&from};
+  cudaLaunchKernel(misaligned_kernel, dim3(1), dim3(1), arguments, 0, nullptr);
+}
+
+}  // namespace emulator

@@ -1,0 +1,12 @@
+// Kernels that show that the emulator does what a GPU does.
+#pragma once
+#include <vector>
+
+namespace emulator {
+
+std::vector<double> block_sums(const std::vector<double>& values, unsigned threads);
+std::vector<float> transposed(const std::vector<float>& matrix, unsigned size);
+void torn_barrier();
+void misaligned();
+
+}  // namespace emulator

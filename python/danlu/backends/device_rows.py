@@ -1,0 +1,108 @@
+"""Counters and coefficients on the device: for steps that a captured graph replays, and for those of which
+the host cannot know whether they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import scalar
+
+if TYPE_CHECKING:
+    from ..optimizer import FusedOptimizer
+    from ..plan import Entry
+    from .native import NativePart
+
+
+class DeviceRows:
+    """A coefficient row for each parameter, by some twenty small operations for each group.
+
+    The rows come from the same `coefficients` as on the host, on float64 vectors with an element for each
+    parameter. Rows, counters and addresses stay where they are from step to step.
+    """
+
+    def __init__(self, part: NativePart, entries: Sequence[Entry], stride: int) -> None:
+        self._part = part
+        self._entries = entries
+        device = entries[0].param.device
+        self._rows = torch.zeros(len(entries), stride, dtype=torch.float32, device=device)
+        self._steps = [entry.state["step"] for entry in entries]
+        self._cycles = any(entry.cycle > 1 for entry in entries)
+        # parameters without a cycle have no micro_step: a number of their own keeps the lists alike
+        self._micro_steps = [
+            entry.state["micro_step"] if entry.cycle > 1 else torch.zeros((), device=device)
+            for entry in entries
+        ]
+        # the plan lists parameters group by group
+        self._spans: list[tuple[int, int, int]] = []
+        for group, members in groupby(range(len(entries)), key=lambda i: entries[i].group):
+            indices = list(members)
+            self._spans.append((group, indices[0], indices[-1] + 1))
+        self._step_increments: torch.Tensor | None = None
+        self._micro_increments: torch.Tensor | None = None
+
+    @property
+    def address(self) -> int:
+        return self._rows.data_ptr()
+
+    def prepare(
+        self, optimizer: FusedOptimizer, factor: torch.Tensor, found_inf: torch.Tensor | None
+    ) -> None:
+        """Computes the rows; writes nothing that a user sees."""
+        steps = torch.stack(self._steps).double()
+        micro_steps = torch.stack(self._micro_steps).double() if self._cycles else torch.zeros_like(steps)
+        cycles = [entry.cycle for entry in self._entries]
+        updates = torch.ones_like(steps, dtype=torch.bool)
+        for index, begin, end in self._spans:
+            updates[begin:end] = micro_steps[begin:end] + 1 >= cycles[begin]
+            columns = self._columns(
+                optimizer, index, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end], factor
+            )
+            self._rows[begin:end, : columns.shape[1]].copy_(columns)
+
+        counts = 1.0 if found_inf is None else (found_inf == 0).to(torch.float32)
+        self._step_increments = updates.to(torch.float32) * counts
+        if self._cycles:
+            self._micro_increments = torch.where(updates, -micro_steps, 1.0).to(torch.float32) * counts
+
+    def advance(self, active: Sequence[bool] | None) -> None:
+        """Counts the step that was prepared, for the parameters that have a gradient."""
+        assert self._step_increments is not None
+        _add(self._steps, self._step_increments, active)
+        if self._micro_increments is not None:
+            _add(self._micro_steps, self._micro_increments, active)
+
+    def _columns(
+        self,
+        optimizer: FusedOptimizer,
+        index: int,
+        steps: torch.Tensor,
+        micro_steps: torch.Tensor,
+        updates: torch.Tensor,
+        factor: torch.Tensor,
+    ) -> torch.Tensor:
+        """The rows of one group: the engine's two words, then the rule's coefficients."""
+        group = optimizer.param_groups[index]
+        values = optimizer.fold(group, steps, micro_steps, steps.device)
+        self._part.checked_names(optimizer.rule(group), values)
+        store_params = updates & (optimizer.learning_rate(group, steps.device) != 0)
+        columns = [-factor if group["maximize"] else factor, store_params, *values.values()]
+        return torch.stack([_vector(column, steps) for column in columns], 1)
+
+
+def _vector(value: scalar.Scalar, like: torch.Tensor) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.double().expand(like.shape)
+    return torch.full_like(like, value)  # a captured graph takes no copy from the host
+
+
+def _add(counters: Sequence[torch.Tensor], increments: torch.Tensor, active: Sequence[bool] | None) -> None:
+    pairs = list(zip(counters, increments.unbind(), strict=True))
+    if active is not None:
+        pairs = [pair for pair, chosen in zip(pairs, active, strict=True) if chosen]
+    if pairs:
+        torch._foreach_add_([counter for counter, _ in pairs], [increment for _, increment in pairs])

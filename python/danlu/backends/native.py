@@ -1,0 +1,126 @@
+"""What backends with native lists of parameters share: which tensors they take, and a step up to its run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import checks, state
+from ..sharding import local
+
+if TYPE_CHECKING:
+    from ..optimizer import FusedOptimizer
+    from ..plan import Entry
+
+
+def refusal_of_tensors(entry: Entry) -> str | None:
+    """Why no native list can take the parameter, whatever its dtypes; None if one can."""
+    p = local(entry.param)
+    if type(p).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"the parameter is a {type(p).__name__}"
+    if p.is_neg():
+        return "the parameter is a lazily negated view"
+    if not checks.is_dense(p):
+        return f"the parameter is not dense (shape {entry.shape}, strides {entry.strides})"
+    for name in entry.state_names:
+        if name in state.COUNTERS and name in entry.state and entry.state[name].ndim:
+            return f"state {name!r} has shape {tuple(entry.state[name].shape)}"
+    for what, t in _companions(entry):
+        if type(local(t)) is not torch.Tensor:
+            return f"the {what} is a {type(local(t)).__name__}"
+        if local(t).is_neg():
+            return f"the {what} is a lazily negated view"
+        if not _same_strides(p, local(t)):
+            return f"the {what} has strides {local(t).stride()}, the parameter has {entry.strides}"
+    return None
+
+
+class NativePart:
+    """A native list of parameters, which borrows every object: the entries here keep them alive."""
+
+    def __init__(self, native: Any, module: ModuleType, entries: Sequence[Entry]) -> None:
+        self._native = native
+        self._module = module
+        self._entries = entries
+        self._params = [entry.param for entry in entries]
+        self._kinds = {entry.group: (entry.rule, entry.cycle) for entry in entries}
+        for entry in entries:
+            native.add(entry)
+        self._row_keys: list[tuple[int, float, float]] = []
+
+    def gather(self, optimizer: FusedOptimizer) -> bool:
+        for index, kind in self._kinds.items():
+            group = optimizer.param_groups[index]
+            if kind != (optimizer.rule(group), optimizer.cycle(group)):
+                return False
+        keys = self._native.gather(optimizer.state)
+        if keys is None:
+            return False
+        self._row_keys = keys
+        return True
+
+    def release(self) -> None:
+        self._native.release()
+
+    def rows(self, optimizer: FusedOptimizer, factor: float) -> list[tuple[float, ...]]:
+        """The coefficient rows that `gather` found this step to need."""
+        return [self._row(optimizer, factor, *key) for key in self._row_keys]
+
+    def active(self) -> list[bool] | None:
+        """Which parameters have a gradient in this step; None if all have."""
+        return None if self._native.active() == len(self._params) else self._native.mask()
+
+    def count_writes(self) -> None:
+        """Tells autograd which parameters this step writes."""
+        active = self.active()
+        torch.autograd.graph.increment_version(
+            self._params if active is None else _where(self._params, active)
+        )
+
+    def checked_names(self, rule: str, values: dict[str, Any]) -> dict[str, Any]:
+        """The coefficients as Python gives them; raises unless they are those that the kernel reads."""
+        names = self._module.coefficient_names(rule)
+        if tuple(values) != names:
+            raise RuntimeError(f"rule {rule!r} takes the coefficients {names}, Python gives {tuple(values)}")
+        return values
+
+    def _row(
+        self, optimizer: FusedOptimizer, factor: float, index: int, step: float, micro_step: float
+    ) -> tuple[float, ...]:
+        group = optimizer.param_groups[index]
+        rule, cycle = self._kinds[index]
+        values = self.checked_names(rule, optimizer.fold(group, step, micro_step))
+        store_params = float(group["lr"]) != 0 and micro_step + 1 >= cycle
+        return (-factor if group["maximize"] else factor, float(store_params), *values.values())
+
+
+def exchange_api() -> object:
+    """DLPack's C exchange API where torch has it; DANLU_DLPACK=0 turns it off."""
+    if os.environ.get("DANLU_DLPACK") == "0":
+        return None
+    return getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+
+def _where(items: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
+    return [item for item, chosen in zip(items, mask, strict=True) if chosen]
+
+
+def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
+    """What must look like the parameter: its gradient and its states, as far as there are any."""
+    if entry.param.grad is not None:
+        yield "gradient", entry.param.grad
+    for name in entry.state_names:
+        if name in entry.state and name not in state.COUNTERS:
+            yield f"state {name!r}", entry.state[name]
+
+
+def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one shape put their elements in the same order."""
+    if a.numel() == 0:
+        return True
+    dims = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(size == 1 or stride == other for size, stride, other in dims)

@@ -1,0 +1,83 @@
+"""What multiplies every gradient of a step, and whether the step counts: GradScaler and clipping."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import scalar
+from .grad_norm import total_norm
+
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
+
+
+class GradientScale:
+    """The scaling of one step, for backends that want numbers and for those that want tensors on a device.
+
+    A GradScaler leaves `grad_scale` and `found_inf` as attributes of the optimizer: None, or tensors of one
+    element.
+    """
+
+    def __init__(self, optimizer: FusedOptimizer) -> None:
+        self._optimizer = optimizer
+        self._grad_scale = getattr(optimizer, "grad_scale", None)
+        self._found_inf = getattr(optimizer, "found_inf", None)
+        self._factor: float | None = None
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the host would have to wait for a device to read it."""
+        return is_on_device(self._grad_scale) or is_on_device(self._found_inf)
+
+    @property
+    def clips(self) -> bool:
+        return self._optimizer._max_grad_norm is not None
+
+    def skips(self) -> bool:
+        """Whether some gradient is not finite, and the step must change nothing."""
+        return self._found_inf is not None and float(self._found_inf) != 0
+
+    def factor(self) -> float:
+        """1 / grad_scale, times the factor that clips."""
+        if self._factor is None:
+            self._factor = 1.0 if self._grad_scale is None else 1.0 / float(self._grad_scale)
+            if self.clips:
+                excess = float(self._norm()) * self._factor / self._max_norm
+                self._factor = self._factor / float(scalar.maximum(1.0, excess))
+        return self._factor
+
+    def factor_on(self, device: torch.device) -> torch.Tensor:
+        """`factor` as a float64 tensor, with no synchronization."""
+        factor = torch.ones((), dtype=torch.float64, device=device)
+        if self._grad_scale is not None:
+            factor = factor / _scalar_on(device, self._grad_scale)
+        if self.clips:
+            factor = factor / (self._norm().to(device) * factor / self._max_norm).clamp(min=1.0)
+        return factor
+
+    def found_inf_on(self, device: torch.device) -> torch.Tensor | None:
+        """float32, not 0 where the step must change nothing; None if nobody has looked."""
+        if self._found_inf is None:
+            return None
+        return _scalar_on(device, self._found_inf).float()
+
+    @property
+    def _max_norm(self) -> float:
+        assert self._optimizer._max_grad_norm is not None
+        return self._optimizer._max_grad_norm
+
+    def _norm(self) -> torch.Tensor:
+        groups = self._optimizer.param_groups
+        return total_norm([p.grad for g in groups for p in g["params"] if p.grad is not None])
+
+
+def is_on_device(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_cpu
+
+
+def _scalar_on(device: torch.device, value: object) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.to(device=device, dtype=torch.float64).reshape(())
+    return torch.full((), float(value), dtype=torch.float64, device=device)  # type: ignore[arg-type]

@@ -1,0 +1,55 @@
+"""The run whose bits every backend must give."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from cases import CASES, Case, Storage, set_gradient, values
+from danlu.testing import same_bits
+from layouts import LAYOUTS
+
+STEPS = 10
+Result = list[dict[str, torch.Tensor]]
+
+
+def run(
+    case: Case, storage: Storage, backend: str, *, wild: bool = True, steps: int = STEPS, **engine: Any
+) -> Result:
+    """Parameters and states after some steps over all layouts, in two groups with settings of their own."""
+    params = []
+    for i, layout in enumerate(LAYOUTS):
+        start = values(layout.shape, i, wild=wild).to(storage.param)
+        params.append(torch.nn.Parameter(layout.param(start)))
+    groups = [
+        {"params": params[::2]},
+        {"params": params[1::2], "lr": 5e-3, "weight_decay": 0.0, "maximize": True},
+    ]
+    opt = case.make(groups, backend=backend, state_dtype=storage.moment, **engine)
+    for t in range(steps):
+        opt.param_groups[0]["lr"] = case.hyper["lr"] / (t + 1)
+        for i, (layout, p) in enumerate(zip(LAYOUTS, params, strict=True)):
+            if (t + i) % 4 == 3:
+                p.grad = None  # parameters are at different steps
+            else:
+                g = values(layout.shape, 1000 * (t + 1) + i, wild=wild).to(storage.grad)
+                set_gradient(p, layout.grad(g))
+        opt.step()
+    return [{"param": p.detach(), **opt.state[p]} for p in params]
+
+
+@functools.cache
+def expected(case_id: str, storage: Storage, wild: bool = True) -> Result:
+    return run(next(c for c in CASES if c.id == case_id), storage, "reference", wild=wild)
+
+
+def assert_same(got: Result, want: Result) -> None:
+    different = [
+        f"{layout.id}: {key}"
+        for layout, a, b in zip(LAYOUTS, got, want, strict=True)
+        for key in b
+        if not same_bits(a[key], b[key])
+    ]
+    assert not different, different

@@ -3,6 +3,7 @@
 // a block finds its tensor by binary search, so that the size of tensors does not count, only their number.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "../tensor_list.h"
 #include "runtime.h"
@@ -67,12 +68,12 @@ class LaunchPacker {
   bool add(const Tensor& t, const float* coefficients) {
     const int64_t chunks = (t.size + chunk_size_ - 1) / chunk_size_;
     if (num_blocks_ > 0 && num_blocks_ + chunks > max_blocks) return false;
-    const bool new_row = !device_rows_ && t.row != last_row_;
-    if (device_rows_ && list_.num_tensors == 0) first_row_ = t.row;
-    const int64_t row = device_rows_ ? t.row - first_row_ : num_rows_ - 1 + new_row;
+    if (list_.num_tensors == 0) first_row_ = t.row;
+    const bool new_row = !device_rows_ && place_of(t.row) < 0;
+    const int64_t row = device_rows_ ? t.row - first_row_ : new_row ? num_rows_ : place_of(t.row);
     if (row < 0 || row > 0xffff) return false;
     const int words = LaunchList::words_of_tensor(num_states_);
-    const int64_t row_words = device_rows_ ? 0 : ((row + 1) * row_length_ + 1) / 2;
+    const int64_t row_words = device_rows_ ? 0 : (int64_t(num_rows_ + new_row) * row_length_ + 1) / 2;
     if (int64_t(list_.num_tensors + 1) * words + row_words > LaunchList::num_words) return false;
 
     uint64_t* w = list_.words + list_.num_tensors * words;
@@ -84,8 +85,7 @@ class LaunchPacker {
     list_.num_tensors++;
     num_blocks_ += chunks;
     if (new_row) {
-      last_row_ = t.row;
-      num_rows_++;
+      place_of(t.row) = num_rows_++;
       float* to = const_cast<float*>(list_.host_row(int(row)));
       for (int i = 0; i < row_length_; i++) to[i] = coefficients[i];
     }
@@ -97,7 +97,7 @@ class LaunchPacker {
     list_.row_stride = row_length_;
     num_blocks_ = 0;
     num_rows_ = 0;
-    last_row_ = -1;
+    places_.clear();
   }
 
   bool empty() const { return list_.num_tensors == 0; }
@@ -110,11 +110,18 @@ class LaunchPacker {
   }
 
  private:
+  // Where this launch has a coefficient row; -1: nowhere yet.
+  int& place_of(int row) {
+    if (row >= int(places_.size())) places_.resize(row + 1, -1);
+    return places_[row];
+  }
+
   const int num_states_, row_length_, chunk_size_;
   const float* const device_rows_;
   LaunchList list_;
   int64_t num_blocks_;
-  int num_rows_, last_row_, first_row_ = 0;
+  int num_rows_, first_row_ = 0;
+  std::vector<int> places_;
 };
 
 }  // namespace danlu

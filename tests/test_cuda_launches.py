@@ -1,0 +1,217 @@
+"""How a step over CUDA tensors is cut into launches, and what happens when one fails."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import danlu
+from cases import BF16, CASES, Case, values
+from danlu.backends.cuda import Cuda
+from danlu.testing import same_bits
+from emulated import STREAM, Emulated
+from training import all_same, copies, everything, give_gradients, parameters, some_params
+
+ADAMW = CASES[4]
+CHUNK = 16384
+
+
+def llama_8b() -> list[int]:
+    """Elements of the 291 tensors of Llama-3-8B."""
+    width, hidden, vocabulary, heads = 4096, 14336, 128256, 1024
+    block = [width * width, heads * width, heads * width, width * width, *[hidden * width] * 3, width, width]
+    return [vocabulary * width, *block * 32, width, vocabulary * width]
+
+
+def planned(cuda: Emulated, sizes: Sequence[int], rows: Sequence[int], rule: str = "adamw") -> list[int]:
+    """Tensors of each launch."""
+    return [tensors for tensors, _ in cuda.native.launch_plan(rule, sizes, rows, False)]
+
+
+def test_a_large_model_is_one_launch(cuda: Emulated) -> None:
+    sizes = llama_8b()
+    assert (len(sizes), sum(sizes)) == (291, 8_030_261_248)
+    groups = [int(size > 4096) for size in sizes]  # with decay, and gains without
+    for rule in ("lion", "adamw"):
+        for rows, on_device in ((groups, False), (range(291), True)):
+            ((tensors, blocks),) = cuda.native.launch_plan(rule, sizes, rows, on_device)
+            assert tensors == 291
+            assert blocks == sum(-(-size // CHUNK) for size in sizes)
+
+
+def test_thousands_of_small_tensors_take_few_launches(cuda: Emulated) -> None:
+    for rule in ("lion", "adamw"):
+        assert len(planned(cuda, [5000] * 5000, [0] * 5000, rule)) <= 10
+    assert sum(planned(cuda, [7] * 20_000, [0] * 20_000)) == 20_000
+
+
+def test_what_fits_into_a_launch(cuda: Emulated) -> None:
+    """As many tensors as the launch's parameters have room for, each with its pointers, and the rows."""
+    assert planned(cuda, [1] * 1000, [0] * 1000)[0] >= 816
+    assert planned(cuda, [1] * 1000, [0] * 408 + [1] * 592)[0] >= 816
+    assert planned(cuda, [1] * 1000, list(range(1000)))[0] >= 409
+    assert sum(planned(cuda, [1] * 1000, list(range(1000)))) == 1000
+    assert planned(cuda, [0, 0], [0, 0]) == []
+    assert planned(cuda, [0, 5, 0, 0, 5, 0], [0] * 6) == [2]
+    # an index into rows on the device has 16 bits
+    assert planned(cuda, [1] * 3, [0, 65535, 65536]) == [3]
+    assert [n for n, _ in cuda.native.launch_plan("adamw", [1] * 3, [0, 65535, 65536], True)] == [2, 1]
+
+
+def test_sizes_beyond_32_bits(cuda: Emulated) -> None:
+    for size in (2**31, 2**32 + 5, 2**40):
+        assert cuda.native.launch_plan("lion", [size, 3], [0, 0], False) == [(2, -(-size // CHUNK) + 1)]
+
+
+@pytest.mark.parametrize("extra", [None, 0, 1], ids=["none", "one launch", "one more tensor"])
+@pytest.mark.parametrize("own_steps", [False, True], ids=["one row", "a row each"])
+def test_same_bits_at_the_boundary_of_a_launch(own_steps: bool, extra: int | None, cuda: Emulated) -> None:
+    rows = list(range(1000)) if own_steps else [0] * 1000
+    count = 0 if extra is None else planned(cuda, [1] * 1000, rows)[0] + extra
+    results = []
+    for backend in ("cuda", "cpu"):
+        # empty ones at the ends and between the others, so that only the rest counts
+        sizes = [0, *[3] * (count // 2), 0, *[9] * (count - count // 2), 0]
+        params = [torch.nn.Parameter(values((size,), i, wild=False)) for i, size in enumerate(sizes)]
+        opt = ADAMW.make(params, backend=backend)
+        give_gradients(params, 1)
+        for i, p in enumerate(params):
+            state = {"step": torch.tensor(float(i if own_steps else 5))}
+            opt.state[p] = {**state, "exp_avg": torch.ones_like(p), "exp_avg_sq": torch.ones_like(p)}
+        opt.step()
+        assert [opt.state[p]["step"].item() for p in params] == [
+            (i if own_steps else 5) + 1 for i in range(len(params))
+        ]
+        results.append(copies(opt))
+    assert all_same(*results)
+    launches = cuda.native.machine().launches
+    assert [launch.blocks for launch in launches] == ([] if not count else [count - extra, 1][: 1 + extra])
+
+
+def reserved(elements: int) -> torch.Tensor:
+    """bf16 zeros in memory that is only taken where it is touched."""
+    no_reserve = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.12 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    return torch.frombuffer(mmap.mmap(-1, 2 * elements, flags=flags), dtype=BF16)
+
+
+@pytest.mark.parametrize("size", [2**31 + 3, 2**32 + CHUNK + 5], ids=["2^31", "2^32"])
+def test_offsets_beyond_32_bits(size: int, cuda: Emulated) -> None:
+    """Only the blocks around the places that a 32-bit offset would miss are run."""
+    p = torch.nn.Parameter(reserved(size), requires_grad=False)
+    g, m = reserved(size), reserved(size)
+    opt = danlu.Lion([p], lr=0.5, backend="cuda", state_dtype=BF16)
+    opt.state[p] = {"step": torch.zeros(()), "exp_avg": m}
+    p.grad = g
+    places = [0, CHUNK - 1, 2**31 - 1, 2**31 + 1, size - 1]
+    if size > 2**32:
+        places += [2**32 - 1, 2**32 + 1]
+    for place in places:
+        g[place] = 1.0
+    for place in places:
+        cuda.native.machine().first_block = place // CHUNK
+        cuda.native.machine().end_block = place // CHUNK + 1
+        before = p[place].item()
+        opt.step()
+        assert (before, p[place].item()) in ((0.0, -0.5), (-0.5, -1.0))
+    assert p[5].item() == 0.0
+
+
+def test_stream_and_device_are_those_of_the_tensors(cuda: Emulated) -> None:
+    opt = ADAMW.make(some_params(), backend="cuda")
+    give_gradients(parameters(opt), 0)
+    cuda.native.machine().device_count = 2
+    cuda.native.machine().device = 1
+    opt.step()
+    (launch,) = cuda.native.machine().launches
+    assert (launch.stream, launch.device) == (STREAM, 0)
+    assert cuda.native.machine().device == 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_a_launch_that_fails_changes_nothing(case: Case, cuda: Emulated) -> None:
+    for capturable in (False, True):
+        opt = case.make(some_params(), backend="cuda", capturable=capturable)
+        other = case.make(some_params(), backend="cuda", capturable=capturable)
+        for t in range(4):
+            give_gradients(parameters(opt), t)
+            give_gradients(parameters(other), t)
+            if t == 2:
+                before = copies(opt)
+                cuda.native.machine().fail_launch = 0
+                with pytest.raises(
+                    RuntimeError, match=r"param_groups\[0\]\['params'\]\[0\]: .*no kernel image"
+                ):
+                    opt.step()
+                assert all_same(everything(opt), before)
+            opt.step()
+            other.step()
+        assert all_same(everything(opt), everything(other))
+
+
+def test_a_later_launch_that_fails_says_so(cuda: Emulated) -> None:
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(900)]
+    opt = ADAMW.make([{"params": [(f"layer{i}", p) for i, p in enumerate(params)]}], backend="cuda")
+    give_gradients(params, 0)
+    cuda.native.machine().fail_launch = 1
+    first = planned(cuda, [2] * 900, [0] * 900)[0]
+    with pytest.raises(RuntimeError, match=f"layer{first}: .*; earlier launches of this step have been made"):
+        opt.step()
+
+
+@pytest.mark.parametrize("written", [1, 2, 3])
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 1023, 4096, 5001])
+def test_the_stream_adds_to_every_element(size: int, written: int, cuda: Emulated) -> None:
+    arrays = [torch.full((size + 4,), float(i)) for i in range(written + 1)]
+    addresses = [array.data_ptr() for array in arrays]
+    read = torch.arange(size + 4, dtype=torch.float32)
+    cuda.native.stream(addresses[:written], read.data_ptr(), size, 0, STREAM)
+    for i, array in enumerate(arrays[:written]):
+        assert torch.equal(array[:size], i + read[:size])
+        assert torch.equal(array[size:], torch.full((4,), float(i)))
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        (dict(driver_version=0), "no NVIDIA driver is installed"),
+        (dict(driver_version=12020), r"too old: it supports CUDA 12\.2, danlu was built with 13\.0"),
+        (dict(device_count=0), "no CUDA device is visible"),
+    ],
+)
+def test_a_machine_that_cannot_says_why(machine: dict[str, int], reason: str, cuda: Emulated) -> None:
+    for name, value in machine.items():
+        setattr(cuda.native.machine(), name, value)
+    with pytest.raises(RuntimeError, match=f"backend='cuda' is not available: .*{reason}"):
+        danlu.Lion(some_params(), backend="cuda")
+
+
+def test_a_device_without_code_for_it_is_refused(cuda: Emulated) -> None:
+    other = Cuda(cuda.native, device_type="cpu")
+    cuda.native.machine().capability = 75
+    opt = ADAMW.make(some_params(), backend="cuda")
+    from danlu.backends import cuda as module
+
+    module._capability.cache_clear()
+    try:
+        (row, *_) = opt.backend_report()
+    finally:
+        module._capability.cache_clear()
+    assert row.backend == "reference"
+    assert "danlu._cuda is built for 80-real,90-real,100, cpu has compute capability 7.5" in row.reason
+    assert other.unavailable() is None
+
+
+def test_same_bits_whichever_way_addresses_are_read(monkeypatch: pytest.MonkeyPatch, cuda: Emulated) -> None:
+    results = []
+    for way in ("0", "1"):
+        monkeypatch.setenv("DANLU_DLPACK", way)
+        opt = ADAMW.make(some_params(), backend="cuda")
+        for t in range(3):
+            give_gradients(parameters(opt), t)
+            opt.step()
+        results.append(copies(opt))
+    assert all(map(same_bits, *results))

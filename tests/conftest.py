@@ -16,6 +16,7 @@ from danlu.backends.cpu import CPU
 from emulated import AVAILABLE, Emulated, emulated
 
 torch.set_num_threads(2)
+collect_ignore = ["gpu"]  # what needs a GPU has a conftest.py of its own and is run by `make gpu`
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ def offset(elements: int) -> Place:
     """Contiguous, `elements` after an aligned address."""
 
     def place(x: torch.Tensor) -> torch.Tensor:
-        room = torch.empty(x.numel() + elements, dtype=x.dtype)
+        room = torch.empty(x.numel() + elements, dtype=x.dtype, device=x.device)
         view = room[elements : elements + x.numel()].view(x.shape)
         view.copy_(x)
         return view
@@ -38,7 +38,7 @@ def offset(elements: int) -> Place:
 
 def every_second(x: torch.Tensor) -> torch.Tensor:
     """Gaps between the elements: not dense."""
-    room = torch.zeros((*x.shape[:-1], 2 * x.shape[-1]), dtype=x.dtype)
+    room = torch.zeros((*x.shape[:-1], 2 * x.shape[-1]), dtype=x.dtype, device=x.device)
     view = room[..., ::2]
     view.copy_(x)
     return view

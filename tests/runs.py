@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from cases import CASES, Case, Storage, set_gradient, values
 from danlu.testing import same_bits
-from layouts import LAYOUTS
+from layouts import LAYOUTS, Layout
 
 STEPS = 10
 Result = list[dict[str, torch.Tensor]]
 
 
 def run(
-    case: Case, storage: Storage, backend: str, *, wild: bool = True, steps: int = STEPS, **engine: Any
+    case: Case,
+    storage: Storage,
+    backend: str,
+    *,
+    device: torch.device | str = "cpu",
+    wild: bool = True,
+    steps: int = STEPS,
+    layouts: Sequence[Layout] = LAYOUTS,
+    **engine: Any,
 ) -> Result:
-    """Parameters and states after some steps over all layouts, in two groups with settings of their own."""
+    """Parameters and states after some steps over the layouts, in two groups with settings of their own."""
     params = []
-    for i, layout in enumerate(LAYOUTS):
-        start = values(layout.shape, i, wild=wild).to(storage.param)
+    for i, layout in enumerate(layouts):
+        start = values(layout.shape, i, wild=wild).to(device, storage.param)
         params.append(torch.nn.Parameter(layout.param(start)))
     groups = [
         {"params": params[::2]},
@@ -30,11 +39,11 @@ def run(
     opt = case.make(groups, backend=backend, state_dtype=storage.moment, **engine)
     for t in range(steps):
         opt.param_groups[0]["lr"] = case.hyper["lr"] / (t + 1)
-        for i, (layout, p) in enumerate(zip(LAYOUTS, params, strict=True)):
+        for i, (layout, p) in enumerate(zip(layouts, params, strict=True)):
             if (t + i) % 4 == 3:
                 p.grad = None  # parameters are at different steps
             else:
-                g = values(layout.shape, 1000 * (t + 1) + i, wild=wild).to(storage.grad)
+                g = values(layout.shape, 1000 * (t + 1) + i, wild=wild).to(device, storage.grad)
                 set_gradient(p, layout.grad(g))
         opt.step()
     return [{"param": p.detach(), **opt.state[p]} for p in params]
@@ -45,11 +54,12 @@ def expected(case_id: str, storage: Storage, wild: bool = True) -> Result:
     return run(next(c for c in CASES if c.id == case_id), storage, "reference", wild=wild)
 
 
-def assert_same(got: Result, want: Result) -> None:
+def assert_same(got: Result, want: Result, layouts: Sequence[Layout] = LAYOUTS) -> None:
+    """`got` may be on a device."""
     different = [
         f"{layout.id}: {key}"
-        for layout, a, b in zip(LAYOUTS, got, want, strict=True)
+        for layout, a, b in zip(layouts, got, want, strict=True)
         for key in b
-        if not same_bits(a[key], b[key])
+        if not same_bits(a[key].cpu(), b[key])
     ]
     assert not different, different

@@ -1,0 +1,144 @@
+"""On a GPU the CUDA kernels give the bits of the CPU kernels, and those the reference's."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import danlu
+from cases import BF16, CASES, F16, F32, STORAGES, Case, Storage, set_gradient, values
+from danlu.testing import same_bits
+from layouts import LAYOUTS
+from runs import Result, assert_same, run
+
+COMPILED = [s for s in STORAGES if s.moment != F16]
+NATIVE = [layout for layout in LAYOUTS if layout.native]
+STEPS = 5
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+every_storage = pytest.mark.parametrize("storage", COMPILED, ids=lambda s: s.id)
+
+
+@functools.cache
+def expected(case_id: str, storage: Storage, wild: bool) -> Result:
+    case = next(c for c in CASES if c.id == case_id)
+    return run(case, storage, "cpu", wild=wild, steps=STEPS, layouts=NATIVE)
+
+
+@pytest.mark.parametrize("wild", [True, False], ids=["wild", "ordinary"])
+@every_storage
+@every_case
+def test_same_bits(case: Case, storage: Storage, wild: bool, device: torch.device) -> None:
+    """Over layouts, alignments, tails, two groups; with subnormals, infinities and NaN, and without."""
+    got = run(case, storage, "cuda", device=device, wild=wild, steps=STEPS, layouts=NATIVE)
+    assert_same(got, expected(case.id, storage, wild), NATIVE)
+
+
+@every_case
+def test_same_bits_with_coefficients_from_the_device(case: Case, device: torch.device) -> None:
+    options = dict(device=device, wild=True, steps=STEPS, layouts=NATIVE, capturable=True)
+    got = run(case, COMPILED[0], "cuda", **options)  # type: ignore[arg-type]
+    assert_same(got, expected(case.id, COMPILED[0], True), NATIVE)
+
+
+@every_case
+def test_coefficients_of_two_million_steps(case: Case, device: torch.device) -> None:
+    """The device's pow and expm1 may round their float64 otherwise, which may move the last bit of fp32."""
+    opt = case.make([torch.nn.Parameter(torch.zeros(1))], backend="reference")
+    (group,) = opt.param_groups
+    steps = sorted({*range(1, 300), *(int(1.01**k) for k in range(300, 1459))})
+    on_device = opt.fold(
+        group,
+        torch.tensor(steps, dtype=torch.float64, device=device),
+        torch.zeros(len(steps), dtype=torch.float64, device=device),
+        device,
+    )
+    for i, step in enumerate(steps):
+        for name, number in opt.fold(group, float(step), 0.0).items():
+            value = on_device[name]
+            if isinstance(value, torch.Tensor):
+                on_device[name] = value = value.expand(len(steps)).cpu()
+                value = value[i].item()
+            a, b = torch.tensor([number, value], dtype=F32).unbind()
+            assert torch.nextafter(a, b) == b, (name, step)
+
+
+@pytest.mark.parametrize("elements", [1 << 16, 1 << 24], ids=["2^16", "2^24"])
+@every_case
+def test_any_bit_patterns(case: Case, elements: int, device: torch.device) -> None:
+    """Every exponent in every array: the slow paths of division and square root, too."""
+    if device.type == "cpu" and elements > 1 << 16:
+        pytest.skip("too slow in the emulator")
+    generator = torch.Generator().manual_seed(0)
+
+    def bits() -> torch.Tensor:
+        high = torch.randint(-(2**31), 2**31, (elements,), generator=generator, dtype=torch.int64)
+        return high.to(torch.int32).view(F32)
+
+    start, gradient, moment, square = bits(), bits(), bits(), bits().abs()
+    results = []
+    for backend, where in (("cuda", device), ("cpu", torch.device("cpu"))):
+        p = torch.nn.Parameter(start.to(where, copy=True))
+        p.grad = gradient.to(where)
+        opt = case.make([p], backend=backend)
+        opt.state[p] = {"step": torch.tensor(3.0), "exp_avg": moment.to(where, copy=True)}
+        if "exp_avg_sq" in opt.state_names:
+            opt.state[p]["exp_avg_sq"] = square.to(where, copy=True)
+        if opt.cycle(opt.param_groups[0]) > 1:
+            opt.state[p]["micro_step"] = torch.tensor(2.0)
+        opt.step()
+        results.append([p.detach(), *(opt.state[p][name] for name in opt.state_names)])
+    for got, want in zip(*results, strict=True):
+        assert same_bits(got, want.to(device))
+
+
+def test_rounding_to_bf16(device: torch.device) -> None:
+    """m = 0 * m + 1 * g, stored: every 16th fp32 number, against torch's own rounding on the CPU."""
+    parts = 64 if device.type == "cuda" else 1
+    count = (1 << 28) // 64 if device.type == "cuda" else 1 << 16
+    for part in range(parts):
+        numbers = torch.arange(part * count, (part + 1) * count, dtype=torch.int64) * 16 + part % 16
+        g = (numbers - 2**31).to(torch.int32).view(F32)
+        p = torch.nn.Parameter(torch.zeros(count, device=device), requires_grad=False)
+        p.grad = g.to(device)
+        opt = danlu.Lion([p], lr=0.0, betas=(0.0, 0.0), state_dtype=BF16, backend="cuda")
+        opt.step()
+        want = (g + 0.0).to(BF16)  # 0 * m + -0 is 0
+        assert same_bits(opt.state[p]["exp_avg"], want.to(device))
+
+
+@every_storage
+@pytest.mark.parametrize("case", [CASES[0], CASES[4]], ids=lambda c: c.id)
+def test_thousands_of_tensors_of_odd_sizes(case: Case, storage: Storage, device: torch.device) -> None:
+    """Several launches, two groups, every eighth tensor empty."""
+    count = 5000 if device.type == "cuda" else 1000
+    results = []
+    for backend, where in (("cuda", device), ("cpu", torch.device("cpu"))):
+        params = []
+        for i in range(count):
+            p = torch.nn.Parameter(
+                values((0 if i % 8 == 5 else i % 61,), i, wild=False).to(where, storage.param)
+            )
+            set_gradient(p, values(p.shape, i + 1, wild=False).to(where, storage.grad))
+            params.append(p)
+        groups = [{"params": params[::3]}, {"params": params[1::3] + params[2::3], "weight_decay": 0.0}]
+        opt = case.make(groups, backend=backend, state_dtype=storage.moment)
+        opt.step()
+        results.append(torch.cat([p.detach() for p in params]))
+    assert same_bits(results[0].cpu(), results[1])
+
+
+def test_two_dtypes_two_groups(device: torch.device) -> None:
+    results = []
+    for backend, where in (("cuda", device), ("cpu", torch.device("cpu"))):
+        params = [
+            torch.nn.Parameter(values((100 * i + 3,), i).to(where, s.param)) for i, s in enumerate(COMPILED)
+        ]
+        opt = danlu.AdamW([{"params": params[:4]}, {"params": params[4:], "lr": 0.1}], backend=backend)
+        for t in range(3):
+            for i, (p, storage) in enumerate(zip(params, COMPILED, strict=True)):
+                set_gradient(p, values(p.shape, 50 * t + i).to(where, storage.grad))
+            opt.step()
+        results.append([t for p in params for t in (p.detach(), *opt.state[p].values())])
+    assert all(same_bits(a.cpu(), b) for a, b in zip(*results, strict=True))

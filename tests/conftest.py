@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ import torch
 import danlu
 from danlu.backends import BACKENDS
 from danlu.backends.cpu import CPU
+from danlu.backends.cuda import CUDA
 from emulated import AVAILABLE, Emulated, emulated
 
 torch.set_num_threads(2)
@@ -75,3 +77,5 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     reason = CPU.unavailable()
     if reason:
         pytest.exit(f"{reason}; build danlu before its tests", returncode=3)
+    if os.environ.get("CI") and CUDA.native is None:
+        pytest.exit(f"{CUDA.unavailable()}; CI needs nvcc", returncode=3)

@@ -1,4 +1,4 @@
-"""The tests for GPUs, as far as the emulator carries them: `make gpu` must not fail for their own mistakes."""
+"""The tests for GPUs, as far as the emulator carries them: on a GPU they fail for its reasons only."""
 
 from __future__ import annotations
 

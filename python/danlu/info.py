@@ -19,6 +19,7 @@ import danlu
 
 from .backends import BACKENDS, NATIVE
 from .backends.cpu import CPU, instruction_set
+from .backends.cuda import CUDA
 from .testing import same_bits
 
 OPTIMIZERS = [danlu.Lion, danlu.Tiger, danlu.AdamW, danlu.Adam, danlu.AdaX, danlu.AdaXW]
@@ -44,6 +45,7 @@ def collect() -> dict[str, Any]:
         "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
         "backends": {name: backend.unavailable() or "available" for name, backend in BACKENDS.items()},
         "cpu": _cpu_facts(),
+        "cuda": _cuda_facts(),
         "self_check": [_self_check(optimizer, name) for name in _available() for optimizer in OPTIMIZERS],
     }
 
@@ -52,7 +54,8 @@ def as_text(facts: dict[str, Any]) -> str:
     lines = [" ".join(f"{name} {version}" for name, version in facts["versions"].items())]
     lines += [f"platform: {facts['platform']}", f"devices: {', '.join(facts['devices'])}"]
     lines += [f"backend {name}: {state}" for name, state in facts["backends"].items()]
-    lines += [f"cpu {name}: {value}" for name, value in facts["cpu"].items()]
+    for backend in ("cpu", "cuda"):
+        lines += [f"{backend} {name}: {value}" for name, value in facts[backend].items()]
     for check in facts["self_check"]:
         lines.append(f"one step of {check['optimizer']} on {check['backend']}: {check['result']}")
     return "\n".join(lines)
@@ -69,6 +72,12 @@ def _cpu_facts() -> dict[str, Any]:
     }
 
 
+def _cuda_facts() -> dict[str, Any]:
+    if CUDA.native is None:
+        return {}
+    return {"built for": CUDA.native.architectures}
+
+
 def _available() -> list[str]:
     return [backend.name for backend in NATIVE if not backend.unavailable()]
 
@@ -76,13 +85,13 @@ def _available() -> list[str]:
 def _self_check(optimizer: type[danlu.FusedOptimizer], backend: str) -> dict[str, Any]:
     """One step from the same start with the backend and with the reference."""
     results = []
-    for choice in (backend, "reference"):
+    for choice, device in ((backend, BACKENDS[backend].device_types[0]), ("reference", "cpu")):
         generator = torch.Generator().manual_seed(0)
-        p = torch.nn.Parameter(torch.randn(1000, generator=generator))
-        p.grad = torch.randn(1000, generator=generator)
+        p = torch.nn.Parameter(torch.randn(1000, generator=generator).to(device))
+        p.grad = torch.randn(1000, generator=generator).to(device)
         make: Any = optimizer
         make([p], backend=choice).step()
-        results.append(p)
+        results.append(p.cpu())
     ok = same_bits(*results)
     result = "same bits as the reference" if ok else "DIFFERS from the reference"
     return {"optimizer": optimizer.__name__, "backend": backend, "ok": ok, "result": result}

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "address_list.h"
 #include "coefficient_rows.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/stream.h"
@@ -57,8 +58,6 @@ class CpuStep {
   // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
   // to fp32.
   void run(const py::list& rows, int threads) {
-    // for the rounding of the coefficients; the threads of the region have their own
-    const IeeeArithmetic scope;
     rows_.assign(rows);
     {
       const py::gil_scoped_release nogil;
@@ -112,6 +111,17 @@ PYBIND11_MODULE(_cpu, m) {
         "The coefficients of a rule in order; None if there is no such rule.");
   m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
+  m.def("rounded_rows", &rounded_rows, "Rows of numbers as bytes of fp32, padded to a length.");
+  py::class_<AddressList>(m, "AddressList")
+      .def(py::init<py::object, py::module_, py::object, std::pair<int, int>, bool>())
+      .def("add", &AddressList::add)
+      .def("bind", &AddressList::bind)
+      .def("gather", &AddressList::gather)
+      .def("active", &AddressList::active)
+      .def("mask", &AddressList::mask)
+      .def("release", &AddressList::release)
+      .def("advance", &AddressList::advance)
+      .def("table", &AddressList::table);
   py::class_<CpuStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, std::string>())
       .def("add", &CpuStep::add)

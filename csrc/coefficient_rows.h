@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "ieee.h"
+
 namespace danlu {
 
 namespace py = pybind11;
@@ -25,8 +27,9 @@ inline py::tuple split_names(const char* names) {
 // One row of fp32 numbers for each (group, step) of a step that is being made.
 class CoefficientRows {
  public:
-  // rows: sequences of float64 numbers, each rounded once to fp32, in the mode of the calling thread
+  // rows: sequences of float64 numbers, each rounded once to fp32
   void assign(const py::list& rows) {
+    const IeeeArithmetic scope;
     values_.clear();
     starts_.clear();
     for (const py::handle row : rows) {

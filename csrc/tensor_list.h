@@ -6,7 +6,7 @@
 
 namespace danlu {
 
-constexpr int max_states = 2;
+constexpr int max_states = 4;
 
 struct Storage {
   void* data;

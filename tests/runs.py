@@ -63,3 +63,25 @@ def assert_same(got: Result, want: Result, layouts: Sequence[Layout] = LAYOUTS) 
         if not same_bits(a[key].cpu(), b[key])
     ]
     assert not different, different
+
+
+def assert_flushing_changes_nothing(case: Case, backend: str, size: int = 200_000) -> None:
+    """Steps on subnormal values with a subnormal lr, with and without torch flushing such numbers to 0."""
+    start = values((size,), 0) * 1e-30
+    gradient = values((size,), 1) * 1e-30
+    results = []
+    for flush in (False, True):
+        p = torch.nn.Parameter(start.clone())
+        opt = case.make([p], lr=1e-39, backend=backend)
+        p.grad = gradient
+        opt.step()  # makes the state
+        try:
+            assert torch.set_flush_denormal(flush)
+            for _ in range(3):
+                opt.step()
+            assert ((torch.tensor([1e-30]) * 1e-10).item() == 0.0) == flush
+        finally:
+            torch.set_flush_denormal(False)
+        results.append({"param": p.detach(), **opt.state[p]})
+    assert all(same_bits(results[0][key], results[1][key]) for key in results[0])
+    assert not same_bits(results[0]["param"], start)

@@ -14,7 +14,7 @@ from cases import CASES, F16, STORAGES, Case, Storage, set_gradient, values
 from danlu.testing import same_bits
 from emulated import Emulated
 from layouts import LAYOUTS
-from runs import assert_same, expected, run
+from runs import assert_flushing_changes_nothing, assert_same, expected, run
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
@@ -36,6 +36,12 @@ def test_same_bits_as_the_reference(case: Case, storage: Storage, capturable: bo
 def test_same_bits_for_ordinary_numbers(case: Case) -> None:
     for storage in COMPILED[:4]:
         assert_same(run(case, storage, "cuda", wild=False), expected(case.id, storage, wild=False))
+
+
+@every_case
+def test_flush_denormal_changes_nothing(case: Case) -> None:
+    """A GPU flushes nothing; coefficients are rounded on the host."""
+    assert_flushing_changes_nothing(case, "cuda", 20_000)
 
 
 def aligned_to(elements: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

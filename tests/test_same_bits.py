@@ -15,7 +15,7 @@ from cases import CASES, STORAGES, Case, Storage, set_gradient, values
 from danlu import _cpu
 from danlu.testing import same_bits
 from layouts import LAYOUTS
-from runs import assert_same, expected, run
+from runs import assert_flushing_changes_nothing, assert_same, expected, run
 
 INSTRUCTION_SETS = _cpu.instruction_sets()
 
@@ -54,24 +54,7 @@ def test_same_bits_without_the_exchange_api(case: Case, monkeypatch: pytest.Monk
 def test_flush_denormal_changes_nothing(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting of the calling thread; neither values nor coefficients may depend on who computes them."""
     monkeypatch.setenv("DANLU_CPU_ISA", isa)
-    start = values((200_000,), 0) * 1e-30
-    gradient = values((200_000,), 1) * 1e-30
-    results = []
-    for flush in (False, True):
-        p = torch.nn.Parameter(start.clone())
-        opt = case.make([p], lr=1e-39, backend="cpu")
-        p.grad = gradient
-        opt.step()  # makes the state
-        try:
-            assert torch.set_flush_denormal(flush)
-            for _ in range(3):
-                opt.step()
-            assert ((torch.tensor([1e-30]) * 1e-10).item() == 0.0) == flush
-        finally:
-            torch.set_flush_denormal(False)
-        results.append({"param": p.detach(), **opt.state[p]})
-    assert all(same_bits(results[0][key], results[1][key]) for key in results[0])
-    assert not same_bits(results[0]["param"], start)
+    assert_flushing_changes_nothing(case, "cpu")
 
 
 # flushes in the threads that the kernels will use, too: they take the mode of the one that starts them

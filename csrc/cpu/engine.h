@@ -9,7 +9,7 @@ namespace DANLU_ISA {
 
 // The whole update of n fp32 elements, vectorised by the compiler.
 template <class Rule, bool StoreParams>
-void step_block(float* __restrict p, const float* __restrict g, float* const (&states)[max_states], int64_t n,
+void step_block(float* __restrict p, const float* __restrict g, float* const (&states)[2], int64_t n,
                 const float* row) {
   RowHeader header;
   typename Rule::Coeffs k;
@@ -30,15 +30,14 @@ void step_block(float* __restrict p, const float* __restrict g, float* const (&s
 
 template <class Rule>
 void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
-  static_assert(Rule::num_states <= max_states);
+  static_assert(Rule::num_states <= 2);
   const bool store_params = reinterpret_cast<const RowHeader*>(row)->store_params != 0.f;
   Lane p(t.p), g(t.g), first(t.states[0]), second(t.states[Rule::num_states - 1]);
   bool direct = p.direct() && g.direct() && first.direct() && second.direct();
   const int64_t block = direct ? end - begin : Lane::buffer_size;
   for (int64_t at = begin; at < end; at += block) {
     const int64_t n = end - at < block ? end - at : block;
-    float* const states[max_states] = {first.load(at, n),
-                                       Rule::num_states > 1 ? second.load(at, n) : nullptr};
+    float* const states[2] = {first.load(at, n), Rule::num_states > 1 ? second.load(at, n) : nullptr};
     if (store_params) {
       step_block<Rule, true>(p.load(at, n), g.load(at, n), states, n, row);
       p.store(at, n);

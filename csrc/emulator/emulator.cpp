@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <exception>
 
+#include "../ieee.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -167,6 +169,7 @@ void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
   scheduler.grid = grid;
   scheduler.block = block;
   scheduler.kernel = &kernel;
+  const danlu::IeeeArithmetic scope;  // a GPU flushes nothing
   const uint64_t end = std::min(grid.count(), machine().end_block);
   for (uint64_t i = machine().first_block; i < end; i++)
     run_block(dim3(unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)));

@@ -81,9 +81,6 @@ class CudaStep {
   std::vector<bool> mask() const { return list_.mask(); }
   void release() { list_.release(); }
 
-  // Floats from one row to the next, where the device computes the rows.
-  int row_stride() const { return row_stride_; }
-
   // Enqueues the step on a stream and returns the number of launches. rows: as CpuStep::run, without counters
   // on the device; then device_rows is the address of an fp32 row for each tensor added. clip, found_inf:
   // addresses of fp32 numbers on the device, or 0.
@@ -139,8 +136,8 @@ class CudaStep {
   std::vector<std::string> names_;
   std::vector<size_t> order_;  // tensors with elements, those of one kernel together
   CoefficientRows rows_;
-  int row_stride_ = 0;
-  size_t first_ = 0;  // the first tensor of the launch being packed
+  int row_stride_ = 0;  // floats from one row to the next, where the device computes them: the longest
+  size_t first_ = 0;    // the first tensor of the launch being packed
 };
 
 py::object coefficient_names(const std::string& rule) {
@@ -200,7 +197,6 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
       .def("active", &CudaStep::active)
       .def("mask", &CudaStep::mask)
       .def("release", &CudaStep::release)
-      .def("row_stride", &CudaStep::row_stride)
       .def("run", &CudaStep::run);
 #if defined(DANLU_EMULATOR)
   bind_emulator(m);

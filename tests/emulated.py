@@ -33,9 +33,6 @@ class Emulated(Cuda):
     def stream(self, device: torch.device) -> int:
         return STREAM
 
-    def is_capturing(self) -> bool:
-        return False
-
 
 @cache
 def emulated(*, sanitize: bool = False) -> Emulated:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..gradient_scale import GradientScale
 from ..sharding import dtensor_type
-from .device_rows import DeviceRows
-from .native import NativePart, exchange_api, refusal_of_tensors
+from .gpu import GpuPart
+from .native import ROW_HEADER, exchange_api, refusal_of_tensors
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -76,55 +75,25 @@ class Cuda:
         """The handle of torch's current stream."""
         return int(torch.cuda.current_stream(device).cuda_stream)
 
-    def is_capturing(self) -> bool:
-        return bool(torch.cuda.is_current_stream_capturing())
 
-
-class CudaPart(NativePart):
-    """The parameters of one device. Coefficients come from the host, or are computed on the device."""
-
+class CudaPart(GpuPart):
     def __init__(self, backend: Cuda, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> None:
-        assert backend.native is not None
+        module, device = backend.native, entries[0].param.device
+        assert module is not None
+        index = backend.index(device) if device.type == "cuda" else -1
+        native = module.Step(exchange_api(), torch, dtensor_type(), index, optimizer.counters_on_device)
+        longest = max(len(module.coefficient_names(entry.rule)) for entry in entries)
+        super().__init__(native, module, optimizer, entries, ROW_HEADER + longest)
         self._backend = backend
-        self._device = entries[0].param.device
-        self._on_device = optimizer.counters_on_device
-        index = backend.index(self._device) if self._device.type == "cuda" else -1
-        native = backend.native.Step(exchange_api(), torch, dtensor_type(), index, self._on_device)
-        super().__init__(native, backend.native, entries)
-        native.bind(optimizer.state)
-        self._device_rows = DeviceRows(self, entries, native.row_stride()) if self._on_device else None
-        self._rows: list[tuple[float, ...]] = []
-        # tensors that the kernel reads, kept until the next step
-        self._clip: torch.Tensor | None = None
-        self._found_inf: torch.Tensor | None = None
 
-    @property
-    def reads_host(self) -> bool:
-        return not self._on_device
-
-    def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
-        if self._device_rows is not None:
-            self._found_inf = scale.found_inf_on(self._device)
-            self._device_rows.prepare(optimizer, scale.factor_on(self._device), self._found_inf)
-            return
-        if self._backend.is_capturing():
-            raise RuntimeError("a step inside a CUDA graph's capture needs capturable=True")
-        # a norm stays on the device, so that nothing waits for it; the sign of maximize stays in the row
-        self._clip = scale.factor_on(self._device).float() if scale.clips else None
-        self._rows = self.rows(optimizer, 1.0 if scale.clips else scale.factor())
-
-    def run(self) -> None:
-        self.count_writes()
-        rows = self._device_rows
+    def launch(self) -> None:
         self._native.run(
             self._rows,
-            self._backend.stream(self._device),
-            0 if rows is None else rows.address,
+            self._backend.stream(self.device),
+            0 if self._device_rows is None else self._device_rows.table.data_ptr(),
             0 if self._clip is None else self._clip.data_ptr(),
             0 if self._found_inf is None else self._found_inf.data_ptr(),
         )
-        if rows is not None:
-            rows.advance(self.active())
 
 
 @functools.cache

@@ -29,7 +29,7 @@ class DeviceRows:
         self._part = part
         self._entries = entries
         device = entries[0].param.device
-        self._rows = torch.zeros(len(entries), stride, dtype=torch.float32, device=device)
+        self.table = torch.zeros(len(entries), stride, dtype=torch.float32, device=device)
         self._steps = [entry.state["step"] for entry in entries]
         self._cycles = any(entry.cycle > 1 for entry in entries)
         # parameters without a cycle have no micro_step: a number of their own keeps the lists alike
@@ -45,10 +45,6 @@ class DeviceRows:
         self._step_increments: torch.Tensor | None = None
         self._micro_increments: torch.Tensor | None = None
 
-    @property
-    def address(self) -> int:
-        return self._rows.data_ptr()
-
     def prepare(
         self, optimizer: FusedOptimizer, factor: torch.Tensor, found_inf: torch.Tensor | None
     ) -> None:
@@ -62,7 +58,7 @@ class DeviceRows:
             columns = self._columns(
                 optimizer, index, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end], factor
             )
-            self._rows[begin:end, : columns.shape[1]].copy_(columns)
+            self.table[begin:end, : columns.shape[1]].copy_(columns)
 
         counts = 1.0 if found_inf is None else (found_inf == 0).to(torch.float32)
         self._step_increments = updates.to(torch.float32) * counts

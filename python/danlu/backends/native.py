@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from .. import checks, state
 from ..sharding import local
+
+# the engine's own words in front of every coefficient row: factor, store_params
+ROW_HEADER = 2
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -39,12 +41,20 @@ def refusal_of_tensors(entry: Entry) -> str | None:
     return None
 
 
+class CoefficientNames(Protocol):
+    """What knows the rules of a backend: a native module, say."""
+
+    def coefficient_names(self, rule: str, /) -> tuple[str, ...] | None:
+        """In the order in which the kernel reads them; None if there is no such rule."""
+        ...
+
+
 class NativePart:
     """A native list of parameters, which borrows every object: the entries here keep them alive."""
 
-    def __init__(self, native: Any, module: ModuleType, entries: Sequence[Entry]) -> None:
+    def __init__(self, native: Any, rules: CoefficientNames, entries: Sequence[Entry]) -> None:
         self._native = native
-        self._module = module
+        self._names = rules
         self._entries = entries
         self._params = [entry.param for entry in entries]
         self._kinds = {entry.group: (entry.rule, entry.cycle) for entry in entries}
@@ -83,7 +93,7 @@ class NativePart:
 
     def checked_names(self, rule: str, values: dict[str, Any]) -> dict[str, Any]:
         """The coefficients as Python gives them; raises unless they are those that the kernel reads."""
-        names = self._module.coefficient_names(rule)
+        names = self._names.coefficient_names(rule)
         if tuple(values) != names:
             raise RuntimeError(f"rule {rule!r} takes the coefficients {names}, Python gives {tuple(values)}")
         return values

@@ -12,6 +12,8 @@ import rich.table
 import torch
 
 import danlu
+from cases import BACKENDS as BACKENDS_HERE
+from cases import INTERPRETED
 from danlu.backends import BACKENDS
 from danlu.backends.cpu import CPU
 from danlu.backends.cuda import CUDA
@@ -19,6 +21,8 @@ from emulated import AVAILABLE, Emulated, emulated
 
 torch.set_num_threads(2)
 collect_ignore = ["gpu"]  # what needs a GPU has a conftest.py of its own and is run by `make gpu`
+if not INTERPRETED:
+    collect_ignore.append("interpreted")  # test_triton_interpreted.py runs it
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +34,9 @@ def _same_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["cpu", "reference", "cuda"])
+@pytest.fixture(params=BACKENDS_HERE)
 def backend(request: pytest.FixtureRequest) -> str:
-    """The backends that run here; the CUDA kernels run in the emulator, over CPU tensors."""
+    """One of those that run in this process."""
     if request.param == "cuda":
         request.getfixturevalue("cuda")
     return str(request.param)
@@ -70,6 +74,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         numbers = (outcomes["passed"], failed, outcomes["skipped"], f"{seconds[file]:.1f}")
         table.add_row(file, *map(str, numbers))
     rich.console.Console(file=terminalreporter._tw._file, width=80).print(table)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if INTERPRETED:  # numpy computes there, and tells of overflows and NaN
+        config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import contenders
 import danlu
 import harness
 import step_time
 from baselines import PlainLion
+from workloads import Workload
 
-TINY = harness.Workload("tiny", "a few tensors", [(40, 30), (30,), (7,)])
+TINY = Workload("tiny", "a few tensors", [(40, 30), (30,), (7,)])
 
 
 def model(dtype: torch.dtype = torch.float32) -> harness.Model:
@@ -24,8 +26,10 @@ def model(dtype: torch.dtype = torch.float32) -> harness.Model:
 
 def test_workloads() -> None:
     gpt2, small = step_time.WORKLOADS["gpt2-small"], step_time.WORKLOADS["many-small"]
+    llama = step_time.WORKLOADS["llama-3.2-1b"]
     assert (len(gpt2.shapes), gpt2.elements) == (148, 124_439_808)
     assert (len(small.shapes), round(small.elements / 1e6, 1)) == (5000, 27.7)
+    assert (len(llama.shapes), llama.elements) == (146, 1_235_814_400)
     assert all(shape[1] == 64 for shape in small.shapes)
     assert gpt2.single_elements().elements == 148
 
@@ -41,8 +45,8 @@ def test_gradients_are_fresh_at_every_step() -> None:
         assert p.grad.data_ptr() != g.data_ptr()
 
 
-@pytest.mark.parametrize("contender", step_time.CONTENDERS, ids=lambda c: c.id)
-def test_bytes_that_a_step_has_to_touch(contender: step_time.Contender) -> None:
+@pytest.mark.parametrize("contender", contenders.ON_CPU, ids=lambda c: c.id)
+def test_bytes_that_a_step_has_to_touch(contender: contenders.Contender) -> None:
     parameters = model(contender.dtype).parameters
     optimizer = contender.make(parameters)
     optimizer.step()
@@ -78,10 +82,10 @@ def test_peak_of_what_a_step_allocates() -> None:
 
 def test_danlu_allocates_nothing() -> None:
     """Beyond Python objects: what torch's allocators know of, and their peak in a step of every optimizer."""
-    for contender in step_time.CONTENDERS:
+    for contender in contenders.ON_CPU:
         if contender.make(model().parameters).__module__.startswith("danlu"):
-            made = model(contender.dtype)
-            assert step_time.use_of_memory(contender, made, TINY.elements)["peak_extra_bytes"] == 0
+            bench = harness.OnCpu(TINY, {contender.dtype})
+            assert bench.memory(contender)["peak_extra_bytes"] == 0
 
 
 def test_quartiles() -> None:
@@ -97,7 +101,7 @@ def test_a_whole_run(
     results = json.loads((tmp_path / "step_time.json").read_text())
     (measured,) = results["workloads"]
     rows = {row["name"]: row for row in measured["contenders"]}
-    assert list(rows) == [c.id for c in step_time.CONTENDERS]
+    assert list(rows) == [c.id for c in contenders.ON_CPU]
     for row in rows.values():
         assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
         if "kernel_ms" in row:

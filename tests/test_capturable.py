@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import danlu
 from cases import CASES, Case
-from danlu import gradient_scale
+from danlu import gradient_scale, state
 from danlu.backends.gpu import GpuPart
 from training import all_same, copies, everything, give_gradients, parameters, some_params
 
@@ -127,6 +127,8 @@ def test_the_counters_move_with_the_first_tensor_on_a_device(
         plain.step()
         assert all_same(everything(opt), everything(plain))
         assert opt.counters_on_device == (t >= 2)
+        assert opt._plan is not None
+        assert [part.reads_host for part in opt._plan._parts] == [t < 2]
 
 
 @every_case
@@ -142,6 +144,17 @@ def test_rows_and_counters_stay_where_they_are(case: Case) -> None:
         counters = [x.data_ptr() for state in opt.state.values() for x in state.values()]
         addresses.append([part._device_rows.table.data_ptr(), *counters])  # type: ignore[attr-defined]
     assert addresses[0] == addresses[1] == addresses[2]
+
+
+def test_counters_move_to_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = danlu.AdamW(some_params(), backend="cuda")
+    give_gradients(parameters(opt), 0)
+    opt.step()
+    (p, *_) = parameters(opt)
+    monkeypatch.setattr(opt, "counter_device", lambda p: torch.device("meta"))
+    held = state.ensure(opt, p, opt.param_groups[0])
+    assert held["step"].is_meta
+    assert not held["exp_avg"].is_meta
 
 
 def test_a_capture_with_host_coefficients_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

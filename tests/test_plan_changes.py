@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import danlu
-from cases import BF16, CASES, F16, F32, Case, set_gradient, values
+from cases import BACKENDS, BF16, CASES, F16, F32, Case, set_gradient, values
 from danlu.testing import same_bits
 
 STEPS = 6
@@ -20,10 +20,12 @@ Tensors = list[torch.Tensor]
 Change = Callable[[danlu.FusedOptimizer, int], Tensors | None]
 
 
-@pytest.fixture(params=["cpu", "cpu, tensors read by attributes", "reference"])
+@pytest.fixture(params=[*BACKENDS, f"{BACKENDS[0]}, tensors read by attributes"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if "attributes" in request.param:
         monkeypatch.setenv("DANLU_DLPACK", "0")
+    if request.param == "cuda":
+        request.getfixturevalue("cuda")
     return str(request.param).split(",")[0]
 
 

@@ -43,7 +43,11 @@ class Backend(Protocol):
 
     name: str
     reason: str  # why a tensor takes it, where nothing faster refused
-    device_types: tuple[str, ...]  # of the tensors that it could take
+
+    @property
+    def device_types(self) -> tuple[str, ...]:
+        """Of the tensors that it could take; empty for any."""
+        ...
 
     def unavailable(self) -> str | None:
         """Why it cannot run here; None if it can."""
@@ -58,8 +62,8 @@ class Backend(Protocol):
 
 from .cpu import CPU  # noqa: E402
 from .cuda import CUDA  # noqa: E402
-from .missing import TRITON  # noqa: E402
 from .reference import REFERENCE as REFERENCE  # noqa: E402
+from .triton import TRITON  # noqa: E402
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (REFERENCE, CPU, CUDA, TRITON)}
 NATIVE = tuple(b for b in BACKENDS.values() if b is not REFERENCE)

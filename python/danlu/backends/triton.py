@@ -1,0 +1,214 @@
+"""Triton kernels, for every combination of dtypes and on every GPU that Triton knows."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..sharding import dtensor_type
+from .cpu import CPU, STORED
+from .gpu import GpuPart
+from .mirror import Mirror
+from .native import ROW_HEADER, exchange_api, refusal_of_tensors
+
+if TYPE_CHECKING:
+    from ..optimizer import FusedOptimizer
+    from ..plan import Entry
+
+OLDEST = (3, 5)
+MOST_STATES = 4
+# DLPack's numbers
+_CPU, _CUDA, _ROCM = 1, 2, 10
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, over CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Triton:
+    name = "triton"
+    reason = "Triton kernels"
+
+    @property
+    def device_types(self) -> tuple[str, ...]:
+        return ("cpu",) if interpreted() else ("cuda",)
+
+    def unavailable(self) -> str | None:
+        return _missing() or (
+            None
+            if interpreted() or torch.cuda.is_available()
+            else "there is no GPU; TRITON_INTERPRET=1 runs the kernels over CPU tensors, slowly"
+        )
+
+    def refusal(self, entry: Entry) -> str | None:
+        device = entry.param.device
+        if device.type not in self.device_types:
+            wanted = "CPU tensors under TRITON_INTERPRET=1" if interpreted() else "tensors on a GPU"
+            return f"the parameter is on {device}, backend='triton' takes {wanted}"
+        missing = _missing()
+        if missing:
+            return missing
+        if self.coefficient_names(entry.rule) is None:
+            return f"no Triton rule {entry.rule!r}"
+        if any(dtype not in STORED for dtype in entry.dtypes):
+            return f"no Triton kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
+        if len(entry.dtypes) - 2 > MOST_STATES:
+            return f"{len(entry.dtypes) - 2} states, at most {MOST_STATES} are taken"
+        return refusal_of_tensors(entry)
+
+    def coefficient_names(self, rule: str) -> tuple[str, ...] | None:
+        found = _rules().get(rule)
+        return None if found is None else found.coefficients
+
+    def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> TritonPart:
+        return TritonPart(self, optimizer, entries)
+
+
+class TritonPart(GpuPart):
+    """The parameters of one device: one launch for each combination of rule and dtypes."""
+
+    def __init__(self, backend: Triton, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> None:
+        from .. import _cpu
+
+        device = entries[0].param.device
+        kind = _CPU if device.type == "cpu" else _ROCM if torch.version.hip else _CUDA
+        place = (kind, device.index or 0)
+        native = _cpu.AddressList(exchange_api(), torch, dtensor_type(), place, optimizer.counters_on_device)
+        self._stride = ROW_HEADER + max(len(_rules()[entry.rule].coefficients) for entry in entries)
+        super().__init__(native, backend, optimizer, entries, self._stride)
+        alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for i, entry in enumerate(entries):
+            if local_size(entry):
+                alike.setdefault((entry.rule, entry.dtypes), []).append(i)
+        self.launches = [
+            _Launch(rule, dtypes, indices, [local_size(entries[i]) for i in indices], device)
+            for (rule, dtypes), indices in alike.items()
+        ]
+        self._row_table = Mirror(4 * self._stride * len(entries), device)
+        self._one = torch.ones((), device=device)
+        self._zero = torch.zeros((), device=device)
+        self._compiled = False
+
+    def launch(self) -> None:
+        capturing = self.is_capturing()
+        if self._device_rows is None:
+            from .. import _cpu
+
+            data = _cpu.rounded_rows(self._rows, self._stride)
+            rows = self._row_table.send(data).view(torch.float32)
+        else:
+            rows = self._device_rows.table
+        clip = self._one if self._clip is None else self._clip
+        found_inf = self._zero if self._found_inf is None else self._found_inf
+        with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
+            calls = [
+                (launch, launch.arguments(self._native, capturing), rows, clip, found_inf)
+                for launch in self.launches
+            ]
+            if not self._compiled:  # all of them, so that none can fail when others have run
+                for launch, table, *rest in calls:
+                    launch.compile(table, *rest, self._stride)
+                self._compiled = True
+            for launch, table, *rest in calls:
+                launch.run(table, *rest, self._stride)
+        self._native.advance()
+
+
+class _Launch:
+    """Tensors of one rule and one combination of dtypes; what depends on their sizes is sent once."""
+
+    def __init__(
+        self, rule: str, dtypes: tuple[str, ...], indices: list[int], sizes: list[int], device: torch.device
+    ) -> None:
+        import triton.language as tl
+
+        narrow = all(dtype != "float32" for dtype in dtypes)
+        # 16-byte accesses where all arrays have elements of one size; 8 bytes beside fp32
+        self._block = 4096 if interpreted() else 1024 if narrow else 512
+        self._chunk = 16384
+        chunks = [-(-size // self._chunk) for size in sizes]
+        self.programs = sum(chunks)
+        tensors = [i for i, count in enumerate(chunks) for _ in range(count)]
+        self._chunk_tensors = torch.tensor(tensors, dtype=torch.int32, device=device)
+        within = [c for count in chunks for c in range(count)]
+        self._chunk_indices = torch.tensor(within, dtype=torch.int32, device=device)
+        self._sizes = torch.tensor(sizes, dtype=torch.int64, device=device)
+        self._indices = indices
+        self.table = Mirror(8 * (len(dtypes) + 1) * len(indices), device)
+        function, coefficients = _rules()[rule]
+        kinds = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
+        self._constants: dict[str, Any] = dict(
+            RULE=function,
+            DTYPES=tuple(kinds[dtype] for dtype in dtypes),
+            COEFFICIENTS=len(coefficients),
+            BLOCK=self._block,
+            CHUNK=self._chunk,
+        )
+        if not interpreted():
+            # separately rounded operations, as everywhere
+            self._constants.update(num_warps=4, enable_fp_fusion=False)
+
+    def arguments(self, native: Any, capturing: bool) -> torch.Tensor:
+        return self.table.send(native.table(self._indices), capturing=capturing).view(torch.int64)
+
+    def compile(self, *arguments: Any) -> None:
+        if not interpreted():
+            _kernel().warmup(*self._all(*arguments), grid=(self.programs,), **self._constants)
+
+    def run(self, *arguments: Any) -> None:
+        _kernel()[(self.programs,)](*self._all(*arguments), **self._constants)
+
+    def _all(
+        self,
+        table: torch.Tensor,
+        rows: torch.Tensor,
+        clip: torch.Tensor,
+        found_inf: torch.Tensor,
+        stride: int,
+    ) -> tuple[Any, ...]:
+        maps = (self._sizes, self._chunk_tensors, self._chunk_indices)
+        return (table, *maps, rows, clip, found_inf, len(self._indices), stride)
+
+
+def local_size(entry: Entry) -> int:
+    """Elements of the shard that is here."""
+    size = 1
+    for dim in entry.shape:
+        size *= dim
+    return size
+
+
+@functools.cache
+def _missing() -> str | None:
+    """What is not installed; None if nothing is."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return f"triton {version} is too old, {'.'.join(map(str, OLDEST))} or newer is needed"
+    return CPU.unavailable()
+
+
+def _rules() -> dict[str, Any]:
+    if _missing():
+        return {}
+    from ..triton_kernels import rules
+
+    found: dict[str, Any] = rules.RULES
+    return found
+
+
+def _kernel() -> Any:
+    from ..triton_kernels.engine import step_kernel
+
+    return step_kernel
+
+
+TRITON = Triton()

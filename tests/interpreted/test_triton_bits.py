@@ -1,0 +1,150 @@
+"""The Triton kernels give the bits of the CPU kernels, under Triton's interpreter.
+
+The interpreter takes milliseconds for an operation, whatever its size: few steps, few programs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import danlu
+from cases import BF16, CASES, F32, STORAGES, Case, Storage, set_gradient, values
+from danlu.backends.triton import TritonPart
+from danlu.testing import same_bits
+from layouts import LAYOUTS
+from runs import Result, assert_same, run
+from training import all_same, copies, everything, give_gradients, parameters, some_params
+
+NATIVE = [layout for layout in LAYOUTS if layout.native]
+BLOCK, CHUNK = 4096, 16384
+STEPS = 2
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+every_storage = pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
+
+
+@functools.cache
+def expected(case_id: str, storage: Storage, wild: bool) -> Result:
+    case = next(c for c in CASES if c.id == case_id)
+    return run(case, storage, "cpu", wild=wild, steps=STEPS, layouts=NATIVE)
+
+
+@every_storage
+@every_case
+def test_same_bits(case: Case, storage: Storage) -> None:
+    """Over layouts, alignments, tails, empty tensors, two groups; with subnormals, infinities and NaN."""
+    got = run(case, storage, "triton", steps=STEPS, layouts=NATIVE)
+    assert_same(got, expected(case.id, storage, True), NATIVE)
+
+
+@every_case
+def test_same_bits_for_ordinary_numbers_and_coefficients_from_the_device(case: Case) -> None:
+    for storage in (STORAGES[0], STORAGES[1]):
+        got = run(case, storage, "triton", wild=False, steps=STEPS, layouts=NATIVE, capturable=True)
+        assert_same(got, expected(case.id, storage, False), NATIVE)
+
+
+def placed(x: torch.Tensor, shift: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A copy `shift` elements after an aligned address, and the room around it."""
+    room = torch.full((x.numel() + 96,), 7.0, dtype=x.dtype)
+    first = -room.data_ptr() // x.element_size() % (64 // x.element_size()) + shift
+    view = room[first : first + x.numel()]
+    view.copy_(x)
+    return view, room
+
+
+@pytest.mark.parametrize("storage", [STORAGES[0], STORAGES[3]], ids=lambda s: s.id)
+@pytest.mark.parametrize("case", [CASES[0], CASES[4]], ids=lambda c: c.id)
+def test_every_alignment_and_tail(case: Case, storage: Storage) -> None:
+    """What lies around the tensors stays as it was."""
+    sizes = [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK - 1, CHUNK, CHUNK + 5]
+    results = []
+    for backend in ("triton", "cpu"):
+        params, rooms = [], []
+        for i, size in enumerate(sizes):
+            for shift in (0, 1, 8):
+                p, room = placed(values((size,), i, wild=False).to(storage.param), shift)
+                params.append(torch.nn.Parameter(p))
+                rooms.append(room)
+                g, _ = placed(values((size,), 50 + i, wild=False).to(storage.grad), (shift + i) % 3)
+                set_gradient(params[-1], g)
+        opt = case.make(params, backend=backend, state_dtype=storage.moment)
+        opt.step()
+        results.append(rooms)
+    assert all(map(same_bits, *results))
+
+
+def part_of(opt: danlu.FusedOptimizer) -> TritonPart:
+    assert opt._plan is not None
+    (part,) = opt._plan._parts
+    assert isinstance(part, TritonPart)
+    return part
+
+
+def test_one_launch_for_each_combination_of_dtypes() -> None:
+    params = some_params() + [torch.nn.Parameter(values((5,), 9).to(BF16)) for _ in range(2)]
+    groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.1}]
+    opt = danlu.AdamW(groups, backend="triton")
+    for t in range(3):
+        for i, p in enumerate(params):
+            p.grad = values(p.shape, 10 * t + i, wild=False).to(p.dtype)
+        opt.step()
+    assert [launch.programs for launch in part_of(opt).launches] == [3, 2]
+
+
+def test_tables_travel_only_when_they_change() -> None:
+    opt = danlu.Lion(some_params(), backend="triton")
+    give_gradients(parameters(opt), 0)
+    for _ in range(4):
+        opt.step()
+    part = part_of(opt)
+    (launch,) = part.launches
+    assert (launch.table.sent, part._row_table.sent) == (1, 1)
+    opt.param_groups[0]["lr"] = 0.5
+    opt.step()
+    assert (launch.table.sent, part._row_table.sent) == (1, 2)
+    parameters(opt)[1].grad = values(parameters(opt)[1].shape, 3)
+    opt.step()
+    assert (launch.table.sent, part._row_table.sent) == (2, 2)
+    parameters(opt)[0].grad = None
+    opt.step()
+    assert (launch.table.sent, part._row_table.sent) == (3, 2)
+
+
+@every_case
+def test_parameters_without_a_gradient_stay(case: Case) -> None:
+    opt, plain = case.make(some_params(), backend="triton"), case.make(some_params(), backend="cpu")
+    for t in range(4):
+        for o in (opt, plain):
+            params = parameters(o)
+            give_gradients(params, t)
+            params[t % 3].grad = None
+            o.step()
+        assert all_same(everything(opt), everything(plain))
+
+
+@every_case
+def test_found_inf_touches_nothing(case: Case) -> None:
+    opt = case.make(some_params(), backend="triton", capturable=True)
+    give_gradients(parameters(opt), 0)
+    opt.step()
+    before = copies(opt)
+    opt.found_inf = torch.tensor([1.0])  # type: ignore[attr-defined]
+    opt.step()
+    assert all_same(everything(opt), before)
+    opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
+    opt.step()
+    assert not all_same(everything(opt), before)
+
+
+def test_an_aligned_tensor_takes_the_loop_without_a_mask() -> None:
+    """NaN behind the end of an array must reach no element, and a row belongs to its tensor."""
+    p = torch.nn.Parameter(torch.full((3 * BLOCK + 1,), 2.0, dtype=F32))
+    q = torch.nn.Parameter(torch.full((5,), 2.0, dtype=F32))
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    opt = danlu.Lion([{"params": [p], "lr": 1.0}, {"params": [q], "lr": 0.5}], backend="triton")
+    opt.step()
+    assert bool((p == 1.0).all())
+    assert bool((q == 1.5).all())

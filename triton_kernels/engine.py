@@ -1,0 +1,72 @@
+"""The element-wise step: one kernel for every rule and every combination of dtypes. Knows no optimizer."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .storage import load, store
+
+
+@triton.jit(do_not_specialize=["tensors", "row_stride"])
+def step_kernel(
+    table,  # int64: for parameter, gradient and each state a row of addresses, then the indices of rows
+    sizes,  # int64, elements of each tensor
+    chunk_tensors,  # int32, the tensor that each program takes a chunk of
+    chunk_indices,  # int32, which chunk
+    rows,  # fp32: factor, store_params, then the coefficients
+    clip,  # fp32, multiplies every gradient
+    found_inf,  # fp32; not 0: change nothing
+    tensors,  # how many
+    row_stride,
+    RULE: tl.constexpr,  # rule(p, g, states, coefficients) -> (amount to subtract, states)
+    DTYPES: tl.constexpr,  # of parameter, gradient, states
+    COEFFICIENTS: tl.constexpr,  # how many
+    BLOCK: tl.constexpr,  # elements of one turn
+    CHUNK: tl.constexpr,  # elements of a program
+):
+    tensor = tl.load(chunk_tensors + tl.program_id(0))
+    start = tl.load(chunk_indices + tl.program_id(0)).to(tl.int64) * CHUNK
+    row_index = tl.load(table + len(DTYPES) * tensors + tensor)
+    left = tl.minimum(tl.load(sizes + tensor) - start, CHUNK).to(tl.int32)
+    left = tl.where((row_index < 0) | (tl.load(found_inf) != 0), 0, left)
+
+    row = rows + tl.maximum(row_index, 0) * row_stride
+    factor = tl.load(row) * tl.load(clip)
+    store_params = tl.load(row + 1) != 0
+    coefficients = ()
+    for i in tl.static_range(COEFFICIENTS):
+        coefficients = coefficients + (tl.load(row + 2 + i),)
+
+    arrays = ()
+    aligned = ()
+    bits = start * 0
+    for i in tl.static_range(len(DTYPES)):
+        address = tl.load(table + i * tensors + tensor)
+        array = address.to(tl.pointer_type(DTYPES[i])) + start
+        bits = bits | address
+        arrays = arrays + (array,)
+        aligned = aligned + (tl.multiple_of(array, 16),)
+
+    # 16-byte accesses need both the hint and a loop without a mask
+    full = tl.where(bits % 16 == 0, left // BLOCK * BLOCK, 0)
+    for at in range(0, full, BLOCK):
+        offsets = at + tl.arange(0, BLOCK)
+        _update(aligned, offsets, None, factor, store_params, coefficients, RULE)
+    for at in range(full, left, BLOCK):
+        offsets = at + tl.arange(0, BLOCK)
+        _update(arrays, offsets, offsets < left, factor, store_params, coefficients, RULE)
+
+
+@triton.jit
+def _update(arrays, offsets, mask, factor, store_params, coefficients, RULE: tl.constexpr):
+    p = load(arrays[0] + offsets, mask)
+    g = load(arrays[1] + offsets, mask) * factor
+    states = ()
+    for i in tl.static_range(len(arrays) - 2):
+        states = states + (load(arrays[2 + i] + offsets, mask),)
+    amount, states = RULE(p, g, states, coefficients)
+    if store_params:
+        store(arrays[0] + offsets, p - amount, mask)
+    for i in tl.static_range(len(arrays) - 2):
+        store(arrays[2 + i] + offsets, states[i], mask)

@@ -1,0 +1,42 @@
+"""Loads and stores of every storage format, and the words that rules share."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# The interpreter truncates fp32 to bf16 where a GPU rounds, and reads bf16 subnormals wrongly; there the
+# conversions are bit operations.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def load(pointers, mask):
+    """fp32 values; `mask` may be None."""
+    if INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:
+        bits = tl.load(pointers.to(tl.pointer_type(tl.uint16), bitcast=True), mask=mask)
+        return (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return tl.load(pointers, mask=mask).to(tl.float32)
+
+
+@triton.jit
+def store(pointers, values, mask):
+    """Rounded once, to nearest even."""
+    if INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:
+        tl.store(pointers, _rounded(values), mask=mask)
+    else:
+        tl.store(pointers, values.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _rounded(x):
+    bits = x.to(tl.uint32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rounded = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FFF, rounded)
+    return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def sign(x):
+    """1, -1, +0 at either zero, NaN for NaN."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, tl.where(x == x, 0.0, x)))

@@ -201,8 +201,18 @@ def _rules() -> dict[str, Any]:
         return {}
     from ..triton_kernels import rules
 
-    found: dict[str, Any] = rules.RULES
-    return found
+    return {**rules.RULES, **_CUSTOM}
+
+
+_CUSTOM: dict[str, Any] = {}
+
+
+def register_rule(name: str, function: Any, coefficients: tuple[str, ...]) -> None:
+    """Adds a rule; `function` has the signature of those in danlu.triton_kernels.rules."""
+    if _missing() is None:
+        from ..triton_kernels import rules
+
+        _CUSTOM[name] = rules.Rule(function, coefficients)
 
 
 def _kernel() -> Any:

@@ -7,6 +7,20 @@ import triton.language as tl
 
 from .storage import load, store
 
+CHUNK_SIZE = 16384
+NUM_WARPS = 4
+# every operation rounded by itself, as on the other backends
+OPTIONS = dict(num_warps=NUM_WARPS, enable_fp_fusion=False)
+
+
+def block_size(dtypes: tuple[str, ...], lanes: int) -> int:
+    """Elements of one turn for warps of that many lanes: a thread has 16 bytes of each array.
+
+    With 16-bit arrays beside fp32 it has 8 bytes of those; 16 of both would take an exchange of registers
+    through shared memory.
+    """
+    return NUM_WARPS * lanes * (4 if "float32" in dtypes else 8)
+
 
 @triton.jit(do_not_specialize=["tensors", "row_stride"])
 def step_kernel(

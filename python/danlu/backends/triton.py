@@ -129,11 +129,8 @@ class _Launch:
     ) -> None:
         import triton.language as tl
 
-        narrow = all(dtype != "float32" for dtype in dtypes)
-        # 16-byte accesses where all arrays have elements of one size; 8 bytes beside fp32
-        self._block = 4096 if interpreted() else 1024 if narrow else 512
-        self._chunk = 16384
-        chunks = [-(-size // self._chunk) for size in sizes]
+        engine = _engine()
+        chunks = [-(-size // engine.CHUNK_SIZE) for size in sizes]
         self.programs = sum(chunks)
         tensors = [i for i, count in enumerate(chunks) for _ in range(count)]
         self._chunk_tensors = torch.tensor(tensors, dtype=torch.int32, device=device)
@@ -148,22 +145,21 @@ class _Launch:
             RULE=function,
             DTYPES=tuple(kinds[dtype] for dtype in dtypes),
             COEFFICIENTS=len(coefficients),
-            BLOCK=self._block,
-            CHUNK=self._chunk,
+            BLOCK=4096 if interpreted() else engine.block_size(dtypes, _lanes(device)),
+            CHUNK=engine.CHUNK_SIZE,
         )
         if not interpreted():
-            # separately rounded operations, as everywhere
-            self._constants.update(num_warps=4, enable_fp_fusion=False)
+            self._constants.update(engine.OPTIONS)
 
     def arguments(self, native: Any, capturing: bool) -> torch.Tensor:
         return self.table.send(native.table(self._indices), capturing=capturing).view(torch.int64)
 
     def compile(self, *arguments: Any) -> None:
         if not interpreted():
-            _kernel().warmup(*self._all(*arguments), grid=(self.programs,), **self._constants)
+            _engine().step_kernel.warmup(*self._all(*arguments), grid=(self.programs,), **self._constants)
 
     def run(self, *arguments: Any) -> None:
-        _kernel()[(self.programs,)](*self._all(*arguments), **self._constants)
+        _engine().step_kernel[(self.programs,)](*self._all(*arguments), **self._constants)
 
     def _all(
         self,
@@ -215,10 +211,17 @@ def register_rule(name: str, function: Any, coefficients: tuple[str, ...]) -> No
         _CUSTOM[name] = rules.Rule(function, coefficients)
 
 
-def _kernel() -> Any:
-    from ..triton_kernels.engine import step_kernel
+def _engine() -> Any:
+    from ..triton_kernels import engine
 
-    return step_kernel
+    return engine
+
+
+def _lanes(device: torch.device) -> int:
+    """Threads of a warp: 32, or 64 on AMD's large GPUs."""
+    if device.type != "cuda":
+        return 32
+    return int(getattr(torch.cuda.get_device_properties(device), "warp_size", 32))
 
 
 TRITON = Triton()

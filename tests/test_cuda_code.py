@@ -1,0 +1,137 @@
+"""What nvcc makes of every CUDA kernel: wide accesses, no spills, no contraction. No GPU is needed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pybind11
+import pytest
+
+from cases import BF16, F16, F32, STORAGES, Storage
+from machine_code import GENERIC, LOCAL, Function, demangled, functions
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = (80, 90, 100)
+RULES = re.findall(r"^RULE\((\w+), (\w+), (\w+)\)", (ROOT / "csrc/rules.h").read_text(), flags=re.MULTILINE)
+COMPILED = [s for s in STORAGES if s.moment != F16]
+ROOTED = {"adamw", "adam", "adaxw", "adax", "adaxw_inside", "adax_inside"}
+SHAPE = re.search(r"DefaultShape = Shape<(\d+), (\d+), (\d+), ", (ROOT / "csrc/cuda/engine.cuh").read_text())
+assert SHAPE
+THREADS, ELEMENTS, BLOCKS = map(int, SHAPE.groups())
+TYPES = {"float": F32, "danlu::bf16": BF16, "danlu::f16": F16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nvcc() -> None:
+    if shutil.which("nvcc") is None:
+        assert not os.environ.get("CI"), "CI needs nvcc"
+        pytest.skip("nvcc is not on the path")
+
+
+@functools.cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="danlu-code-"))
+
+
+def flags() -> list[str]:
+    """Those that the build gives to nvcc."""
+    found = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]*)>", (ROOT / "CMakeLists.txt").read_text())
+    assert found
+    return [flag for flag in found[1].split() if "compress" not in flag]
+
+
+@functools.cache
+def compiled(rule: str, kind: str, architecture: int) -> Path:
+    """The cubin or PTX of a rule's instance file, or of stream.cu."""
+    if rule == "stream":
+        source = ROOT / "csrc/cuda/stream.cu"
+    else:
+        _, struct, header = next(r for r in RULES if r[0] == rule)
+        text = (ROOT / "csrc/cuda/instance.cu.in").read_text()
+        for name, value in (("@NAME@", rule), ("@STRUCT@", struct), ("@HEADER@", header)):
+            text = text.replace(name, value)
+        source = _folder() / f"{rule}.cu"
+        source.write_text(text)
+    target = _folder() / f"{rule}.{architecture}.{kind}"
+    where = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    architectures = f"-arch={'sm' if kind == 'cubin' else 'compute'}_{architecture}"
+    command = ["nvcc", "-std=c++17", *flags(), *(f"-I{path}" for path in where), f"-{kind}", architectures]
+    run = subprocess.run([*command, source, "-o", target], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return target
+
+
+@functools.cache
+def kernels(rule: str, architecture: int) -> dict[str, Function]:
+    """The kernels of a rule by the id of their storage formats."""
+    found = functions(compiled(rule, "cubin", architecture))
+    by_storage = {}
+    for function, name in zip(found, demangled([f.name for f in found]), strict=True):
+        formats = re.search(r"Formats<([^>]*)>", name)
+        assert formats, name
+        by_storage[Storage(*(TYPES[t.strip()] for t in formats[1].split(","))).id] = function
+    return by_storage
+
+
+def by_hand(rule: str, storage: Storage) -> Counter[tuple[str, int]]:
+    """The accesses of one turn of the hot loop, each of 16 bytes."""
+    second = [F32] if rule in ROOTED else []
+    stored = [storage.param, storage.moment, *second]
+    count = {
+        "LDG": sum(ELEMENTS * dtype.itemsize // 16 for dtype in (*stored, storage.grad)),
+        "STG": sum(ELEMENTS * dtype.itemsize // 16 for dtype in stored),
+    }
+    return Counter({(op, 128): n for op, n in count.items()})
+
+
+every_rule = pytest.mark.parametrize("rule", [r[0] for r in RULES])
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"sm{a}")
+
+
+@every_architecture
+@pytest.mark.parametrize("storage", COMPILED, ids=lambda s: s.id)
+@every_rule
+def test_machine_code(rule: str, storage: Storage, architecture: int) -> None:
+    kernel = kernels(rule, architecture)[storage.id]
+    assert (kernel.stack, kernel.local) == (0, 0)
+    assert kernel.registers <= 65536 // (THREADS * BLOCKS)
+    kinds = {op for _, op, _ in kernel.accesses}
+    assert not kinds & {*LOCAL, *GENERIC}
+    hot, want = kernel.hot_loop(), by_hand(rule, storage)
+    assert set(hot) == set(want)  # nothing but 16-byte accesses
+    assert hot["LDG", 128] * want["STG", 128] == hot["STG", 128] * want["LDG", 128]  # in their proportion
+    tails = [kernel.within(loop) for loop in kernel.loops]
+    assert any(tail and all(bits < 64 for _, bits in tail) for tail in tails)
+
+
+@every_architecture
+@every_rule
+def test_every_format_is_compiled(rule: str, architecture: int) -> None:
+    assert set(kernels(rule, architecture)) == {s.id for s in COMPILED}
+
+
+@every_rule
+def test_no_contraction_and_no_flushing(rule: str) -> None:
+    """In PTX, since the machine code of divisions and roots has fused operations of its own."""
+    ptx = compiled(rule, "ptx", 90).read_text()
+    assert not re.findall(r"\bfma\.|\bmad\.\w*f32|\.ftz|\.approx", ptx)
+    assert bool(re.search(r"sqrt\.rn\.f32", ptx)) == (rule in ROOTED)
+    assert bool(re.search(r"div\.rn\.f32", ptx)) == (rule in ROOTED)
+    assert "mul.rn.f32" in ptx or "mul.f32" in ptx
+
+
+@every_architecture
+def test_the_stream_is_all_wide_accesses(architecture: int) -> None:
+    for kernel in functions(compiled("stream", "cubin", architecture)):
+        written = int(re.search(r"ILi(\d)E", kernel.name)[1])  # type: ignore[index]
+        wide = Counter(op for _, op, bits in kernel.accesses if bits == 128)
+        assert wide == {"LDG": written + 1, "STG": written}
+        assert kernel.stack == 0

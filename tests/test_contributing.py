@@ -30,16 +30,25 @@ def insert_before(path: Path, marker: str, line: str) -> None:
 
 def test_an_optimizer_added_by_the_book(tmp_path: Path) -> None:
     code = steps()
-    assert len(code) == 5
+    assert len(code) == 7
     copy = tmp_path / "danlu"
-    for folder in ("csrc", "python", "tests"):
+    for folder in ("csrc", "python", "tests", "triton_kernels"):
         ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
     shutil.copy(ROOT / "CMakeLists.txt", copy)
-    for name in ("csrc/rules/heavy_ball.h", "python/danlu/optimizers/heavy_ball.py"):
+    (copy / "python/danlu/triton_kernels").symlink_to(copy / "triton_kernels")
+    for name in (
+        "csrc/rules/heavy_ball.h",
+        "python/danlu/optimizers/heavy_ball.py",
+        "triton_kernels/rules/heavy_ball.py",
+    ):
         (copy / name).write_text(code[name])
-    with (copy / "csrc/rules.h").open("a") as rules:
-        rules.write(code["csrc/rules.h"])
+    rules = copy / "triton_kernels/rules/__init__.py"
+    imported, listed = code["triton_kernels/rules/__init__.py"].splitlines(keepends=True)
+    insert_before(rules, "from .lion", imported)
+    insert_before(rules, '    "lion":', listed)
+    with (copy / "csrc/rules.h").open("a") as list_of_rules:
+        list_of_rules.write(code["csrc/rules.h"])
     insert_before(copy / "python/danlu/__init__.py", "\n__version__", code["python/danlu/__init__.py"])
     insert_before(
         copy / "tests/cases.py", "]\n\n\n@dataclass(frozen=True)\nclass Storage", code["tests/cases.py"]
@@ -57,12 +66,18 @@ def test_an_optimizer_added_by_the_book(tmp_path: Path) -> None:
     build = copy / "build"
     subprocess.run(["cmake", "-S", copy, "-B", build, "-G", "Ninja", *configure], check=True, env=env)
     subprocess.run(["cmake", "--build", build], check=True, env=env)
-    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(copy)]
-    selected = ["-k", "heavy-ball and (f32-f32-f32 or bf16-bf16-bf16 or ordinary)", "tests/test_same_bits.py"]
-    if AVAILABLE:
-        selected.append("tests/test_cuda_bits.py")
-    run = subprocess.run([*command, *selected], cwd=copy, env=env, capture_output=True, text=True)
+    files = ["tests/test_same_bits.py", *(["tests/test_cuda_bits.py"] if AVAILABLE else [])]
+    selected = ["-k", "heavy-ball and (f32-f32-f32 or bf16-bf16-bf16 or ordinary)"]
+    assert passed(copy, env, *selected, *files) >= (6 if AVAILABLE else 3)
+    interpret = {**env, "TRITON_INTERPRET": "1"}
+    assert passed(copy, interpret, *selected, "tests/interpreted/test_triton_bits.py") >= 2
+
+
+def passed(copy: Path, env: dict[str, str], *arguments: str) -> int:
+    """How many tests pass in the copy; all must."""
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(copy), *arguments]
+    run = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
-    passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed
-    assert int(passed[1]) >= (6 if AVAILABLE else 3)
+    found = re.search(r"(\d+) passed", run.stdout)
+    assert found
+    return int(found[1])

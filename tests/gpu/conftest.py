@@ -22,9 +22,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
         BACKENDS["cuda"] = emulated()
         return
-    reason = BACKENDS["cuda"].unavailable()
-    if reason:
-        pytest.exit(f"backend cuda: {reason}", returncode=3)
+    for name in ("cuda", "triton"):
+        reason = BACKENDS[name].unavailable()
+        if reason:
+            pytest.exit(f"backend {name}: {reason}", returncode=3)
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if EMULATED and request.param == "triton":
+        pytest.skip("needs a GPU")
+    return str(request.param)
 
 
 @pytest.fixture

@@ -52,13 +52,15 @@ def kernels(step: Callable[[], object]) -> list[str]:
     return [name for name in names if not name.startswith(others)]
 
 
-def test_one_launch_and_no_synchronization(gpu: torch.device) -> None:
+def test_one_launch_and_no_synchronization(backend: str, gpu: torch.device) -> None:
     """291 tensors in two groups."""
     params = [torch.nn.Parameter(torch.ones(64, device=gpu)) for _ in range(291)]
     for p in params:
         p.grad = torch.ones_like(p)
-    opt = danlu.AdamW([{"params": params[:100]}, {"params": params[100:], "weight_decay": 0.0}])
-    assert {row.backend for row in opt.backend_report()} == {"cuda"}
+    opt = danlu.AdamW(
+        [{"params": params[:100]}, {"params": params[100:], "weight_decay": 0.0}], backend=backend
+    )
+    assert {row.backend for row in opt.backend_report()} == {backend}
     (name,) = kernels(opt.step)
     assert "step_kernel" in name
     held = torch.cuda.memory_allocated()
@@ -71,7 +73,7 @@ def test_one_launch_and_no_synchronization(gpu: torch.device) -> None:
     assert torch.cuda.max_memory_allocated() == held
 
 
-def test_a_tensor_of_more_than_2_to_the_31_elements(gpu: torch.device) -> None:
+def test_a_tensor_of_more_than_2_to_the_31_elements(backend: str, gpu: torch.device) -> None:
     """Against the same step over pieces of it."""
     size = 2**31 + 16384 + 5
     if torch.cuda.mem_get_info()[0] < 5 * 2 * size:
@@ -82,13 +84,13 @@ def test_a_tensor_of_more_than_2_to_the_31_elements(gpu: torch.device) -> None:
     pieces = [slice(at, min(at + 2**28, size)) for at in range(0, size, 2**28)]
     for piece in pieces:
         p.grad[piece].normal_(generator=generator)
-    opt = danlu.Lion([p], lr=0.5, weight_decay=0.1, state_dtype=BF16)
+    opt = danlu.Lion([p], lr=0.5, weight_decay=0.1, state_dtype=BF16, backend=backend)
     for _ in range(2):
         opt.step()
     for piece in pieces:
         q = torch.nn.Parameter(torch.zeros(piece.stop - piece.start, dtype=BF16, device=gpu))
         q.grad = p.grad[piece]
-        other = danlu.Lion([q], lr=0.5, weight_decay=0.1, state_dtype=BF16)
+        other = danlu.Lion([q], lr=0.5, weight_decay=0.1, state_dtype=BF16, backend=backend)
         for _ in range(2):
             other.step()
         assert torch.equal(p[piece], q)
@@ -96,11 +98,11 @@ def test_a_tensor_of_more_than_2_to_the_31_elements(gpu: torch.device) -> None:
         assert q.count_nonzero() > 0
 
 
-def test_the_current_stream_is_used(gpu: torch.device) -> None:
+def test_the_current_stream_is_used(backend: str, gpu: torch.device) -> None:
     """The gradient is written on a side stream, late; a step on another one would not see it."""
     p = torch.nn.Parameter(torch.zeros(1 << 20, device=gpu))
     p.grad = torch.zeros_like(p)
-    opt = danlu.Lion([p], lr=1.0)
+    opt = danlu.Lion([p], lr=1.0, backend=backend)
     opt.step()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -124,12 +126,12 @@ def test_a_device_that_is_not_the_current_one(gpu: torch.device) -> None:
 
 
 @every_case
-def test_a_captured_graph(case: Case, gpu: torch.device) -> None:
+def test_a_captured_graph(case: Case, backend: str, gpu: torch.device) -> None:
     """An lr changed in place between replays; nothing allocated; the bits of eager steps on the CPU."""
     lr = torch.tensor(case.hyper["lr"], device=gpu)
     rate = lr.item()  # in fp32
     params, plain_params = params_on(gpu), params_on("cpu")
-    opt = case.make([{"params": params[:3]}, {"params": params[3:]}], lr=lr, capturable=True)
+    opt = case.make([{"params": params[:3]}, {"params": params[3:]}], lr=lr, capturable=True, backend=backend)
     plain = case.make([{"params": plain_params[:3]}, {"params": plain_params[3:]}], backend="cpu")
 
     def eager(t: int, rate: float) -> None:
@@ -174,10 +176,11 @@ def test_a_capture_with_host_coefficients_is_refused(gpu: torch.device) -> None:
 
 
 @every_case
-def test_a_grad_scaler_waits_for_nothing(case: Case, gpu: torch.device) -> None:
+def test_a_grad_scaler_waits_for_nothing(case: Case, backend: str, gpu: torch.device) -> None:
     """Infinities at one step: parameters, state and step stay as they were."""
     params, plain_params = params_on(gpu), params_on("cpu")
-    opt, plain = case.make(params, fused=True), case.make(plain_params, backend="cpu")
+    opt = case.make(params, fused=True, backend=backend)
+    plain = case.make(plain_params, backend="cpu")
     scaler = torch.amp.GradScaler("cuda", init_scale=1024.0, growth_interval=1000)
     scaler.scale(torch.zeros((), device=gpu))
     for t in range(6):
@@ -194,24 +197,24 @@ def test_a_grad_scaler_waits_for_nothing(case: Case, gpu: torch.device) -> None:
     assert_alike(opt, plain)
 
 
-def test_steps_on_the_device_do_not_synchronize(gpu: torch.device) -> None:
+def test_steps_on_the_device_do_not_synchronize(backend: str, gpu: torch.device) -> None:
     params = params_on(gpu)
     lr = torch.tensor(1e-3, device=gpu)
-    opt = danlu.AdamW(params, lr=lr, max_grad_norm=1.0)
+    opt = danlu.AdamW(params, lr=lr, max_grad_norm=1.0, backend=backend)
     give(params, 0)
     opt.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         opt.step()
-        danlu_host = danlu.AdamW(params_on(gpu), max_grad_norm=1.0)
-        for p in danlu_host.param_groups[0]["params"]:
+        on_host = danlu.AdamW(params_on(gpu), max_grad_norm=1.0, backend=backend)
+        for p in on_host.param_groups[0]["params"]:
             p.grad = torch.ones_like(p)
-        danlu_host.step()
-        danlu_host.step()
+        on_host.step()
+        on_host.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert opt.counters_on_device
-    assert not danlu_host.counters_on_device
+    assert not on_host.counters_on_device
 
 
 def test_checkpoints_between_host_and_device(gpu: torch.device) -> None:

@@ -79,6 +79,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if INTERPRETED:  # numpy computes there, and tells of overflows and NaN
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton")
+        config.addinivalue_line("filterwarnings", "ignore:Conversion of an array:DeprecationWarning:triton")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

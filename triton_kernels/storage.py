@@ -12,7 +12,9 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def load(pointers, mask):
-    """fp32 values; `mask` may be None."""
+    """fp32 values; without a mask the accesses are 16 bytes wide."""
+    if INTERPRETED and mask is None:
+        _check_aligned(pointers)
     if INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:
         bits = tl.load(pointers.to(tl.pointer_type(tl.uint16), bitcast=True), mask=mask)
         return (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -26,6 +28,12 @@ def store(pointers, values, mask):
         tl.store(pointers, _rounded(values), mask=mask)
     else:
         tl.store(pointers, values.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _check_aligned(pointers):
+    """A GPU faults at a wide access to another address, the interpreter would not notice."""
+    tl.device_assert(tl.min(pointers.to(tl.int64), 0) % 16 == 0, "misaligned address")
 
 
 @triton.jit

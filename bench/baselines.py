@@ -1,4 +1,6 @@
-"""Lion in plain torch, as it is usually written: the formula of arXiv:2302.06675 in torch operations."""
+"""What torch offers beside its own optimizers: Lion in torch operations, as it is usually written (the
+formula of arXiv:2302.06675), and a step that torch.compile made.
+"""
 
 from __future__ import annotations
 
@@ -61,3 +63,10 @@ def _all_at_once(
     torch._foreach_sign_(directions)
     torch._foreach_add_(params, directions, alpha=-lr)
     torch._foreach_lerp_(momenta, gradients, 1 - betas[1])
+
+
+def compiled_adamw(params: ParamsT) -> torch.optim.AdamW:
+    """AdamW whose step torch.compile makes at the first call; counters are on the device."""
+    optimizer = torch.optim.AdamW(params, capturable=True, foreach=True)
+    optimizer.step = torch.compile(optimizer.step)  # type: ignore[method-assign]
+    return optimizer

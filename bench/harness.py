@@ -1,79 +1,99 @@
-"""Workloads, and how their steps are timed: paired rounds, the memory ceiling measured among them."""
+"""How steps are timed on the CPU, the memory ceiling among them, and what every benchmark needs."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import platform
-import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import danlu
 from danlu import _cpu
 from danlu.backends.cpu import instruction_set
+from workloads import Workload
+
+if TYPE_CHECKING:
+    from contenders import Contender
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_WRITTEN = 3
+STEPS_PER_TURN = 2
 
 # else the profiler writes a line to stderr whenever it starts and stops
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """The shapes of a model's parameters."""
-
-    id: str
-    title: str
-    shapes: Sequence[tuple[int, ...]]
-
-    @property
-    def elements(self) -> int:
-        return sum(math.prod(shape) for shape in self.shapes)
-
-    def single_elements(self) -> Workload:
-        """As many tensors of one element: all that is left of a step is the host's work."""
-        return Workload(f"{self.id}-host", self.title, [(1,)] * len(self.shapes))
-
-
-def gpt2_small() -> Workload:
-    width, blocks = 768, 12
-    shapes: list[tuple[int, ...]] = [(50257, width), (1024, width)]
-    for _ in range(blocks):
-        shapes += [(width,), (width,)]  # norm
-        shapes += [(width, 3 * width), (3 * width,), (width, width), (width,)]  # attention
-        shapes += [(width,), (width,)]  # norm
-        shapes += [(width, 4 * width), (4 * width,), (4 * width, width), (width,)]  # perceptron
-    shapes += [(width,), (width,)]
-    return Workload("gpt2-small", "GPT-2 small, 124.4 M parameters in 148 tensors", shapes)
-
-
-def many_small() -> Workload:
-    uniform = random.Random(1).uniform
-    shapes = [(max(1, int(2 ** uniform(10, 14)) // 64), 64) for _ in range(5000)]
-    return Workload("many-small", "27.7 M parameters in 5,000 small tensors", shapes)
-
-
 class Model:
     """Parameters of a workload's shapes, and what gives them gradients."""
 
-    def __init__(self, workload: Workload, dtype: torch.dtype) -> None:
-        torch.manual_seed(0)
-        self.parameters = [torch.nn.Parameter(0.02 * torch.randn(s).to(dtype)) for s in workload.shapes]
-        self._gradients = [1e-3 * torch.randn(s).to(dtype) for s in workload.shapes]
+    def __init__(self, workload: Workload, dtype: torch.dtype, device: str = "cpu") -> None:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(shape: tuple[int, ...], scale: float) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
+
+        self.parameters = [torch.nn.Parameter(normal(shape, 0.02)) for shape in workload.shapes]
+        self.gradients = [normal(shape, 1e-3) for shape in workload.shapes]
 
     def backward(self) -> None:
         """New gradients from autograd, as a training loop has them at every step."""
         for p in self.parameters:
             p.grad = None
-        torch.autograd.backward(self.parameters, self._gradients)
+        torch.autograd.backward(self.parameters, self.gradients)
+
+    def hold_gradients(self) -> None:
+        """The same gradients for every step that follows."""
+        for p, g in zip(self.parameters, self.gradients, strict=True):
+            p.grad = g
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """Seconds for a step of one contender in one round."""
+
+    step: float
+    stream: float  # of as many bytes
+    host: float  # the host's work
+    kernel: float | None = None  # the part of the step without Python, where each step tells it
+    host_bound: bool = False  # whether the device had to wait for the host all the same
+
+
+class OnCpu:
+    """A workload on the CPU."""
+
+    def __init__(self, workload: Workload, dtypes: set[torch.dtype]) -> None:
+        self._workload = workload
+        self._models = {dtype: Model(workload, dtype) for dtype in dtypes}
+        self._single_elements = {dtype: Model(workload.single_elements(), dtype) for dtype in dtypes}
+        self._stream = Stream(workload.elements)
+
+    def turn(self, contender: Contender) -> Turn:
+        host, _ = self._timed(contender, self._single_elements[contender.dtype])
+        step, kernel = self._timed(contender, self._models[contender.dtype])
+        touched = contender.bytes * self._workload.elements
+        return Turn(step, self._stream.seconds(touched, contender.written), host, kernel)
+
+    def memory(self, contender: Contender) -> dict[str, Any]:
+        model = self._models[contender.dtype]
+        model.backward()
+        return use_of_memory(contender.make(model.parameters), self._workload.elements, peak_allocated)
+
+    @staticmethod
+    def _timed(contender: Contender, model: Model) -> tuple[float, float | None]:
+        """Seconds for a step, and for the part of it that runs without Python."""
+        optimizer = contender.make(model.parameters)
+        model.backward()
+        optimizer.step()
+        clock = KernelClock.attach(optimizer)
+        seconds = time_steps(optimizer.step, model.backward, STEPS_PER_TURN)
+        return seconds, clock.seconds / STEPS_PER_TURN if clock else None
 
 
 def time_steps(step: Callable[[], object], before: Callable[[], object], count: int) -> float:
@@ -147,6 +167,17 @@ def peak_allocated(step: Callable[[], object]) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def use_of_memory(
+    optimizer: torch.optim.Optimizer, elements: int, peak: Callable[[Callable[[], object]], int]
+) -> dict[str, Any]:
+    """Of an optimizer that may be new; its second step is looked at."""
+    optimizer.step()
+    return {
+        "state_bytes_per_parameter": state_bytes(optimizer) / elements,
+        "peak_extra_bytes": peak(optimizer.step),
+    }
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

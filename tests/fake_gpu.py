@@ -121,6 +121,6 @@ EVENTS = [
 
 
 @contextlib.contextmanager
-def fake_profile(activities: list[Any]) -> Iterator[SimpleNamespace]:
+def fake_profile(activities: list[Any], acc_events: bool) -> Iterator[SimpleNamespace]:
     assert activities == [torch.profiler.ProfilerActivity.CUDA]
     yield SimpleNamespace(events=lambda: EVENTS)

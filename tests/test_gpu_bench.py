@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,11 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the emulator gives the st
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     made = FakeGpu()
     made.install(monkeypatch)
-    return made
+    yield made
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -66,7 +69,8 @@ def commands(command: list[Any], seconds: float, capture: bool = True, **env: st
     if "gpu_tests.py" in str(command[1:2]):
         failed = {"test": "tests/gpu/test_x.py::test_a", "outcome": "failed", "message": "assert 1 == 2"}
         passed = {"test": "tests/gpu/test_x.py::test_b", "outcome": "passed", "message": ""}
-        Path(command[2]).write_text("\n".join(map(json.dumps, [failed, passed])))
+        lines = [json.dumps(outcome) + "\n" for outcome in (failed, passed)]
+        Path(command[2]).write_text("".join(lines) + '{"test": "tests/gpu/te')  # the process was ended
         return 1, ""
     return 0, ""
 
@@ -111,7 +115,8 @@ def test_kernels_are_told_from_copies_and_marks(fake: FakeGpu, monkeypatch: pyte
 
 def test_what_the_profiler_of_this_torch_gives_can_be_read() -> None:
     """The attributes that `kernels` reads."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         torch.ones(10).add_(1)
     (event,) = (e for e in profile.events() if e.name == "aten::add_")
     assert event.time_range.elapsed_us() > 0
@@ -153,6 +158,7 @@ def test_bytes_that_a_step_has_to_touch(contender: contenders.Contender, fake: F
     assert contender.bytes == 2 * sum(x.element_size() for x in written) + p.grad.element_size()
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
 def test_a_compiled_step_is_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     params = [[torch.nn.Parameter(torch.linspace(-1, 1, 5))] for _ in range(2)]
@@ -168,6 +174,7 @@ def test_step_time_on_cuda(
     fake: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(step_time, "WORKLOADS", {"tiny": TINY})
+    monkeypatch.setattr(torch, "compile", lambda step: step)  # the compiler takes its time
     step_time.main(["--device", "cuda", "--rounds", "2", "--workloads", "tiny", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "step_time_cuda.json").read_text())
     assert results["environment"]["device"] == "Fake GPU"
@@ -248,7 +255,7 @@ def test_a_stage_that_fails_does_not_stop_the_next(
     small: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(_: object) -> None:
-        raise ValueError("of no use")
+        raise ValueError("of no use\n")
 
     chosen = {"a": fails, "environment": gpu_stages.environment}
     monkeypatch.setattr(gpu, "STAGES", chosen)
@@ -271,17 +278,18 @@ def test_a_new_process_goes_on_where_cuda_is_unusable(
         assert arguments[1] == str(ROOT / "bench" / "gpu.py")
         raise SystemExit(gpu.main(arguments[2:]))
 
-    def second(_: object) -> str:
+    def second(_: object) -> dict[str, Any]:
         assert small.broken
         small.broken = False
-        return "done, too"
+        return {"counts": {}, "exit_status": 0, "failures": []}
 
     monkeypatch.setattr(os, "execv", execv)
-    monkeypatch.setattr(gpu, "STAGES", {"breaks": breaks, "second": second})
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(gpu, "STAGES", {"breaks": breaks, "tests": second})
+    with pytest.raises(SystemExit, match=r"^0$"):
         gpu.main(["--out", str(tmp_path)])
     stages = json.loads((tmp_path / "gpu.json").read_text())["stages"]
-    assert [entry["result"] for entry in stages.values()] == ["done", "done, too"]
+    assert stages["breaks"]["result"] == "done"
+    assert "result" in stages["tests"]
 
 
 def test_the_time_is_up(small: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,9 +311,10 @@ def test_the_time_is_up(small: FakeGpu, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_outcomes_of_tests_in_a_process_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     (tmp_path / "test_it.py").write_text(
-        "import os, pytest\n"
-        "def test_passes(): pass\n"
+        "import os, pytest, warnings\n"
+        "def test_passes(): warnings.warn('old')\n"
         "def test_fails(): assert 1 == 2\n"
         "def test_skips(): pytest.skip('not today')\n"
         "@pytest.fixture\n"

@@ -1,0 +1,83 @@
+"""The optimizers that are compared, and what a step of each has to read and write."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+
+import danlu
+from baselines import PlainLion, compiled_adamw
+
+F32, BF16 = torch.float32, torch.bfloat16
+BASELINE = "torch-adamw"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """An optimizer, and what its step has to read and write of every element."""
+
+    id: str
+    make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+    written: int  # arrays read and written: the parameter and states of its shape
+    bytes: int  # read and written for an element, were each touched once
+    dtype: torch.dtype = F32
+    kept: bool = False  # dear to make: one optimizer serves all turns
+    most_tensors: float = math.inf  # beyond which it is left out
+    limit: str = ""  # why
+
+
+TORCH_ADAMW = [
+    Contender("torch-adamw", lambda p: torch.optim.AdamW(p, fused=True), 3, 28),
+    Contender("torch-adamw-foreach", lambda p: torch.optim.AdamW(p, foreach=True), 3, 28),
+]
+TORCH_ADAMW_BF16 = Contender("torch-adamw-bf16", lambda p: torch.optim.AdamW(p, fused=True), 3, 14, BF16)
+TORCH_COMPILED = Contender(
+    "torch-adamw-compile",
+    compiled_adamw,
+    3,
+    28,
+    kept=True,
+    most_tensors=500,
+    limit="left out: torch.compile takes minutes for a step over thousands of tensors",
+)
+LION = [
+    Contender("lion", lambda p: danlu.Lion(p), 2, 20),
+    Contender("lion-bf16", lambda p: danlu.Lion(p, state_dtype=BF16), 2, 10, BF16),
+]
+TIGER = Contender("tiger", lambda p: danlu.Tiger(p), 2, 20)
+ADAMW = Contender("adamw", lambda p: danlu.AdamW(p), 3, 28)
+ADAM = Contender("adam", lambda p: danlu.Adam(p), 3, 28)
+ADAX = Contender("adax", lambda p: danlu.AdaX(p), 3, 28)
+ADAXW = Contender("adaxw", lambda p: danlu.AdaXW(p), 3, 28)
+
+ON_CPU = [
+    *TORCH_ADAMW,
+    TORCH_ADAMW_BF16,
+    Contender("torch-sgd", lambda p: torch.optim.SGD(p, momentum=0.9, fused=True), 2, 20),
+    Contender("torch-adafactor", lambda p: torch.optim.Adafactor(p), 1, 12),
+    Contender("plain-lion", lambda p: PlainLion(p), 2, 20),
+    Contender("plain-lion-foreach", lambda p: PlainLion(p, foreach=True), 2, 20),
+    *LION,
+    TIGER,
+    ADAMW,
+    ADAM,
+    ADAX,
+    ADAXW,
+]
+
+ON_CUDA = [
+    *TORCH_ADAMW,
+    TORCH_COMPILED,
+    TORCH_ADAMW_BF16,
+    *LION,
+    TIGER,
+    ADAMW,
+    Contender("adamw-bf16", lambda p: danlu.AdamW(p, state_dtype=BF16), 3, 18, BF16),
+    ADAM,
+    ADAX,
+    Contender("adax-bf16", lambda p: danlu.AdaX(p, state_dtype=BF16), 3, 18, BF16),
+    ADAXW,
+]

@@ -1,0 +1,137 @@
+"""What the stages of `bench/gpu.py` have to say: some lines of text, and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import step_report
+
+MOST_LINES = 80
+MOST_FAILURES = 5
+
+
+def lines(stages: dict[str, Any]) -> list[str]:
+    """At most 80, for a reader who sees only the end of the output."""
+    results = {name: entry["result"] for name, entry in stages.items() if "result" in entry}
+    found: list[str] = []
+    for name, section in SECTIONS.items():
+        if name in results:
+            try:
+                found += section(results[name])
+            except Exception as error:  # a report must not be lost to one odd number
+                found.append(f"{name}: cannot be shown: {type(error).__name__}: {error}")
+    for name, entry in stages.items():
+        if "error" in entry:
+            found.append(f"FAILED {name}: {entry['error'].strip().splitlines()[-1][:150]}")
+        if "skipped" in entry:
+            found.append(f"skipped {name}: {entry['skipped']}")
+    took = ", ".join(f"{name} {entry['seconds']:.0f}" for name, entry in stages.items() if "seconds" in entry)
+    return [*found[: MOST_LINES - 1], f"seconds: {took}"]
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """As for bench/step_time.py, where at least one workload was measured."""
+    workloads = [*results.get("models", []), *filter(None, [results.get("small_tensors")])]
+    if workloads:
+        step_report.plot({"workloads": workloads, "environment": results["environment"]}, path)
+
+
+def _environment(result: dict[str, Any]) -> Iterator[str]:
+    names = ("device", "driver", "cuda", "torch", "triton", "python", "multiprocessors", "built_for")
+    yield ", ".join(f"{name} {result[name]}" for name in names)
+
+
+def _tests(result: dict[str, Any]) -> Iterator[str]:
+    yield f"tests: {result['counts']}, exit status {result['exit_status']}"
+    for failure in result["failures"][:MOST_FAILURES]:
+        yield f"  {failure['test'].split('/')[-1]}: {[*failure['message'].splitlines(), ''][0][:90]}"
+
+
+def _ceiling(result: dict[str, Any]) -> Iterator[str]:
+    yield "GB/s: " + ", ".join(f"{name.removesuffix('_GB_per_s')} {x:.0f}" for name, x in result.items())
+
+
+def _models(result: list[dict[str, Any]]) -> Iterator[str]:
+    for measured in result:
+        yield from _small_tensors(measured)
+
+
+def _small_tensors(measured: dict[str, Any]) -> Iterator[str]:
+    head = f"{'ms':>9} {'ratio':>6} {'GB/s':>6} {'stream':>7} {'kernels':>8} {'launches':>8} {'host ms':>8}"
+    yield f"{measured['id']:20} {head} {'B/param':>8} {'extra MB':>9}"
+    for row in measured["contenders"]:
+        if "failed" in row:
+            yield f"{row['name']:20} {row['failed'][:100]}"
+            continue
+        ratio = f"{row['ratio']['median']:.2f}" if row["ratio"] else ""
+        kernels = f"{row['kernel_share_of_stream']['median']:.0%}" if "kernel_ms" in row else ""
+        host = row["host_us_per_tensor"]["median"] * measured["tensors"] / 1e3
+        yield (
+            f"{row['name']:20} {row['ms']['median']:8.3f}{'*' if row['host_bound'] else ' '} {ratio:>6} "
+            f"{row['GB_per_s']['median']:6.0f} {row['share_of_stream']['median']:7.0%} {kernels:>8} "
+            f"{row.get('launches', ''):>8} {host:8.3f} {row['state_bytes_per_parameter']:8.2f} "
+            f"{row['peak_extra_bytes'] / 1e6:9.1f}"
+        )
+
+
+def _zero_gradients(result: list[dict[str, Any]]) -> Iterator[str]:
+    ratios = ", ".join(f"{row['name']} {row['zero_to_usual']['median']:.3f}" for row in result)
+    yield f"time over zero gradients by time over others: {ratios}"
+
+
+def _cuda_graph(result: list[dict[str, Any]]) -> Iterator[str]:
+    for row in result:
+        times = ", ".join(
+            f"{name} {row[f'{name}_ms']['median']:.3f} (host {row[f'{name}_host_ms']['median']:.3f})"
+            for name in ("eager", "capturable", "replay")
+        )
+        yield f"adamw on {row['workload']}, ms: {times}"
+
+
+def _host_time(measured: dict[str, Any]) -> Iterator[str]:
+    rows = [row for row in measured["contenders"] if "failed" not in row]
+    us = [f"{row['name']} {row['host_us_per_tensor']['median'] * measured['tensors']:.0f}" for row in rows]
+    yield f"host us per step, {measured['tensors']} tensors: {', '.join(us)}"
+
+
+def _profiles(result: list[dict[str, Any]]) -> Iterator[str]:
+    for row in result:
+        counts = ", ".join(f"{name} {row[name]['kernels']}" for name in ("replay", "capturable"))
+        yield f"kernels of adamw on {row['workload']}: {counts}"
+
+
+def _shapes(result: list[dict[str, Any]]) -> Iterator[str]:
+    wrong = sum(not row["same_bits"] for row in result)
+    yield f"shapes: {len(result)} rows, {wrong} with other bits; threads/elements/min_blocks/chunk"
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in result:
+        groups.setdefault((row["rule"], row["formats"], row["workload"]), []).append(row)
+    for key, rows in groups.items():
+        default, best = rows[0], min(rows, key=lambda row: row["ms"])
+        shape = "/".join(str(best[name]) for name in ("threads", "elements", "min_blocks", "chunk"))
+        yield (
+            f"  {' '.join(key):38} default {default['ms']:.3f} ms {default['gbps']:.0f} GB/s, "
+            f"best {shape} {best['ms']:.3f} ms {best['gbps']:.0f} GB/s"
+        )
+
+
+def _memcheck(result: dict[str, Any]) -> Iterator[str]:
+    yield f"memcheck: {result['outcome']}"
+
+
+SECTIONS = {
+    "environment": _environment,
+    "tests": _tests,
+    "ceiling": _ceiling,
+    "models": _models,
+    "small_tensors": _small_tensors,
+    "zero_gradients": _zero_gradients,
+    "cuda_graph": _cuda_graph,
+    "host_time": _host_time,
+    "profiles": _profiles,
+    "shapes": _shapes,
+    "compiled": _small_tensors,
+    "memcheck": _memcheck,
+}

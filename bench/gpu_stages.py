@@ -1,0 +1,249 @@
+"""What `bench/gpu.py` measures, a function for each stage; each returns what goes into the JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import contenders
+import cuda_harness
+import danlu
+from contenders import Contender
+from cuda_harness import CudaStream, OnCuda, kernels, time_on_gpu, time_on_host
+from harness import ROOT, Model
+from rounds import measure, profile, spread
+from workloads import Workload, gpt2_small, llama_1b, llama_8b_list, many_small
+
+BUILD = ROOT / "build" / "gpu"
+TESTS = ROOT / "tests" / "gpu"
+MODELS = [llama_1b(), gpt2_small()]
+GPT2, MANY_SMALL, LLAMA_8B = gpt2_small(), many_small(), llama_8b_list()
+CONTENDERS = [c for c in contenders.ON_CUDA if c is not contenders.TORCH_COMPILED]
+ROUNDS = 4
+STREAM_ELEMENTS = 1 << 28  # 1 GiB an array
+TEST_SECONDS, TUNE_SECONDS, MEMCHECK_SECONDS = 210.0, 60.0, 60.0
+
+Results = dict[str, Any]  # of the stages so far, by their names
+
+
+def environment(_: Results) -> Results:
+    return cuda_harness.environment()
+
+
+def tests(_: Results) -> Results:
+    """In a process of their own: a kernel that fails there must not take along what follows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outcomes"
+        command = [sys.executable, ROOT / "bench" / "gpu_tests.py", path, f"--confcutdir={TESTS}", TESTS]
+        status, _ = limited(command, TEST_SECONDS, capture=False)
+        written = path.read_text() if path.exists() else ""
+    outcomes = [json.loads(line) for line in written.splitlines(keepends=True) if line.endswith("\n")]
+    return {
+        "exit_status": status,
+        "counts": dict(Counter(o["outcome"] for o in outcomes)),
+        "failures": [o for o in outcomes if o["outcome"] == "failed"],
+        "skipped": dict(Counter(o["message"] for o in outcomes if o["outcome"] == "skipped")),
+    }
+
+
+def ceiling(_: Results) -> Results:
+    """Bytes per second of the in-place stream, by the arrays that it writes, and of a copy."""
+    stream = CudaStream(STREAM_ELEMENTS)
+    result = {}
+    for written in (1, 2, 3):
+        touched = 4 * (2 * written + 1) * STREAM_ELEMENTS
+        result[f"stream_{written}_GB_per_s"] = touched / stream.seconds(touched, written) / 1e9
+    del stream
+    cuda_harness.free()
+    return {**result, "copy_GB_per_s": cuda_harness.copy_bandwidth() / 1e9}
+
+
+def models(_: Results) -> list[Results]:
+    return [compare(workload, CONTENDERS) for workload in MODELS]
+
+
+def zero_gradients(_: Results) -> list[Results]:
+    """Whether zeros, in all state too, take another time than other numbers."""
+    chosen = [c for c in CONTENDERS if c.id in ("adamw", "adax", "lion")]
+    usual, zero = (OnCuda(GPT2, {c.dtype for c in chosen}) for _ in range(2))
+    zero.zero_gradients()
+    rows = []
+    for c in chosen:
+        turns = [(usual.turn(c).step, zero.turn(c).step) for _ in range(ROUNDS)]
+        rows.append(
+            {
+                "name": c.id,
+                "ms": spread(1e3 * a for a, _ in turns),
+                "zero_ms": spread(1e3 * b for _, b in turns),
+                "zero_to_usual": spread(b / a for a, b in turns),
+            }
+        )
+    return rows
+
+
+def small_tensors(_: Results) -> Results:
+    return compare(MANY_SMALL, CONTENDERS)
+
+
+def cuda_graph(_: Results) -> list[Results]:
+    """AdamW: a captured step's replay beside eager steps, with coefficients from the host and the device."""
+    result = []
+    for workload in (MANY_SMALL, GPT2):
+        model = Model(workload, torch.float32, cuda_harness.DEVICE)
+        model.hold_gradients()
+        optimizer = danlu.AdamW(model.parameters)
+        capturable, graph = captured(model)
+        steps = {"eager": optimizer.step, "capturable": capturable.step, "replay": graph.replay}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+        for _ in range(ROUNDS):
+            for name, step in steps.items():
+                step()
+                host = time_on_host(step)
+                times[name].append((host, time_on_gpu(step, host)[0]))
+        row: Results = {"workload": workload.id}
+        for name, pairs in times.items():
+            row[f"{name}_host_ms"] = spread(1e3 * host for host, _ in pairs)
+            row[f"{name}_ms"] = spread(1e3 * seconds for _, seconds in pairs)
+        result.append(row)
+    return result
+
+
+def captured(model: Model) -> tuple[torch.optim.Optimizer, torch.cuda.CUDAGraph]:
+    """An optimizer with its coefficients on the device, and a step of it as a graph."""
+    optimizer = danlu.AdamW(model.parameters, capturable=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(cuda_harness.WARM_UPS):
+            optimizer.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    return optimizer, graph
+
+
+def host_time(_: Results) -> Results:
+    return compare(LLAMA_8B, CONTENDERS)
+
+
+def profiles(results: Results) -> list[Results]:
+    """Kernels of the steps that were timed, into their rows, and those of a replay.
+
+    After everything that is timed on the host: the profiler may leave its mark on the time of launches.
+    """
+    measured = [*results.get("models", []), *filter(None, [results.get("small_tensors")])]
+    workloads = {w.id: w for w in (*MODELS, MANY_SMALL)}
+    for one in measured:
+        profile(workloads[one["id"]], CONTENDERS, one)
+    result = []
+    for workload in (MANY_SMALL, GPT2):
+        model = Model(workload, torch.float32, cuda_harness.DEVICE)
+        model.hold_gradients()
+        optimizer, graph = captured(model)
+        row: Results = {"workload": workload.id}
+        for name, step in (("replay", graph.replay), ("capturable", optimizer.step)):
+            seen = kernels(step)
+            row[name] = {"kernels": len(seen), "kernel_ms": 1e3 * sum(seconds for _, seconds in seen)}
+        result.append(row)
+    return result
+
+
+def shapes(_: Results) -> list[Results]:
+    """What bench/tune.cu prints."""
+    major, minor = torch.cuda.get_device_capability()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    flags = ["-std=c++17", "-O3", "-fmad=false", f"-arch=sm_{major}{minor}", "-I", ROOT / "csrc"]
+    for command in (["nvcc", *flags, ROOT / "bench" / "tune.cu", "-o", BUILD / "tune"], [BUILD / "tune"]):
+        status, output = limited(command, TUNE_SECONDS)
+        if status != 0:
+            raise RuntimeError(f"{command[0]}: exit status {status}: {output[-3000:]}")
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def compiled(_: Results) -> Results:
+    """AdamW under torch.compile, which takes its time to compile."""
+    chosen: list[Contender] = [
+        c for c in contenders.ON_CUDA if c.id in (contenders.BASELINE, "torch-adamw-compile", "adamw")
+    ]
+    return compare(GPT2, chosen)
+
+
+def memcheck(_: Results) -> Results:
+    """compute-sanitizer over a few small steps."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"outcome": "compute-sanitizer is not installed"}
+    script = [sys.executable, ROOT / "bench" / "memcheck.py"]
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", *script]
+    status, output = limited(command, MEMCHECK_SECONDS, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    outcome = {0: "no errors", 9: "ERRORS", None: f"not done after {MEMCHECK_SECONDS:.0f} s"}
+    return {"outcome": outcome.get(status, f"exit status {status}"), "output": output[-3000:]}
+
+
+STAGES: dict[str, Callable[[Results], Any]] = {
+    stage.__name__: stage
+    for stage in (
+        environment,
+        tests,
+        ceiling,
+        models,
+        zero_gradients,
+        small_tensors,
+        cuda_graph,
+        host_time,
+        profiles,
+        shapes,
+        compiled,
+        memcheck,
+    )
+}
+
+
+def compare(workload: Workload, chosen: Sequence[Contender]) -> Results:
+    """Paired rounds on the GPU."""
+    seen: list[str] = []
+
+    def show(round_: str, _: str) -> None:
+        if round_ not in seen:
+            seen.append(round_)
+            print(f"  {round_}")
+
+    measured = measure(OnCuda, workload, chosen, range(ROUNDS + 1), show)
+    cuda_harness.free()
+    return measured
+
+
+def limited(
+    command: Sequence[str | Path], seconds: float, capture: bool = True, **env: str
+) -> tuple[int | None, str]:
+    """Exit status, None if the time was up, and output of a command that is ended with all its children."""
+    pipe = subprocess.PIPE if capture else None
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=pipe,
+        stderr=subprocess.STDOUT if capture else None,
+        text=True,
+        env={**os.environ, **env},
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+        return process.returncode, output or ""
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return None, output or ""
+        raise

@@ -1,0 +1,105 @@
+"""What the timing of steps has to say: a table for each workload, and a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from rich.table import Table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from contenders import BASELINE
+
+_COMMON = f"""\
+ratio     how many times faster than {BASELINE} in the same round
+GB/s      the bytes that a step has to touch, by its time
+state     bytes kept per parameter
+"""
+LEGENDS = {
+    "cpu": f"""\
+ms        median over the rounds, with quartiles
+{_COMMON}\
+stream    an in-place loop over as many bytes, right after the step: what the memory gives; the whole
+          step's speed by its speed, and that of danlu's kernels alone
+host      microseconds per tensor, measured with as many tensors of one element
+extra     the most memory that torch's allocators held during a step, beyond what they held before it
+""",
+    "cuda": f"""\
+ms        median over the rounds, with quartiles, of the GPU's time, the whole step being enqueued before the
+          GPU comes to it; * where the host held it up
+{_COMMON}\
+stream    a kernel with as many bytes in place, right after the step: what the memory gives; the speed of
+          the step by its speed, and that of its kernels alone
+launches  kernels of a step; their time and number are the profiler's
+host      microseconds per tensor until step() returns, the GPU being idle before it
+extra     the most memory that torch's allocator held during a step, beyond what it held before it
+""",
+}
+
+
+def table(measured: dict[str, Any]) -> Table:
+    rows = [row for row in measured["contenders"] if "failed" not in row]
+    failed = [row for row in measured["contenders"] if "failed" in row]
+    shown = Table(
+        title=measured["title"],
+        caption="\n".join(f"{row['name']}: {row['failed']}" for row in failed) or None,
+        caption_justify="left",
+    )
+    profiled = any("launches" in row for row in rows)
+    shown.add_column("optimizer", no_wrap=True)
+    headings = ["ms", "ratio", "GB/s", "step/\nstream", "kernels/\nstream", *["launches"] * profiled]
+    for heading in (*headings, "host\nus/tensor", "state\nB/parameter", "extra\nMB"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        shown.add_row(
+            row["name"],
+            text(row["ms"], ".1f" if row["ms"]["median"] > 20 else ".2f") + "*" * row["host_bound"],
+            text(row["ratio"], ".2f"),
+            f"{row['GB_per_s']['median']:.1f}",
+            f"{row['share_of_stream']['median']:.0%}",
+            f"{row['kernel_share_of_stream']['median']:.0%}" if "kernel_ms" in row else "",
+            *[f"{row.get('launches', '')}"] * profiled,
+            f"{row['host_us_per_tensor']['median']:.2f}",
+            f"{row['state_bytes_per_parameter']:.2f}",
+            f"{row['peak_extra_bytes'] / 1e6:.1f}",
+        )
+    return shown
+
+
+def text(spread: dict[str, float] | None, form: str) -> str:
+    """Median and quartiles."""
+    if spread is None:
+        return ""
+    return f"{spread['median']:{form}} ({spread['low']:{form}}-{spread['high']:{form}})"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """A panel for each workload: the step's time, kernels darker, and where the ceiling is."""
+    workloads = results["workloads"]
+    figure, panels = pyplot.subplots(
+        1, len(workloads), squeeze=False, figsize=(7 * len(workloads), 5.5), layout="constrained"
+    )
+    for panel, measured in zip(panels[0], workloads, strict=True):
+        rows = [row for row in measured["contenders"][::-1] if "failed" not in row]
+        if not rows:
+            continue
+        names, steps = [row["name"] for row in rows], [row["ms"] for row in rows]
+        medians = [s["median"] for s in steps]
+        errors = [[s["median"] - s["low"] for s in steps], [s["high"] - s["median"] for s in steps]]
+        panel.barh(names, medians, xerr=errors, color="tab:orange", label="step, beside the kernels")
+        kernels = [row["kernel_ms"]["median"] if "kernel_ms" in row else 0 for row in rows]
+        of_danlu = "" if results["environment"].get("cuda") else " (danlu)"
+        panel.barh(names, kernels, color="tab:red", label=f"kernels{of_danlu}")
+        streams = [row["share_of_stream"]["median"] * m for row, m in zip(rows, medians, strict=True)]
+        panel.plot(streams, names, "k|", markersize=14, label="in-place stream of the same bytes")
+        panel.set(title=measured["title"], xlabel="ms per step", xscale="log")
+        panel.grid(axis="x", alpha=0.3)
+    panels[0][0].legend()
+    environment = results["environment"]
+    threads = f"{environment['threads']} threads, " if "threads" in environment else ""
+    figure.suptitle(f"{environment['device']}, {threads}torch {environment['torch']}")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

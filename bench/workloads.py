@@ -1,0 +1,60 @@
+"""The shapes of models whose steps are timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The shapes of a model's parameters."""
+
+    id: str
+    title: str
+    shapes: Sequence[tuple[int, ...]]
+
+    @property
+    def elements(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def single_elements(self) -> Workload:
+        """As many tensors of one element: all that is left of a step is the host's work."""
+        return Workload(f"{self.id}-host", self.title, [(1,)] * len(self.shapes))
+
+
+def gpt2_small() -> Workload:
+    width, blocks = 768, 12
+    shapes: list[tuple[int, ...]] = [(50257, width), (1024, width)]
+    for _ in range(blocks):
+        shapes += [(width,), (width,)]  # norm
+        shapes += [(width, 3 * width), (3 * width,), (width, width), (width,)]  # attention
+        shapes += [(width,), (width,)]  # norm
+        shapes += [(width, 4 * width), (4 * width,), (4 * width, width), (width,)]  # perceptron
+    shapes += [(width,), (width,)]
+    return Workload("gpt2-small", "GPT-2 small, 124.4 M parameters in 148 tensors", shapes)
+
+
+def llama_1b() -> Workload:
+    """The output layer shares the embedding."""
+    width, layers, keys, hidden = 2048, 16, 8 * 64, 8192
+    shapes: list[tuple[int, ...]] = [(128256, width)]
+    for _ in range(layers):
+        shapes += [(width, width), (keys, width), (keys, width), (width, width)]  # attention
+        shapes += [(hidden, width), (hidden, width), (width, hidden)]  # gated perceptron
+        shapes += [(width,), (width,)]  # norms
+    shapes += [(width,)]
+    return Workload("llama-3.2-1b", "Llama 3.2 1B, 1.236 G parameters in 146 tensors", shapes)
+
+
+def many_small() -> Workload:
+    uniform = random.Random(1).uniform
+    shapes = [(max(1, int(2 ** uniform(10, 14)) // 64), 64) for _ in range(5000)]
+    return Workload("many-small", "27.7 M parameters in 5,000 small tensors", shapes)
+
+
+def llama_8b_list() -> Workload:
+    """As many tensors as Llama 3 8B has, small ones: the host's work is that of the real model."""
+    return Workload("llama-3-8b-list", "291 small tensors, as many as Llama 3 8B has", [(64, 16)] * 291)

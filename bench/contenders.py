@@ -27,6 +27,7 @@ class Contender:
     kept: bool = False  # dear to make: one optimizer serves all turns
     most_tensors: float = math.inf  # beyond which it is left out
     limit: str = ""  # why
+    backend: str = ""  # that danlu's must take; empty for the device's usual one
 
 
 TORCH_ADAMW = [
@@ -68,6 +69,27 @@ ON_CPU = [
     ADAXW,
 ]
 
+TRITON = [
+    Contender("lion-triton", lambda p: danlu.Lion(p, backend="triton"), 2, 20, backend="triton"),
+    Contender(
+        "lion-bf16-triton",
+        lambda p: danlu.Lion(p, state_dtype=BF16, backend="triton"),
+        2,
+        10,
+        BF16,
+        backend="triton",
+    ),
+    Contender("adamw-triton", lambda p: danlu.AdamW(p, backend="triton"), 3, 28, backend="triton"),
+    Contender(
+        "adamw-bf16-triton",
+        lambda p: danlu.AdamW(p, state_dtype=BF16, backend="triton"),
+        3,
+        18,
+        BF16,
+        backend="triton",
+    ),
+]
+
 ON_CUDA = [
     *TORCH_ADAMW,
     TORCH_COMPILED,
@@ -80,4 +102,5 @@ ON_CUDA = [
     ADAX,
     Contender("adax-bf16", lambda p: danlu.AdaX(p, state_dtype=BF16), 3, 18, BF16),
     ADAXW,
+    *TRITON,
 ]

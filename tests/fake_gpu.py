@@ -14,6 +14,8 @@ import torch
 
 import cuda_harness
 import danlu
+from danlu.backends import BACKENDS
+from danlu.backends.cpu import Cpu
 from emulated import STREAM, emulated
 
 CUDA = torch.autograd.DeviceType.CUDA
@@ -57,6 +59,7 @@ class FakeGpu:
         patch.setitem(sys.modules, "danlu._cuda", native)
         patch.setattr(cuda_harness, "DEVICE", "cpu")
         patch.setattr(cuda_harness, "BACKEND", "cpu")
+        patch.setitem(BACKENDS, "triton", InPlaceOfTriton())
         patch.setattr(cuda_harness, "GIGABYTE", 1000)
         patch.setattr(cuda_harness, "unavailable", lambda: None)
 
@@ -71,6 +74,10 @@ class FakeGpu:
         if self.broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         self.calls.append("synchronize")
+
+
+class InPlaceOfTriton(Cpu):
+    name = "triton"
 
 
 class FakeEvent:

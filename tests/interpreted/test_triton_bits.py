@@ -76,6 +76,18 @@ def test_every_alignment_and_tail(case: Case, storage: Storage) -> None:
     assert all(map(same_bits, *results))
 
 
+def test_nan_of_any_payload_stays_nan() -> None:
+    """Rounded as other numbers are, some of them would become -0 or infinite."""
+    patterns = [0x7F800001, 0x7FBFFFFF, 0x7FC00000, 0x7FFFFFFF, 0x7FFF8000, -1, -0x7FFFFF]
+    g = torch.tensor(patterns, dtype=torch.int32).view(F32)
+    assert bool(g.isnan().all())
+    p = torch.nn.Parameter(torch.zeros(len(patterns)))
+    p.grad = g
+    opt = danlu.Lion([p], backend="triton", state_dtype=BF16)
+    opt.step()
+    assert bool(opt.state[p]["exp_avg"].isnan().all())
+
+
 def part_of(opt: danlu.FusedOptimizer) -> TritonPart:
     assert opt._plan is not None
     (part,) = opt._plan._parts

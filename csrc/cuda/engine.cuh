@@ -103,10 +103,10 @@ __device__ __forceinline__ Span<Rule, F> find_span(const LaunchList& list, uint3
   const int64_t offset = int64_t(block - uint32_t(packed >> 32)) * S::chunk_size;
   row = LaunchList::row(packed);
   Span<Rule, F> span;
-  span.p = global<typename F::P>(list.pointer<states>(tensor, 0)) + offset;
-  span.g = global<const typename F::G>(list.pointer<states>(tensor, 1)) + offset;
-  span.m = global<typename F::M>(list.pointer<states>(tensor, 2)) + offset;
-  if constexpr (states > 1) span.v = global<float>(list.pointer<states>(tensor, 3)) + offset;
+  span.p = reinterpret_cast<typename F::P*>(list.pointer<states>(tensor, 0)) + offset;
+  span.g = reinterpret_cast<const typename F::G*>(list.pointer<states>(tensor, 1)) + offset;
+  span.m = reinterpret_cast<typename F::M*>(list.pointer<states>(tensor, 2)) + offset;
+  if constexpr (states > 1) span.v = reinterpret_cast<float*>(list.pointer<states>(tensor, 3)) + offset;
   span.size = block + 1 < next ? S::chunk_size : LaunchList::last_size(packed);
   return span;
 }
@@ -116,8 +116,7 @@ __device__ __forceinline__ Row<Rule> load_row(const LaunchList& list, int row) {
   constexpr int length = sizeof(Row<Rule>) / sizeof(float);
   float values[length];
   if (list.device_rows) {
-    const float* from =
-        global<const float>(reinterpret_cast<uint64_t>(list.device_rows)) + int64_t(row) * list.row_stride;
+    const float* from = list.device_rows + int64_t(row) * list.row_stride;
 #pragma unroll
     for (int i = 0; i < length; i++) values[i] = from[i];
   } else {
@@ -127,14 +126,14 @@ __device__ __forceinline__ Row<Rule> load_row(const LaunchList& list, int row) {
   }
   Row<Rule> loaded;
   __builtin_memcpy(&loaded, values, sizeof loaded);
-  if (list.clip) loaded.header.factor *= *global<const float>(reinterpret_cast<uint64_t>(list.clip));
+  if (list.clip) loaded.header.factor *= *list.clip;
   return loaded;
 }
 
 template <class Rule, class F, class S>
 __global__ void __launch_bounds__(S::threads, S::min_blocks)
     step_kernel(const LaunchList __grid_constant__ list) {
-  if (list.found_inf && *global<const float>(reinterpret_cast<uint64_t>(list.found_inf)) != 0.f) return;
+  if (list.found_inf && *list.found_inf != 0.f) return;
   int row_index;
   const Span<Rule, F> span = find_span<Rule, F, S>(list, blockIdx.x, row_index);
   const Row<Rule> row = load_row<Rule>(list, row_index);

@@ -60,15 +60,4 @@ __device__ __forceinline__ void store_packs(T* p, const float (&from)[n]) {
   }
 }
 
-// An address that the compiler may take for device memory, whatever it was computed from: without that the
-// accesses become generic ones.
-template <class T>
-__device__ __forceinline__ T* global(uint64_t address) {
-  T* p = reinterpret_cast<T*>(address);
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(p));
-#endif
-  return p;
-}
-
 }  // namespace danlu

@@ -57,7 +57,8 @@ def test_the_wheel_has_every_module(installed: Path) -> None:
     sources = {
         p.relative_to(ROOT / "python") for p in (ROOT / "python/danlu").rglob("*.py*") if p.suffix != ".pyc"
     }
-    triton = {Path("danlu/triton_kernels") / p.name for p in (ROOT / "triton_kernels").glob("*.py")}
+    kernels = ROOT / "triton_kernels"
+    triton = {Path("danlu/triton_kernels") / p.relative_to(kernels) for p in kernels.rglob("*.py")}
     files = {p.relative_to(installed) for p in installed.rglob("*")}
     assert sources | triton | {Path("danlu/py.typed")} <= files
     modules = ["_cpu."] if shutil.which("nvcc") is None else ["_cpu.", "_cuda."]

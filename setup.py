@@ -20,6 +20,8 @@ class CMakeBuild(build_ext):
     """Configures and builds the CMake project, and leaves the modules where setuptools wants them."""
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name != MODULES[0].name:
+            return  # one run builds all
         import pybind11
 
         root = Path(__file__).resolve().parent
@@ -40,10 +42,13 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", build, "--parallel"], check=True, env=TOOLS)
 
 
+# CMake decides whether there is a CUDA module
+MODULES = [Extension("danlu._cpu", sources=[]), Extension("danlu._cuda", sources=[], optional=True)]
+
 if not NATIVE:
     print("danlu: no native CPU kernels for this platform; the torch reference will serve", file=sys.stderr)
 
 setup(
-    ext_modules=[Extension("danlu._cpu", sources=[])] if NATIVE else [],
+    ext_modules=MODULES if NATIVE else [],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,10 +86,10 @@ class TritonPart(GpuPart):
         super().__init__(native, backend, optimizer, entries, self._stride)
         alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for i, entry in enumerate(entries):
-            if local_size(entry):
+            if math.prod(entry.shape):
                 alike.setdefault((entry.rule, entry.dtypes), []).append(i)
         self.launches = [
-            _Launch(rule, dtypes, indices, [local_size(entries[i]) for i in indices], device)
+            _Launch(rule, dtypes, indices, [math.prod(entries[i].shape) for i in indices], device)
             for (rule, dtypes), indices in alike.items()
         ]
         self._row_table = Mirror(4 * self._stride * len(entries), device)
@@ -173,20 +174,17 @@ class _Launch:
         return (table, *maps, rows, clip, found_inf, len(self._indices), stride)
 
 
-def local_size(entry: Entry) -> int:
-    """Elements of the shard that is here."""
-    size = 1
-    for dim in entry.shape:
-        size *= dim
-    return size
-
-
 @functools.cache
 def _missing() -> str | None:
     """What is not installed; None if nothing is."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    version = importlib.metadata.version("triton")
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # ROCm's comes under another name
+        import triton
+
+        version = str(triton.__version__)
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         return f"triton {version} is too old, {'.'.join(map(str, OLDEST))} or newer is needed"
     return CPU.unavailable()

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "coefficient_rows.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/stream.h"
+#include "cpu/sum_squares.h"
 #include "cpu/threads.h"
 #include "step_list.h"
 
@@ -55,6 +57,20 @@ class CpuStep {
   std::vector<bool> mask() const { return list_.mask(); }
   void release() { list_.release(); }
 
+  // Of the gradients that gather() found, in an order that does not depend on the threads.
+  double gradient_squares(int threads) {
+    const py::gil_scoped_release nogil;
+    const auto& tensors = list_.tensors();
+    partial_sums_.assign(claims_.size(), 0.0);
+    parallel_claims(int64_t(claims_.size()) - 1, threads, [&](int64_t claim) {
+      for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
+        const Tensor& t = tensors[chunks_[c].tensor];
+        if (t.row >= 0) partial_sums_[claim] += sum_squares(t.g, chunks_[c].begin, chunks_[c].end);
+      }
+    });
+    return std::accumulate(partial_sums_.begin(), partial_sums_.end(), 0.0);
+  }
+
   // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
   // to fp32.
   void run(const py::list& rows, int threads) {
@@ -88,6 +104,7 @@ class CpuStep {
   std::vector<Chunk> chunks_;
   std::vector<size_t> claims_;  // claim i is chunks [claims_[i], claims_[i + 1])
   CoefficientRows rows_;
+  std::vector<double> partial_sums_;  // of each claim
 };
 
 std::vector<std::string> instruction_set_names() {
@@ -130,5 +147,6 @@ PYBIND11_MODULE(_cpu, m) {
       .def("active", &CpuStep::active)
       .def("mask", &CpuStep::mask)
       .def("release", &CpuStep::release)
+      .def("gradient_squares", &CpuStep::gradient_squares)
       .def("run", &CpuStep::run);
 }

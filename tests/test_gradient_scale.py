@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 import danlu
-from cases import CASES, Case
+from cases import CASES, Case, set_gradient, values
 from training import all_same, copies, everything, give_gradients, parameters, some_params, train
 
 SCALE = 1024.0  # a power of two: unscaling rounds nothing
@@ -87,3 +88,60 @@ def test_found_inf_leaves_everything(
     assert [p._version for p in parameters(opt)] == versions
     train(opt, range(started, 6))
     assert all(held["step"] == 6 // case.hyper.get("accumulation_steps", 1) for held in opt.state.values())
+
+
+def squares(gradients: list[torch.Tensor], threads: int = 2) -> float:
+    """What the CPU kernels sum, for gradients of their own dtypes."""
+    params = [torch.nn.Parameter(torch.zeros_like(g, dtype=torch.float32)) for g in gradients]
+    for p, g in zip(params, gradients, strict=True):
+        set_gradient(p, g)
+    opt = danlu.Lion(params, backend="cpu", max_grad_norm=1.0)
+    opt.step()
+    assert opt._plan is not None
+    (part,) = opt._plan._parts
+    assert part.gather(opt)
+    torch.set_num_threads(threads)
+    try:
+        return float(part.gradient_squares())
+    finally:
+        part.release()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_norm_is_that_of_float64_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    sizes = [1, 7, 31, 32, 33, 1023, 1025, 65535, 65536, 65537, 3 * 65536 + 11, 0]
+    gradients = [values((size,), i, wild=False).to(dtype) for i, size in enumerate(sizes)]
+    gradients.append(values((999,), 50, wild=False).to(dtype)[1:])  # misaligned
+    exact = math.fsum(x * x for g in gradients for x in g.double().tolist())
+    results = {squares(gradients, threads) for threads in (1, 2, 3, 8)}
+    assert len(results) == 1
+    assert abs(results.pop() - exact) <= 1e-14 * exact
+
+
+@pytest.mark.parametrize("value", [1e-45, 1e-30, 3e38])
+def test_the_norm_of_tiny_and_huge_gradients(value: float) -> None:
+    """Squares that fp32 could not hold."""
+    gradients = [torch.full((1000,), value)]
+    exact = 1000 * float(gradients[0][0].double()) ** 2
+    assert abs(squares(gradients) - exact) <= 1e-12 * exact
+
+
+@pytest.mark.parametrize("at", [0, 31, 32, 100])
+def test_what_is_not_finite_shows_in_the_norm(at: int) -> None:
+    for value in (float("nan"), float("inf")):
+        g = torch.ones(101)
+        g[at] = value
+        assert not math.isfinite(squares([torch.ones(5), g]))
+
+
+def test_only_gradients_that_are_there_count() -> None:
+    opt = danlu.Lion(some_params(), backend="cpu", max_grad_norm=1.0)
+    give_gradients(parameters(opt), 0)
+    opt.step()
+    parameters(opt)[1].grad = None
+    assert opt._plan is not None
+    (part,) = opt._plan._parts
+    assert part.gather(opt)
+    exact = sum(p.grad.double().square().sum().item() for p in parameters(opt) if p.grad is not None)
+    assert abs(part.gradient_squares() - exact) <= 1e-12 * exact
+    part.release()

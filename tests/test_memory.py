@@ -28,9 +28,11 @@ def in_use() -> int:
     return int(info.from_the_heap + info.from_the_system)
 
 
-def after_two_steps(case: Case, dtype: torch.dtype, count: int = 20) -> torch.optim.Optimizer:
+def after_two_steps(
+    case: Case, dtype: torch.dtype, count: int = 20, max_grad_norm: float | None = None
+) -> torch.optim.Optimizer:
     params = [torch.nn.Parameter(values((5000 + i,), i, wild=False).to(dtype)) for i in range(count)]
-    opt = case.make(params, state_dtype=dtype, backend="cpu")
+    opt = case.make(params, state_dtype=dtype, backend="cpu", max_grad_norm=max_grad_norm)
     for p in params:
         p.grad = torch.ones_like(p)
     for _ in range(2):
@@ -43,6 +45,8 @@ def after_two_steps(case: Case, dtype: torch.dtype, count: int = 20) -> torch.op
 def test_torch_allocates_nothing_in_a_step(case: Case, dtype: torch.dtype) -> None:
     opt = after_two_steps(case, dtype)
     assert harness.peak_allocated(opt.step) == 0
+    clipping = after_two_steps(case, dtype, max_grad_norm=1.0)
+    assert harness.peak_allocated(clipping.step) == 0
     with_temporaries = case.make(opt.param_groups, backend="reference")
     assert harness.peak_allocated(with_temporaries.step) > 0
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from . import scalar
-from .grad_norm import total_norm
 
 if TYPE_CHECKING:
+    from .backends import Part
     from .optimizer import FusedOptimizer
 
 
@@ -25,6 +27,7 @@ class GradientScale:
         self._grad_scale = getattr(optimizer, "grad_scale", None)
         self._found_inf = getattr(optimizer, "found_inf", None)
         self._factor: float | None = None
+        self.parts: Sequence[Part] = ()  # of the plan, which sets them when they have read the gradients
 
     @property
     def on_device(self) -> bool:
@@ -44,7 +47,8 @@ class GradientScale:
         if self._factor is None:
             self._factor = 1.0 if self._grad_scale is None else 1.0 / float(self._grad_scale)
             if self.clips:
-                excess = float(self._norm()) * self._factor / self._max_norm
+                squares = sum(float(part.gradient_squares()) for part in self.parts)
+                excess = math.sqrt(squares) * self._factor / self._max_norm
                 self._factor = self._factor / float(scalar.maximum(1.0, excess))
         return self._factor
 
@@ -54,7 +58,8 @@ class GradientScale:
         if self._grad_scale is not None:
             factor = factor / _scalar_on(device, self._grad_scale)
         if self.clips:
-            factor = factor / (self._norm().to(device) * factor / self._max_norm).clamp(min=1.0)
+            squares = sum(_scalar_on(device, part.gradient_squares()) for part in self.parts)
+            factor = factor / (_scalar_on(device, squares).sqrt() * factor / self._max_norm).clamp(min=1.0)
         return factor
 
     def found_inf_on(self, device: torch.device) -> torch.Tensor | None:
@@ -67,10 +72,6 @@ class GradientScale:
     def _max_norm(self) -> float:
         assert self._optimizer._max_grad_norm is not None
         return self._optimizer._max_grad_norm
-
-    def _norm(self) -> torch.Tensor:
-        groups = self._optimizer.param_groups
-        return total_norm([p.grad for g in groups for p in g["params"] if p.grad is not None])
 
 
 def is_on_device(value: object) -> bool:

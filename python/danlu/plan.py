@@ -72,6 +72,7 @@ class Plan:
         try:
             if not self._gather(optimizer):
                 return False
+            scale.parts = self._parts
             if any(part.reads_host for part in self._parts) and scale.skips():
                 return True
             for part in self._parts:

@@ -25,6 +25,10 @@ class Part(Protocol):
         """Whether the host has to know if the step counts; else a device decides."""
         ...
 
+    def gradient_squares(self) -> torch.Tensor | float:
+        """The sum of squares of all gradients that `gather` found, in float64."""
+        ...
+
     def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
         """Folds coefficients; `scale` multiplies every gradient, beside the sign of its group's maximize."""
         ...

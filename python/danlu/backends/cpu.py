@@ -62,7 +62,13 @@ class CpuPart(NativePart):
         native = _cpu.Step(exchange_api(), torch, dtensor_type(), instruction_set())
         super().__init__(native, _cpu, entries)
         native.bind(optimizer.state)
+        self._sharded = any(entry.sharded for entry in entries)
         self._rows: list[tuple[float, ...]] = []
+
+    def gradient_squares(self) -> torch.Tensor | float:
+        if self._sharded:  # needs the other ranks
+            return super().gradient_squares()
+        return float(self._native.gradient_squares(torch.get_num_threads()))
 
     def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
         self._rows = self.rows(optimizer, scale.factor())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from .. import checks, state
+from ..grad_norm import sum_of_squares
 from ..sharding import local
 
 # the engine's own words in front of every coefficient row: factor, store_params
@@ -72,6 +73,9 @@ class NativePart:
             return False
         self._row_keys = keys
         return True
+
+    def gradient_squares(self) -> torch.Tensor | float:
+        return sum_of_squares([p.grad for p in self._params if p.grad is not None])
 
     def release(self) -> None:
         self._native.release()

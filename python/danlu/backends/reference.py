@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..grad_norm import sum_of_squares
 from ..gradient_scale import GradientScale
 from ..sharding import local
 
@@ -42,6 +43,10 @@ class ReferencePart:
 
     def gather(self, optimizer: FusedOptimizer) -> bool:
         return True  # the plan looks at every entry of the reference itself
+
+    def gradient_squares(self) -> torch.Tensor | float:
+        gradients = [entry.param.grad for entry in self._entries if entry.param.grad is not None]
+        return sum_of_squares(gradients)
 
     def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
         self._optimizer, self._factor = optimizer, scale.factor()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 GLOBAL, LOCAL = ("LDG", "STG"), ("LDL", "STL")
 GENERIC = ("LD", "ST")
-_MEMORY = re.compile(r"^(LDG|STG|LDL|STL|LDS|STS|LD|ST|ATOMG|RED)(\.|$)")
+_MEMORY = re.compile(r"^(LDG|STG|LDL|STL|LDS|STS|LD|ST|LDGSTS|ATOM[GS]?|REDG?)(\.|$)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?);")
 
 
@@ -33,9 +33,9 @@ class Function:
         return Counter((op, bits) for at, op, bits in self.accesses if at in loop and op in GLOBAL)
 
     def hot_loop(self) -> Counter[tuple[str, int]]:
-        """Of the loop that moves the most in a turn without using shared memory for it."""
-        wide = [self.within(loop) for loop in self.loops]
-        return max(wide, key=lambda found: (max(bits for _, bits in found) if found else 0, found.total()))
+        """Of the loop that moves the most bytes in a turn."""
+        turns = [self.within(loop) for loop in self.loops]
+        return max(turns, key=lambda found: sum(bits * n for (_, bits), n in found.items()))
 
 
 def tool(name: str) -> Path:

@@ -16,7 +16,7 @@ import pybind11
 import pytest
 
 from cases import BF16, F16, F32, STORAGES, Storage
-from machine_code import GENERIC, LOCAL, Function, demangled, functions
+from machine_code import GLOBAL, Function, demangled, functions
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
@@ -81,15 +81,23 @@ def kernels(rule: str, architecture: int) -> dict[str, Function]:
     return by_storage
 
 
-def by_hand(rule: str, storage: Storage) -> Counter[tuple[str, int]]:
-    """The accesses of one turn of the hot loop, each of 16 bytes."""
+def itemsizes(rule: str, storage: Storage) -> dict[str, list[int]]:
+    """Of the arrays that are loaded and of those that are stored."""
     second = [F32] if rule in ROOTED else []
-    stored = [storage.param, storage.moment, *second]
-    count = {
-        "LDG": sum(ELEMENTS * dtype.itemsize // 16 for dtype in (*stored, storage.grad)),
-        "STG": sum(ELEMENTS * dtype.itemsize // 16 for dtype in stored),
-    }
-    return Counter({(op, 128): n for op, n in count.items()})
+    stored = [dtype.itemsize for dtype in (storage.param, storage.moment, *second)]
+    return {"LDG": [*stored, storage.grad.itemsize], "STG": stored}
+
+
+def hot_by_hand(rule: str, storage: Storage) -> Counter[tuple[str, int]]:
+    """The accesses of one turn of the hot loop, each of 16 bytes."""
+    sizes = itemsizes(rule, storage)
+    return Counter({(op, 128): sum(ELEMENTS * size // 16 for size in sizes[op]) for op in GLOBAL})
+
+
+def tail_by_hand(rule: str, storage: Storage) -> Counter[tuple[str, int]]:
+    """The accesses of one turn of the tail, one for each array."""
+    sizes = itemsizes(rule, storage)
+    return Counter((op, 8 * size) for op in GLOBAL for size in sizes[op])
 
 
 every_rule = pytest.mark.parametrize("rule", [r[0] for r in RULES])
@@ -103,13 +111,11 @@ def test_machine_code(rule: str, storage: Storage, architecture: int) -> None:
     kernel = kernels(rule, architecture)[storage.id]
     assert (kernel.stack, kernel.local) == (0, 0)
     assert kernel.registers <= 65536 // (THREADS * BLOCKS)
-    kinds = {op for _, op, _ in kernel.accesses}
-    assert not kinds & {*LOCAL, *GENERIC}
-    hot, want = kernel.hot_loop(), by_hand(rule, storage)
+    assert {op for _, op, _ in kernel.accesses} == set(GLOBAL)
+    hot, want = kernel.hot_loop(), hot_by_hand(rule, storage)
     assert set(hot) == set(want)  # nothing but 16-byte accesses
     assert hot["LDG", 128] * want["STG", 128] == hot["STG", 128] * want["LDG", 128]  # in their proportion
-    tails = [kernel.within(loop) for loop in kernel.loops]
-    assert any(tail and all(bits < 64 for _, bits in tail) for tail in tails)
+    assert tail_by_hand(rule, storage) in [kernel.within(loop) for loop in kernel.loops]
 
 
 @every_architecture
@@ -132,6 +138,10 @@ def test_no_contraction_and_no_flushing(rule: str) -> None:
 def test_the_stream_is_all_wide_accesses(architecture: int) -> None:
     for kernel in functions(compiled("stream", "cubin", architecture)):
         written = int(re.search(r"ILi(\d)E", kernel.name)[1])  # type: ignore[index]
-        wide = Counter(op for _, op, bits in kernel.accesses if bits == 128)
-        assert wide == {"LDG": written + 1, "STG": written}
-        assert kernel.stack == 0
+        assert (kernel.stack, kernel.local) == (0, 0)
+        assert {op for _, op, _ in kernel.accesses} == set(GLOBAL)
+        once = {"LDG": written + 1, "STG": written}
+        assert Counter(op for _, op, bits in kernel.accesses if bits == 128) == once
+        # the values behind the last whole pack, for each written array
+        rest = Counter((op, bits) for _, op, bits in kernel.accesses if bits != 128)
+        assert rest == {("LDG", 32): 2 * written, ("STG", 32): written}

@@ -36,7 +36,7 @@ def test_bits() -> None:
 def test_what_every_backend_must_do() -> None:
     """The tests with the fixture `backend`."""
     files = ["test_gradient_scale", "test_torch_contract", "test_checkpoints"]
-    assert interpreted("-k", "triton and not adax", *(f"tests/{name}.py" for name in files)) >= 250
+    assert interpreted("-k", "triton and not adax", *(f"tests/{name}.py" for name in files)) >= 195
 
 
 def test_changes_between_steps() -> None:

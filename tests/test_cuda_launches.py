@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 
 import pytest
@@ -13,6 +12,7 @@ from cases import BF16, CASES, Case, values
 from danlu.backends.cuda import Cuda
 from danlu.testing import same_bits
 from emulated import STREAM, Emulated
+from layouts import reserved
 from training import all_same, copies, everything, give_gradients, parameters, some_params
 
 ADAMW = CASES[4]
@@ -50,6 +50,12 @@ def test_thousands_of_small_tensors_take_few_launches(cuda: Emulated) -> None:
 
 def test_what_fits_into_a_launch(cuda: Emulated) -> None:
     """As many tensors as the launch's parameters have room for, each with its pointers, and the rows."""
+    for rule, states in (("lion", 1), ("tiger", 1), ("adamw", 2), ("adax", 2), ("adaxw_inside", 2)):
+        row = 2 + len(cuda.native.coefficient_names(rule))
+        for rows in ([0] * 3000, list(range(3000))):
+            used = [n * (3 + states) + -(-row * len(set(rows[:n])) // 2) for n in range(1, 1300)]
+            most = sum(words <= (32764 - 32) // 8 for words in used)
+            assert planned(cuda, [1] * 3000, rows, rule)[:2] == [most, most]
     assert planned(cuda, [1] * 1000, [0] * 1000)[0] >= 816
     assert planned(cuda, [1] * 1000, [0] * 408 + [1] * 592)[0] >= 816
     assert planned(cuda, [1] * 1000, list(range(1000)))[0] >= 409
@@ -89,13 +95,6 @@ def test_same_bits_at_the_boundary_of_a_launch(own_steps: bool, extra: int | Non
     assert all_same(*results)
     launches = cuda.native.machine().launches
     assert [launch.blocks for launch in launches] == ([] if not count else [count - extra, 1][: 1 + extra])
-
-
-def reserved(elements: int) -> torch.Tensor:
-    """bf16 zeros in memory that is only taken where it is touched."""
-    no_reserve = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.12 on
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
-    return torch.frombuffer(mmap.mmap(-1, 2 * elements, flags=flags), dtype=BF16)
 
 
 @pytest.mark.parametrize("size", [2**31 + 3, 2**32 + CHUNK + 5], ids=["2^31", "2^32"])

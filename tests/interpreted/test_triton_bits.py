@@ -12,9 +12,9 @@ import torch
 
 import danlu
 from cases import BF16, CASES, F32, STORAGES, Case, Storage, set_gradient, values
-from danlu.backends.triton import TritonPart
+from danlu.backends.triton import TritonPart, _Launch
 from danlu.testing import same_bits
-from layouts import LAYOUTS
+from layouts import LAYOUTS, reserved
 from runs import Result, assert_same, run
 from training import all_same, copies, everything, give_gradients, parameters, some_params
 
@@ -86,6 +86,31 @@ def test_nan_of_any_payload_stays_nan() -> None:
     opt = danlu.Lion([p], backend="triton", state_dtype=BF16)
     opt.step()
     assert bool(opt.state[p]["exp_avg"].isnan().all())
+
+
+@pytest.mark.parametrize("size", [2**31 + 3, 2**32 + CHUNK + 5], ids=["2^31", "2^32"])
+def test_offsets_beyond_32_bits(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the programs around the places that a 32-bit offset would miss are run, in untouched memory."""
+    places = [0, 2**31 - 1, 2**31 + 1, size - 1] + ([2**32 + 1] if size > 2**32 else [])
+    run_all = _Launch.run
+
+    def run_some(launch: _Launch, *arguments: object) -> None:
+        chunks = sorted({place // CHUNK for place in places})
+        launch._chunk_indices = torch.tensor(chunks, dtype=torch.int32)
+        launch._chunk_tensors = torch.zeros(len(chunks), dtype=torch.int32)
+        launch.programs = len(chunks)
+        run_all(launch, *arguments)
+
+    monkeypatch.setattr(_Launch, "run", run_some)
+    p = torch.nn.Parameter(reserved(size), requires_grad=False)
+    p.grad, moment = reserved(size), reserved(size)
+    for place in places:
+        p.grad[place] = 1.0
+    opt = danlu.Lion([p], lr=0.5, backend="triton", state_dtype=BF16)
+    opt.state[p] = {"step": torch.zeros(()), "exp_avg": moment}
+    opt.step()
+    assert [p[place].item() for place in places] == [-0.5] * len(places)
+    assert p[5].item() == 0.0
 
 
 def part_of(opt: danlu.FusedOptimizer) -> TritonPart:

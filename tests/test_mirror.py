@@ -55,6 +55,8 @@ def test_what_a_graph_reads_is_never_written_again() -> None:
     assert received(eager, 4) == b"eagr"
     for i in range(5):
         table.send(bytes([i] * 4))
+    third = table.send(b"3rd!", capturing=True)
+    assert received(third, 4) == b"3rd!"
     assert [received(t, 4) for t in (first, second)] == [b"one!", b"two!"]
-    assert [received(buffer, 4) for buffer, _ in table._captured] == [b"one!", b"two!"]
-    assert len({t.data_ptr() for pair in table._captured for t in pair} | {eager.data_ptr()}) == 5
+    assert [received(buffer, 4) for buffer, _ in table._captured] == [b"one!", b"two!", b"3rd!"]
+    assert len({t.data_ptr() for pair in table._captured for t in pair} | {eager.data_ptr()}) == 7

@@ -22,7 +22,7 @@ class Mirror:
         self._last: bytes | None = None
         self._ring = [_Slot(nbytes, self._pinned) for _ in range(slots)]
         self._next = 0
-        self._for_capture = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=self._pinned)
+        self._for_capture: torch.Tensor | None = self._buffer()
         self._captured: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.sent = 0
 
@@ -30,6 +30,8 @@ class Mirror:
         """A tensor of bytes on the device that starts with `data` when kernels enqueued after this run."""
         if capturing:
             return self._send_in_capture(data)
+        if self._for_capture is None:  # ahead of the next capture, which had better allocate nothing pinned
+            self._for_capture = self._buffer()
         if data != self._last:
             slot = self._ring[self._next]
             self._next = (self._next + 1) % len(self._ring)
@@ -42,18 +44,21 @@ class Mirror:
         return self._tensor
 
     def _send_in_capture(self, data: bytes) -> torch.Tensor:
-        buffer, tensor = self._for_capture, torch.empty_like(self._tensor)
-        if self._captured and buffer is self._captured[-1][0]:
-            buffer = self._for_capture = torch.empty_like(buffer, pin_memory=self._pinned)
+        buffer = self._buffer() if self._for_capture is None else self._for_capture
+        self._for_capture = None
+        tensor = torch.empty_like(self._tensor)
         _copy(data, buffer)
         tensor[: len(data)].copy_(buffer[: len(data)], non_blocking=True)
         self._captured.append((buffer, tensor))
         return tensor
 
+    def _buffer(self) -> torch.Tensor:
+        return _host_bytes(self._tensor.numel(), self._pinned)
+
 
 class _Slot:
     def __init__(self, nbytes: int, pinned: bool) -> None:
-        self.buffer = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+        self.buffer = _host_bytes(nbytes, pinned)
         self._event = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
         self._used = False
 
@@ -65,6 +70,10 @@ class _Slot:
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(device))
             self._used = True
+
+
+def _host_bytes(count: int, pinned: bool) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.uint8, device="cpu", pin_memory=pinned)
 
 
 def _copy(data: bytes, buffer: torch.Tensor) -> None:

@@ -17,31 +17,31 @@
 
 namespace danlu {
 
-class CpuStep {
+class CpuStep : public StepList {
  public:
   CpuStep(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
           std::string isa)
-      : list_(exchange_api, torch, sharded_type, Device{dlpack::cpu, 0}, Counters::on_host),
+      : StepList(exchange_api, torch, sharded_type, Device{dlpack::cpu, 0}, Counters::on_host),
         isa_(std::move(isa)) {}
 
   void add(const py::object& entry) {
     const auto name = entry.attr("rule").cast<std::string>();
     const CpuRule* rule = find_rule(name, isa_);
     if (!rule) throw py::value_error("no native rule " + name);
-    list_.add(entry, rule->info.num_states);
+    StepList::add(entry, rule->info.num_states);
+    row_stride_ = std::max(row_stride_, rule->info.row_length());
     kernels_.push_back(rule->kernel);
   }
 
   // After the last add(): cuts the tensors into claims of about claim_size elements, small tensors together.
   void bind(const py::dict& state) {
-    list_.bind(state);
+    StepList::bind(state);
     chunks_.clear();
     claims_ = {0};
     int64_t filled = 0;
-    const auto& tensors = list_.tensors();
-    for (size_t i = 0; i < tensors.size(); i++)
-      for (int64_t begin = 0; begin < tensors[i].size; begin += claim_size) {
-        const int64_t end = std::min(tensors[i].size, begin + claim_size);
+    for (size_t i = 0; i < tensors().size(); i++)
+      for (int64_t begin = 0; begin < tensors()[i].size; begin += claim_size) {
+        const int64_t end = std::min(tensors()[i].size, begin + claim_size);
         if (filled + end - begin > claim_size && filled > 0) {
           claims_.push_back(chunks_.size());
           filled = 0;
@@ -52,19 +52,13 @@ class CpuStep {
     if (filled > 0) claims_.push_back(chunks_.size());
   }
 
-  py::object gather(const py::dict& state) { return list_.gather(state); }
-  int active() const { return list_.active(); }
-  std::vector<bool> mask() const { return list_.mask(); }
-  void release() { list_.release(); }
-
   // Of the gradients that gather() found, in an order that does not depend on the threads.
   double gradient_squares(int threads) {
     const py::gil_scoped_release nogil;
-    const auto& tensors = list_.tensors();
     partial_sums_.assign(claims_.size(), 0.0);
     parallel_claims(int64_t(claims_.size()) - 1, threads, [&](int64_t claim) {
       for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
-        const Tensor& t = tensors[chunks_[c].tensor];
+        const Tensor& t = tensors()[chunks_[c].tensor];
         if (t.row >= 0) partial_sums_[claim] += sum_squares(t.g, chunks_[c].begin, chunks_[c].end);
       }
     });
@@ -74,19 +68,16 @@ class CpuStep {
   // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
   // to fp32.
   void run(const py::list& rows, int threads) {
-    rows_.assign(rows);
-    {
-      const py::gil_scoped_release nogil;
-      list_.advance();
-      const auto& tensors = list_.tensors();
-      parallel_claims(int64_t(claims_.size()) - 1, threads, [&](int64_t claim) {
-        for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
-          const Chunk& chunk = chunks_[c];
-          const Tensor& t = tensors[chunk.tensor];
-          if (t.row >= 0) chunk.kernel(t, chunk.begin, chunk.end, rows_[t.row]);
-        }
-      });
-    }
+    rows_.assign(rows, row_stride_);
+    const py::gil_scoped_release nogil;
+    advance();
+    parallel_claims(int64_t(claims_.size()) - 1, threads, [&](int64_t claim) {
+      for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
+        const Chunk& chunk = chunks_[c];
+        const Tensor& t = tensors()[chunk.tensor];
+        if (t.row >= 0) chunk.kernel(t, chunk.begin, chunk.end, rows_[t.row]);
+      }
+    });
   }
 
  private:
@@ -98,8 +89,8 @@ class CpuStep {
     int64_t begin, end;
   };
 
-  StepList list_;
   std::string isa_;
+  int row_stride_ = 0;  // the longest row's length
   std::vector<Kernel> kernels_;
   std::vector<Chunk> chunks_;
   std::vector<size_t> claims_;  // claim i is chunks [claims_[i], claims_[i + 1])
@@ -129,24 +120,13 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
   m.def("rounded_rows", &rounded_rows, "Rows of numbers as bytes of fp32, padded to a length.");
-  py::class_<AddressList>(m, "AddressList")
+  step_list_class<AddressList>(m, "AddressList")
       .def(py::init<py::object, py::module_, py::object, std::pair<int, int>, bool>())
-      .def("add", &AddressList::add)
-      .def("bind", &AddressList::bind)
-      .def("gather", &AddressList::gather)
-      .def("active", &AddressList::active)
-      .def("mask", &AddressList::mask)
-      .def("release", &AddressList::release)
       .def("advance", &AddressList::advance)
+      .def("select", &AddressList::select)
       .def("table", &AddressList::table);
-  py::class_<CpuStep>(m, "Step")
+  step_list_class<CpuStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, std::string>())
-      .def("add", &CpuStep::add)
-      .def("bind", &CpuStep::bind)
-      .def("gather", &CpuStep::gather)
-      .def("active", &CpuStep::active)
-      .def("mask", &CpuStep::mask)
-      .def("release", &CpuStep::release)
       .def("gradient_squares", &CpuStep::gradient_squares)
       .def("run", &CpuStep::run);
 }

@@ -44,14 +44,14 @@ const CudaKernel* find_kernel(const CudaRule& rule, const std::vector<std::strin
   return nullptr;
 }
 
-class CudaStep {
+class CudaStep : public StepList {
  public:
   // device_index < 0: tensors on the CPU, for the emulator
   CudaStep(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
            int device_index, bool counters_on_device)
-      : list_(exchange_api, torch, sharded_type,
-              device_index < 0 ? Device{dlpack::cpu, 0} : Device{dlpack::cuda, device_index},
-              counters_on_device ? Counters::on_device : Counters::on_host),
+      : StepList(exchange_api, torch, sharded_type,
+                 device_index < 0 ? Device{dlpack::cpu, 0} : Device{dlpack::cuda, device_index},
+                 counters_on_device ? Counters::on_device : Counters::on_host),
         device_(std::max(device_index, 0)) {}
 
   void add(const py::object& entry) {
@@ -60,44 +60,39 @@ class CudaStep {
     if (!rule) throw py::value_error("no CUDA rule " + name);
     const CudaKernel* kernel = find_kernel(*rule, entry.attr("dtypes").cast<std::vector<std::string>>());
     if (!kernel) throw py::value_error("no CUDA kernel of " + name + " for these dtypes");
-    list_.add(entry, rule->info.num_states);
+    StepList::add(entry, rule->info.num_states);
     kernels_.push_back({rule, kernel});
     names_.push_back(entry.attr("name").cast<std::string>());
-    row_stride_ = std::max(row_stride_, row_length(*rule));
+    row_stride_ = std::max(row_stride_, rule->info.row_length());
   }
 
   // After the last add(): brings tensors of one kernel together. Empty ones have nothing to launch for.
   void bind(const py::dict& state) {
-    list_.bind(state);
+    StepList::bind(state);
     order_.clear();
     for (size_t i = 0; i < kernels_.size(); i++)
-      if (list_.tensors()[i].size > 0) order_.push_back(i);
+      if (tensors()[i].size > 0) order_.push_back(i);
     std::stable_sort(order_.begin(), order_.end(),
                      [&](size_t a, size_t b) { return kernels_[a].second < kernels_[b].second; });
   }
-
-  py::object gather(const py::dict& state) { return list_.gather(state); }
-  int active() const { return list_.active(); }
-  std::vector<bool> mask() const { return list_.mask(); }
-  void release() { list_.release(); }
 
   // Enqueues the step on a stream and returns the number of launches. rows: as CpuStep::run, without counters
   // on the device; then device_rows is the address of an fp32 row for each tensor added. clip, found_inf:
   // addresses of fp32 numbers on the device, or 0.
   int run(const py::list& rows, uintptr_t stream, uintptr_t device_rows, uintptr_t clip,
           uintptr_t found_inf) {
-    rows_.assign(rows);
+    rows_.assign(rows, row_stride_);
     const py::gil_scoped_release nogil;
     const DeviceGuard guard(device_);
     int launches = 0;
     for (size_t next = 0; next < order_.size();) {
       const auto [rule, kernel] = kernels_[order_[next]];
-      LaunchPacker packer(rule->info.num_states, device_rows ? row_stride_ : row_length(*rule),
+      LaunchPacker packer(rule->info.num_states, device_rows ? row_stride_ : rule->info.row_length(),
                           rule->chunk_size, reinterpret_cast<const float*>(device_rows));
       packer.list().clip = reinterpret_cast<const float*>(clip);
       packer.list().found_inf = reinterpret_cast<const float*>(found_inf);
       for (; next < order_.size() && kernels_[order_[next]].second == kernel; next++) {
-        const Tensor& t = list_.tensors()[order_[next]];
+        const Tensor& t = tensors()[order_[next]];
         if (t.row < 0) continue;
         const float* coefficients = device_rows ? nullptr : rows_[t.row];
         if (packer.add(t, coefficients)) {
@@ -111,15 +106,11 @@ class CudaStep {
       }
       if (!packer.empty()) enqueue(*kernel, packer, stream, launches++);
     }
-    list_.advance();
+    advance();
     return launches;
   }
 
  private:
-  static int row_length(const CudaRule& rule) {
-    return int(sizeof(RowHeader) / sizeof(float)) + rule.info.num_coeffs;
-  }
-
   void enqueue(const CudaKernel& kernel, LaunchPacker& packer, uintptr_t stream, int launches) const {
     const cudaError_t error =
         kernel.launch(packer.list(), unsigned(packer.num_blocks()), reinterpret_cast<cudaStream_t>(stream));
@@ -130,13 +121,12 @@ class CudaStep {
                              (launches ? "; earlier launches of this step have been made" : ""));
   }
 
-  StepList list_;
   int device_;
   std::vector<std::pair<const CudaRule*, const CudaKernel*>> kernels_;  // of each tensor
   std::vector<std::string> names_;
   std::vector<size_t> order_;  // tensors with elements, those of one kernel together
   CoefficientRows rows_;
-  int row_stride_ = 0;  // floats from one row to the next, where the device computes them: the longest
+  int row_stride_ = 0;  // the longest row's length
   size_t first_ = 0;    // the first tensor of the launch being packed
 };
 
@@ -156,7 +146,7 @@ std::vector<std::pair<int, int64_t>> launch_plan(const std::string& rule, const 
   const CudaRule* found = find_rule(rule);
   if (!found || sizes.size() != rows.size())
     throw py::value_error("no such rule, or not a row for each size");
-  const std::vector<float> row(2 + found->info.num_coeffs);
+  const std::vector<float> row(found->info.row_length());
   LaunchPacker packer(found->info.num_states, int(row.size()), found->chunk_size,
                       rows_on_device ? row.data() : nullptr);
   std::vector<std::pair<int, int64_t>> launches;
@@ -189,14 +179,8 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
         "(tensors, blocks) of each launch over tensors of these sizes and rows.");
   m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
-  py::class_<CudaStep>(m, "Step", py::module_local())
+  step_list_class<CudaStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, int, bool>())
-      .def("add", &CudaStep::add)
-      .def("bind", &CudaStep::bind)
-      .def("gather", &CudaStep::gather)
-      .def("active", &CudaStep::active)
-      .def("mask", &CudaStep::mask)
-      .def("release", &CudaStep::release)
       .def("run", &CudaStep::run);
 #if defined(DANLU_EMULATOR)
   bind_emulator(m);

@@ -27,22 +27,29 @@ inline py::tuple split_names(const char* names) {
 // One row of fp32 numbers for each (group, step) of a step that is being made.
 class CoefficientRows {
  public:
-  // rows: sequences of float64 numbers, each rounded once to fp32
-  void assign(const py::list& rows) {
+  // rows: sequences of float64 numbers, each rounded once to fp32; stride: floats from one row to the next,
+  // at least as many as the longest has
+  void assign(const py::list& rows, int stride) {
     const IeeeArithmetic scope;
-    values_.clear();
-    starts_.clear();
+    stride_ = stride;
+    values_.assign(rows.size() * stride, 0.f);
+    float* to = values_.data();
     for (const py::handle row : rows) {
-      starts_.push_back(values_.size());
-      for (const py::handle value : row) values_.push_back(float(value.cast<double>()));
+      int i = 0;
+      for (const py::handle value : row) to[i++] = float(value.cast<double>());
+      to += stride;
     }
   }
 
-  const float* operator[](int row) const { return &values_[starts_[row]]; }
+  const float* operator[](int row) const { return &values_[size_t(row) * stride_]; }
+
+  py::bytes bytes() const {
+    return {reinterpret_cast<const char*>(values_.data()), values_.size() * sizeof(float)};
+  }
 
  private:
   std::vector<float> values_;
-  std::vector<size_t> starts_;
+  int stride_ = 0;
 };
 
 }  // namespace danlu

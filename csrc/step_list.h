@@ -272,4 +272,16 @@ class StepList {
   std::map<Key, int> row_of_;
 };
 
+// The Python class of a list, with what all of them have; the way in and run() are each one's own.
+template <class List>
+py::class_<List> step_list_class(py::module_& m, const char* name) {
+  return py::class_<List>(m, name, py::module_local())
+      .def("add", &List::add)
+      .def("bind", &List::bind)
+      .def("gather", &List::gather)
+      .def("active", &List::active)
+      .def("mask", &List::mask)
+      .def("release", &List::release);
+}
+
 }  // namespace danlu

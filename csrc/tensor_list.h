@@ -29,6 +29,9 @@ struct RuleInfo {
   const char* name;
   const char* coeff_names;  // as COEFFS lists them
   int num_states, num_coeffs;
+
+  // floats of a coefficient row
+  constexpr int row_length() const { return int(sizeof(RowHeader) / sizeof(float)) + num_coeffs; }
 };
 
 template <class Rule>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class GradientScale:
         if self._factor is None:
             self._factor = 1.0 if self._grad_scale is None else 1.0 / float(self._grad_scale)
             if self.clips:
-                squares = sum(float(part.gradient_squares()) for part in self.parts)
+                squares = sum(float(part) for part in self._squares)
                 excess = math.sqrt(squares) * self._factor / self._max_norm
                 self._factor = self._factor / float(scalar.maximum(1.0, excess))
         return self._factor
@@ -58,7 +59,7 @@ class GradientScale:
         if self._grad_scale is not None:
             factor = factor / _scalar_on(device, self._grad_scale)
         if self.clips:
-            squares = sum(_scalar_on(device, part.gradient_squares()) for part in self.parts)
+            squares = sum(_scalar_on(device, part) for part in self._squares)
             factor = factor / (_scalar_on(device, squares).sqrt() * factor / self._max_norm).clamp(min=1.0)
         return factor
 
@@ -67,6 +68,11 @@ class GradientScale:
         if self._found_inf is None:
             return None
         return _scalar_on(device, self._found_inf).float()
+
+    @functools.cached_property
+    def _squares(self) -> list[torch.Tensor | float]:
+        """Of each part, read once a step."""
+        return [part.gradient_squares() for part in self.parts]
 
     @property
     def _max_norm(self) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from ..gradient_scale import GradientScale
 from ..sharding import dtensor_type
-from .native import NativePart, exchange_api, refusal_of_tensors
+from .native import STORED, NativePart, exchange_api, refusal_of_tensors
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -22,8 +22,6 @@ try:
     _MISSING = None
 except ImportError as error:
     _MISSING = f"danlu._cpu cannot be imported ({error})"
-
-STORED = ("float32", "bfloat16", "float16")
 
 
 def instruction_set() -> str:
@@ -59,22 +57,21 @@ class CpuPart(NativePart):
     reads_host = True
 
     def __init__(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> None:
-        native = _cpu.Step(exchange_api(), torch, dtensor_type(), instruction_set())
-        super().__init__(native, _cpu, entries)
-        native.bind(optimizer.state)
+        self._native = _cpu.Step(exchange_api(), torch, dtensor_type(), instruction_set())
+        super().__init__(self._native, _cpu, optimizer, entries)
         self._sharded = any(entry.sharded for entry in entries)
         self._rows: list[tuple[float, ...]] = []
 
     def gradient_squares(self) -> torch.Tensor | float:
         if self._sharded:  # needs the other ranks
             return super().gradient_squares()
-        return float(self._native.gradient_squares(torch.get_num_threads()))
+        return self._native.gradient_squares(torch.get_num_threads())
 
     def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
         self._rows = self.rows(optimizer, scale.factor())
 
     def run(self) -> None:
-        self.count_writes()
+        self.count_writes(self.active())
         self._native.run(self._rows, torch.get_num_threads())
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..sharding import dtensor_type
 from .gpu import GpuPart
-from .native import ROW_HEADER, exchange_api, refusal_of_tensors
+from .native import exchange_api, refusal_of_tensors
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -81,10 +81,9 @@ class CudaPart(GpuPart):
         module, device = backend.native, entries[0].param.device
         assert module is not None
         index = backend.index(device) if device.type == "cuda" else -1
-        native = module.Step(exchange_api(), torch, dtensor_type(), index, optimizer.counters_on_device)
-        longest = max(len(module.coefficient_names(entry.rule)) for entry in entries)
-        super().__init__(native, module, optimizer, entries, ROW_HEADER + longest)
+        self._native = module.Step(exchange_api(), torch, dtensor_type(), index, optimizer.counters_on_device)
         self._backend = backend
+        super().__init__(self._native, module, optimizer, entries)
 
     def launch(self) -> None:
         self._native.run(

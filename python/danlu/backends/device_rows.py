@@ -51,10 +51,9 @@ class DeviceRows:
         """Computes the rows; writes nothing that a user sees."""
         steps = torch.stack(self._steps).double()
         micro_steps = torch.stack(self._micro_steps).double() if self._cycles else torch.zeros_like(steps)
-        cycles = [entry.cycle for entry in self._entries]
         updates = torch.ones_like(steps, dtype=torch.bool)
         for index, begin, end in self._spans:
-            updates[begin:end] = micro_steps[begin:end] + 1 >= cycles[begin]
+            updates[begin:end] = micro_steps[begin:end] + 1 >= self._entries[begin].cycle
             columns = self._columns(
                 optimizer, index, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end], factor
             )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..gradient_scale import GradientScale
 from .device_rows import DeviceRows
-from .native import CoefficientNames, NativePart
+from .native import ROW_HEADER, CoefficientNames, NativePart
 
 if TYPE_CHECKING:
+    from .._step_list import StepList
     from ..optimizer import FusedOptimizer
     from ..plan import Entry
 
@@ -21,17 +22,16 @@ class GpuPart(NativePart):
 
     def __init__(
         self,
-        native: Any,
+        native: StepList,
         rules: CoefficientNames,
         optimizer: FusedOptimizer,
         entries: Sequence[Entry],
-        row_stride: int,
     ) -> None:
-        super().__init__(native, rules, entries)
-        native.bind(optimizer.state)
+        super().__init__(native, rules, optimizer, entries)
+        self._row_stride = ROW_HEADER + max(len(names or ()) for names in self._names.values())
         self.device = entries[0].param.device
         on_device = optimizer.counters_on_device
-        self._device_rows = DeviceRows(self, entries, row_stride) if on_device else None
+        self._device_rows = DeviceRows(self, entries, self._row_stride) if on_device else None
         self._rows: list[tuple[float, ...]] = []
         # tensors that the kernels read, kept until the next step
         self._clip: torch.Tensor | None = None
@@ -53,10 +53,11 @@ class GpuPart(NativePart):
         self._rows = self.rows(optimizer, 1.0 if scale.clips else scale.factor())
 
     def run(self) -> None:
-        self.count_writes()
+        active = self.active()
+        self.count_writes(active)
         self.launch()
         if self._device_rows is not None:
-            self._device_rows.advance(self.active())
+            self._device_rows.advance(active)
 
     def launch(self) -> None:
         """Enqueues the kernels, and counts the step where the counters are on the host."""

@@ -14,8 +14,11 @@ from ..sharding import local
 
 # the engine's own words in front of every coefficient row: factor, store_params
 ROW_HEADER = 2
+# what parameters, gradients and states may be kept in
+STORED = ("float32", "bfloat16", "float16")
 
 if TYPE_CHECKING:
+    from .._step_list import StepList
     from ..optimizer import FusedOptimizer
     from ..plan import Entry
 
@@ -53,14 +56,21 @@ class CoefficientNames(Protocol):
 class NativePart:
     """A native list of parameters, which borrows every object: the entries here keep them alive."""
 
-    def __init__(self, native: Any, rules: CoefficientNames, entries: Sequence[Entry]) -> None:
-        self._native = native
-        self._names = rules
+    def __init__(
+        self,
+        native: StepList,
+        rules: CoefficientNames,
+        optimizer: FusedOptimizer,
+        entries: Sequence[Entry],
+    ) -> None:
+        self._list = native
         self._entries = entries
+        self._names = {entry.rule: rules.coefficient_names(entry.rule) for entry in entries}
         self._params = [entry.param for entry in entries]
         self._kinds = {entry.group: (entry.rule, entry.cycle) for entry in entries}
         for entry in entries:
             native.add(entry)
+        native.bind(optimizer.state)
         self._row_keys: list[tuple[int, float, float]] = []
 
     def gather(self, optimizer: FusedOptimizer) -> bool:
@@ -68,7 +78,7 @@ class NativePart:
             group = optimizer.param_groups[index]
             if kind != (optimizer.rule(group), optimizer.cycle(group)):
                 return False
-        keys = self._native.gather(optimizer.state)
+        keys = self._list.gather(optimizer.state)
         if keys is None:
             return False
         self._row_keys = keys
@@ -78,7 +88,7 @@ class NativePart:
         return sum_of_squares([p.grad for p in self._params if p.grad is not None])
 
     def release(self) -> None:
-        self._native.release()
+        self._list.release()
 
     def rows(self, optimizer: FusedOptimizer, factor: float) -> list[tuple[float, ...]]:
         """The coefficient rows that `gather` found this step to need."""
@@ -86,18 +96,17 @@ class NativePart:
 
     def active(self) -> list[bool] | None:
         """Which parameters have a gradient in this step; None if all have."""
-        return None if self._native.active() == len(self._params) else self._native.mask()
+        return None if self._list.active() == len(self._params) else self._list.mask()
 
-    def count_writes(self) -> None:
+    def count_writes(self, active: Sequence[bool] | None) -> None:
         """Tells autograd which parameters this step writes."""
-        active = self.active()
         torch.autograd.graph.increment_version(
             self._params if active is None else _where(self._params, active)
         )
 
     def checked_names(self, rule: str, values: dict[str, Any]) -> dict[str, Any]:
         """The coefficients as Python gives them; raises unless they are those that the kernel reads."""
-        names = self._names.coefficient_names(rule)
+        names = self._names[rule]
         if tuple(values) != names:
             raise RuntimeError(f"rule {rule!r} takes the coefficients {names}, Python gives {tuple(values)}")
         return values

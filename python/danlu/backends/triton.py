@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..sharding import dtensor_type
-from .cpu import CPU, STORED
+from .cpu import CPU
 from .gpu import GpuPart
 from .mirror import Mirror
-from .native import ROW_HEADER, exchange_api, refusal_of_tensors
+from .native import STORED, exchange_api, refusal_of_tensors
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -65,7 +65,7 @@ class Triton:
         return refusal_of_tensors(entry)
 
     def coefficient_names(self, rule: str) -> tuple[str, ...] | None:
-        found = _rules().get(rule)
+        found = _rule(rule)
         return None if found is None else found.coefficients
 
     def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> TritonPart:
@@ -81,18 +81,19 @@ class TritonPart(GpuPart):
         device = entries[0].param.device
         kind = _CPU if device.type == "cpu" else _ROCM if torch.version.hip else _CUDA
         place = (kind, device.index or 0)
-        native = _cpu.AddressList(exchange_api(), torch, dtensor_type(), place, optimizer.counters_on_device)
-        self._stride = ROW_HEADER + max(len(_rules()[entry.rule].coefficients) for entry in entries)
-        super().__init__(native, backend, optimizer, entries, self._stride)
+        on_device = optimizer.counters_on_device
+        self._native = _cpu.AddressList(exchange_api(), torch, dtensor_type(), place, on_device)
+        super().__init__(self._native, backend, optimizer, entries)
         alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for i, entry in enumerate(entries):
             if math.prod(entry.shape):
                 alike.setdefault((entry.rule, entry.dtypes), []).append(i)
         self.launches = [
-            _Launch(rule, dtypes, indices, [math.prod(entries[i].shape) for i in indices], device)
+            _Launch(rule, dtypes, [math.prod(entries[i].shape) for i in indices], device)
             for (rule, dtypes), indices in alike.items()
         ]
-        self._row_table = Mirror(4 * self._stride * len(entries), device)
+        self._selections = [self._native.select(indices) for indices in alike.values()]
+        self._row_table = Mirror(4 * self._row_stride * len(entries), device)
         self._one = torch.ones((), device=device)
         self._zero = torch.zeros((), device=device)
         self._compiled = False
@@ -102,32 +103,30 @@ class TritonPart(GpuPart):
         if self._device_rows is None:
             from .. import _cpu
 
-            data = _cpu.rounded_rows(self._rows, self._stride)
+            data = _cpu.rounded_rows(self._rows, self._row_stride)
             rows = self._row_table.send(data).view(torch.float32)
         else:
             rows = self._device_rows.table
         clip = self._one if self._clip is None else self._clip
         found_inf = self._zero if self._found_inf is None else self._found_inf
         with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
-            calls = [
-                (launch, launch.arguments(self._native, capturing), rows, clip, found_inf)
-                for launch in self.launches
-            ]
+            calls = []
+            for launch, selection in zip(self.launches, self._selections, strict=True):
+                table = launch.table.send(self._native.table(selection), capturing=capturing)
+                calls.append((launch, (table.view(torch.int64), rows, clip, found_inf, self._row_stride)))
             if not self._compiled:  # all of them, so that none can fail when others have run
-                for launch, table, *rest in calls:
-                    launch.compile(table, *rest, self._stride)
+                for launch, arguments in calls:
+                    launch.compile(*arguments)
                 self._compiled = True
-            for launch, table, *rest in calls:
-                launch.run(table, *rest, self._stride)
+            for launch, arguments in calls:
+                launch.run(*arguments)
         self._native.advance()
 
 
 class _Launch:
     """Tensors of one rule and one combination of dtypes; what depends on their sizes is sent once."""
 
-    def __init__(
-        self, rule: str, dtypes: tuple[str, ...], indices: list[int], sizes: list[int], device: torch.device
-    ) -> None:
+    def __init__(self, rule: str, dtypes: tuple[str, ...], sizes: list[int], device: torch.device) -> None:
         import triton.language as tl
 
         engine = _engine()
@@ -138,22 +137,18 @@ class _Launch:
         within = [c for count in chunks for c in range(count)]
         self._chunk_indices = torch.tensor(within, dtype=torch.int32, device=device)
         self._sizes = torch.tensor(sizes, dtype=torch.int64, device=device)
-        self._indices = indices
-        self.table = Mirror(8 * (len(dtypes) + 1) * len(indices), device)
-        function, coefficients = _rules()[rule]
+        self.table = Mirror(8 * (len(dtypes) + 1) * len(sizes), device)
+        found = _rule(rule)
         kinds = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
         self._constants: dict[str, Any] = dict(
-            RULE=function,
+            RULE=found.function,
             DTYPES=tuple(kinds[dtype] for dtype in dtypes),
-            COEFFICIENTS=len(coefficients),
+            COEFFICIENTS=len(found.coefficients),
             BLOCK=4096 if interpreted() else engine.block_size(dtypes, _lanes(device)),
             CHUNK=engine.CHUNK_SIZE,
         )
         if not interpreted():
             self._constants.update(engine.OPTIONS)
-
-    def arguments(self, native: Any, capturing: bool) -> torch.Tensor:
-        return self.table.send(native.table(self._indices), capturing=capturing).view(torch.int64)
 
     def compile(self, *arguments: Any) -> None:
         if not interpreted():
@@ -171,7 +166,7 @@ class _Launch:
         stride: int,
     ) -> tuple[Any, ...]:
         maps = (self._sizes, self._chunk_tensors, self._chunk_indices)
-        return (table, *maps, rows, clip, found_inf, len(self._indices), stride)
+        return (table, *maps, rows, clip, found_inf, len(self._sizes), stride)
 
 
 @functools.cache
@@ -190,12 +185,13 @@ def _missing() -> str | None:
     return CPU.unavailable()
 
 
-def _rules() -> dict[str, Any]:
+def _rule(name: str) -> Any:
+    """The Triton function and the names of its coefficients; None if there is no such rule."""
     if _missing():
-        return {}
+        return None
     from ..triton_kernels import rules
 
-    return {**rules.RULES, **_CUSTOM}
+    return _CUSTOM.get(name) or rules.RULES.get(name)
 
 
 _CUSTOM: dict[str, Any] = {}

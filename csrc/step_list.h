@@ -36,7 +36,7 @@ class StepList {
     Record r;
     r.param = entry.attr("param").ptr();
     r.state = entry.attr("state").ptr();
-    r.group = entry.attr("group").cast<int>();
+    r.row_set = entry.attr("row_set").cast<int>();
     r.cycle = entry.attr("cycle").cast<int>();
     r.sharded = entry.attr("sharded").cast<bool>();
     r.num_states = num_states;
@@ -59,8 +59,18 @@ class StepList {
     for (const py::handle name : entry.attr("state_names")) {
       const py::object tensor = state[name];
       const int i = r.num_tensors++;
-      if (i < r.num_states) t.states[i].dtype = dtype_of(dtypes.at(2 + i));
-      state_tensors_.push_back({name.ptr(), tensor.ptr()});
+      StateTensor stored{name.ptr(), tensor.ptr(), 0, r.first_dim};
+      if (i < r.num_states) {
+        t.states[i].dtype = dtype_of(dtypes.at(2 + i));
+        const auto its_shape = tensor.attr("shape").cast<std::vector<int64_t>>();
+        stored.ndim = int(its_shape.size());
+        if (its_shape != shape && !r.sharded) {
+          stored.first_dim = dims_.size();
+          dims_.insert(dims_.end(), its_shape.begin(), its_shape.end());
+          for (const py::handle stride : tensor.attr("stride")()) dims_.push_back(stride.cast<int64_t>());
+        }
+      }
+      state_tensors_.push_back(stored);
       add_lines(tensor, r.sharded && i < r.num_states);
     }
     r.num_lines = int(lines_.size() - r.first_line);
@@ -81,8 +91,8 @@ class StepList {
   }
 
   // Reads everything, writes nothing. None if anything differs from the records; else the coefficient rows
-  // that this step needs, as tuples (group, step that is being made, micro-step). With counters on the device
-  // there are none: then a tensor's row is its index.
+  // that this step needs, as tuples (row set, step that is being made, micro-step). With counters on the
+  // device there are none: then a tensor's row is its index.
   py::object gather(const py::dict& state) {
     release();
     row_of_.clear();
@@ -106,7 +116,7 @@ class StepList {
         t.row = int(i);
         continue;
       }
-      const Key key{r.group, number(r.step) + 1.f, r.cycle > 1 ? number(r.micro_step) : 0.f};
+      const Key key{r.row_set, number(r.step) + 1.f, r.cycle > 1 ? number(r.micro_step) : 0.f};
       if (key != last) {
         const auto [found, fresh] = row_of_.try_emplace(key, int(row_of_.size()));
         if (fresh) keys.append(py::make_tuple(std::get<0>(key), std::get<1>(key), std::get<2>(key)));
@@ -167,6 +177,8 @@ class StepList {
 
   struct StateTensor {
     PyObject *name, *tensor;
+    int ndim;
+    size_t first_dim;  // the parameter's, but where a state has a shape of its own
   };
 
   // Small and without pointers to memory of its own: with thousands of parameters the time of a gather is
@@ -176,7 +188,7 @@ class StepList {
     void *step = nullptr, *micro_step = nullptr;  // addresses of their numbers
     size_t first_tensor, first_dim, first_line;   // of its states, its shape and strides, its cache lines
     int num_tensors = 0;  // moments, then step, then micro_step where there is a cycle
-    int num_states, num_lines, ndim, group;
+    int num_states, num_lines, ndim, row_set;
     int cycle;     // gradients for one update
     bool sharded;  // a DTensor: the local tensors are what is updated
   };
@@ -240,18 +252,23 @@ class StepList {
   bool addresses(Record& r, Tensor& t, PyObject* g) {
     if (Py_TYPE(g) != reinterpret_cast<PyTypeObject*>((r.sharded ? sharded_type_ : plain_type_).ptr()))
       return false;
-    const int64_t* dims = dims_.data() + r.first_dim;
-    const Layout layout{r.ndim, t.size, dims, dims + r.ndim};
+    const Layout layout = layout_of(r.ndim, r.first_dim, t.size);
     const StateTensor* tensors = &state_tensors_[r.first_tensor];
     t.g.data = nullptr;  // another tensor may lie where the last one did
     if (!viewer_.address(local(r, g), t.g.dtype, layout, &t.g.data)) return false;
     if (!viewer_.address(local(r, r.param), t.p.dtype, layout, &t.p.data)) return false;
     for (int j = 0; j < r.num_states; j++)
-      if (!viewer_.address(local(r, tensors[j].tensor), t.states[j].dtype, layout, &t.states[j].data))
+      if (!viewer_.address(local(r, tensors[j].tensor), t.states[j].dtype,
+                           layout_of(tensors[j].ndim, tensors[j].first_dim, t.size), &t.states[j].data))
         return false;
     if (!counter_viewer_.address(tensors[r.num_states].tensor, Dtype::f32, Layout(), &r.step)) return false;
     return r.cycle == 1 ||
            counter_viewer_.address(tensors[r.num_states + 1].tensor, Dtype::f32, Layout(), &r.micro_step);
+  }
+
+  Layout layout_of(int ndim, size_t first_dim, int64_t size) const {
+    const int64_t* dims = dims_.data() + first_dim;
+    return {ndim, size, dims, dims + ndim};
   }
 
   PyObject* local(const Record& r, PyObject* tensor) {

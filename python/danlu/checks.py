@@ -83,14 +83,16 @@ def gradient(name: str, p: torch.Tensor, g: torch.Tensor) -> None:
         raise ValueError(f"{name}: the gradient is on {g.device}, the parameter is on {p.device}")
 
 
-def state(name: str, key: str, p: torch.Tensor, value: Any) -> None:
-    """Raises if `value` cannot be the state `key` of `p`."""
+def state(name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any) -> None:
+    """Raises if `value` cannot be the state `key` of `p`, which has that shape."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: state {key!r} must be a tensor, got {type(value).__name__}")
-    if value.shape != p.shape or value.device != p.device:
+    if value.shape != shape or value.device != p.device:
+        wanted = f"the parameter has {shape}"
+        if shape != p.shape:
+            wanted = f"a parameter of {tuple(p.shape)} needs {shape}"
         raise ValueError(
-            f"{name}: state {key!r} has shape {tuple(value.shape)} on {value.device}, "
-            f"the parameter has {tuple(p.shape)} on {p.device}"
+            f"{name}: state {key!r} has shape {tuple(value.shape)} on {value.device}, {wanted} on {p.device}"
         )
     _real_dense(name, f"state {key!r}", value)
     if overlaps(value):

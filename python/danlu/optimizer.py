@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -58,8 +59,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         RuntimeError: the backend asked for is not available here; the message says what is missing.
     """
 
-    # of the parameter's shape, in the order in which the rule takes them
+    # in the order in which the rule takes them; `states` says which of them a parameter has
     state_names: ClassVar[tuple[str, ...]]
+    # whether the rule sums over tensors: then shards of a tensor cannot be stepped one by one
+    reduces: ClassVar[bool] = False
 
     _rule: ClassVar[str]
     _counter_names: ClassVar[tuple[str, ...]]
@@ -121,13 +124,39 @@ class FusedOptimizer(torch.optim.Optimizer):
     Plain torch in any float dtype; it leaves `p` and `g` alone and does not use `coefficients`.
     """
 
-    def rule(self, group: dict[str, Any]) -> str:
-        """The name of the native rule, as csrc/rules.h lists it."""
+    def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
+        """The name of the native rule for a parameter of that shape, as csrc/rules.h lists it.
+
+        All rules of a group take the same coefficients.
+        """
         return self._rule
+
+    def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the states of a parameter of that shape, in the order the rule takes them."""
+        return dict.fromkeys(self.state_names, shape)
+
+    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+        """How a native rule that reduces sees a parameter: (batch, rows, columns), in memory's order.
+
+        (1, 1, n) is a parameter whose order does not matter. None: no native rule can see this shape.
+        """
+        return 1, 1, math.prod(shape)
+
+    def variant(self, group: dict[str, Any], p: torch.Tensor) -> Hashable:
+        """What of `p` the coefficients depend on, besides its group and step; None if on nothing."""
+        return None
+
+    def structure(self, group: dict[str, Any]) -> Hashable:
+        """The settings of a group that a plan depends on: when they change, a new one is made."""
+        return self.rule(group, ()), self.cycle(group)
 
     def cycle(self, group: dict[str, Any]) -> int:
         """Gradients that make one update; more than one gives every parameter a state `micro_step`."""
         return 1
+
+    def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        """A state_dict of another library in this class's terms; must not change what it is given."""
+        return loaded
 
     # torch's contract.
 
@@ -200,14 +229,23 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # For plans and backends.
 
-    def learning_rate(self, group: dict[str, Any], device: torch.device | None = None) -> scalar.Scalar:
-        """The group's lr as a float; with `device`, one that is not on the CPU as a float64 tensor there."""
+    def learning_rate(
+        self, group: dict[str, Any], device: torch.device | None = None
+    ) -> scalar.Scalar | None:
+        """The group's lr as a float; with `device`, one that is not on the CPU as a float64 tensor there.
+
+        None if the group has none, because the rule has a schedule of its own.
+        """
         lr = group["lr"]
+        if lr is None:
+            return None
         if device is not None and gradient_scale.is_on_device(lr):
             return torch.as_tensor(lr, dtype=torch.float64, device=device).reshape(())
         return float(lr)
 
-    def hyper(self, group: dict[str, Any], device: torch.device | None = None) -> dict[str, Any]:
+    def hyper(
+        self, group: dict[str, Any], device: torch.device | None = None, variant: Hashable = None
+    ) -> dict[str, Any]:
         """The group's hyper-parameters as `coefficients` and `reference` take them."""
         values = {name: group[name] for name in self._hyper_names}
         return {**values, "lr": self.learning_rate(group, device)}
@@ -218,13 +256,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         step: scalar.Scalar,
         micro_step: scalar.Scalar,
         device: torch.device | None = None,
+        variant: Hashable = None,
     ) -> dict[str, Any]:
         """The rule's coefficients, from numbers, or on a device from vectors with an element a parameter.
 
         A hyper-parameter that cannot be used raises as in the constructor.
         """
         try:
-            return self.coefficients(scalar, **self.counters(step, micro_step), **self.hyper(group, device))
+            hyper = self.hyper(group, device, variant)
+            return self.coefficients(scalar, **self.counters(step, micro_step), **hyper)
         except (ArithmeticError, TypeError, ValueError):
             self._check_group(group)
             raise
@@ -267,6 +307,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.check(**merged)
 
     def _guard_loaded(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        loaded = self.translate(loaded)
         for group in loaded["param_groups"]:
             self._check_group(group)
         return {**loaded, "state": state.wrap(loaded["state"])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,12 @@ class Entry:
     sharded: bool
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    matrix: tuple[int, int, int] | None  # batch, rows, columns, where the rule reduces
+    variant: Hashable  # parameters of a group that differ in it have coefficients of their own
     dtypes: tuple[str, ...]  # parameter, gradient, states
     state_names: tuple[str, ...]
     state: dict[str, Any]
+    row_set: int = -1  # the backend's number for group and variant
 
 
 class Plan:
@@ -105,7 +108,9 @@ class Plan:
             if entry.param.grad is None:
                 continue
             now = describe(optimizer, entry.group, entry.name, entry.param)
-            if choose(optimizer, now)[0] is not backends.REFERENCE or now.cycle != entry.cycle:
+            if choose(optimizer, now)[0] is not backends.REFERENCE:
+                return False
+            if (now.cycle, now.state_names) != (entry.cycle, entry.state_names):
                 return False
         return True
 
@@ -126,19 +131,21 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
     group = optimizer.param_groups[group_index]
     shard, g, held = local(p), p.grad, optimizer.state.get(p, {})
     checks.parameter(name, shard)
+    if optimizer.reduces and is_sharded(p):
+        raise ValueError(f"{name}: {type(optimizer).__name__} sums over whole tensors and takes no DTensor")
     if g is not None:
         if not sharded_alike(p, g):
             raise ValueError(f"{name}: the gradient is not sharded as the parameter is")
         checks.gradient(name, shard, local(g))
-    keys = state.names(optimizer, group)
+    shapes = state.shapes(optimizer, group, tuple(p.shape))
     dtypes = [p.dtype, p.dtype if g is None else g.dtype]
-    for key in keys:
+    for key, shape in shapes.items():
         if key in state.COUNTERS:
             if key in held:
                 checks.counter(name, key, held[key])
             continue
         if key in held:
-            checks.state(name, key, p, held[key])
+            checks.state(name, key, p, shape, held[key])
             if not sharded_alike(p, held[key]):
                 raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
         dtypes.append(held[key].dtype if key in held else optimizer.state_dtype(key, p))
@@ -146,13 +153,15 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
         param=p,
         name=name,
         group=group_index,
-        rule=optimizer.rule(group),
+        rule=optimizer.rule(group, tuple(shard.shape)),
         cycle=optimizer.cycle(group),
         sharded=is_sharded(p),
         shape=tuple(shard.shape),
         strides=tuple(shard.stride()),
+        matrix=optimizer.matrix(group, tuple(shard.shape)),
+        variant=optimizer.variant(group, p),
         dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in dtypes),
-        state_names=keys,
+        state_names=tuple(shapes),
         state=held,
     )
 

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 COUNTERS = ("step", "micro_step")
 
 
-def names(optimizer: FusedOptimizer, group: dict[str, Any]) -> tuple[str, ...]:
-    """The keys of a parameter's state: what the rule takes, then the counters."""
-    return (*optimizer.state_names, *(COUNTERS if optimizer.cycle(group) > 1 else COUNTERS[:1]))
+def shapes(
+    optimizer: FusedOptimizer, group: dict[str, Any], shape: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """The state of a parameter of that shape: what the rule takes, then the counters."""
+    counters = COUNTERS if optimizer.cycle(group) > 1 else COUNTERS[:1]
+    return {**optimizer.states(group, shape), **dict.fromkeys(counters, ())}
 
 
 def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
     """The parameter's state, with zeros for every key that it does not have yet."""
     state: dict[str, Any] = optimizer.state[p]
-    for name in names(optimizer, group):
+    for name, shape in shapes(optimizer, group, tuple(p.shape)).items():
         if name in COUNTERS:
             device = optimizer.counter_device(p)
             held = state.get(name)
@@ -31,7 +34,11 @@ def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) ->
             elif held.device != device:
                 state[name] = held.to(device)
         elif name not in state:
-            state[name] = torch.zeros_like(p, dtype=optimizer.state_dtype(name, p), requires_grad=False)
+            dtype = optimizer.state_dtype(name, p)
+            if shape == p.shape:
+                state[name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+            else:
+                state[name] = torch.zeros(shape, dtype=dtype, device=p.device)
     return state
 
 

@@ -37,11 +37,11 @@ class DeviceRows:
             entry.state["micro_step"] if entry.cycle > 1 else torch.zeros((), device=device)
             for entry in entries
         ]
-        # the plan lists parameters group by group
-        self._spans: list[tuple[int, int, int]] = []
-        for group, members in groupby(range(len(entries)), key=lambda i: entries[i].group):
+        # neighbours that share a row on the host
+        self._spans: list[tuple[int, int]] = []
+        for _, members in groupby(range(len(entries)), key=lambda i: entries[i].row_set):
             indices = list(members)
-            self._spans.append((group, indices[0], indices[-1] + 1))
+            self._spans.append((indices[0], indices[-1] + 1))
         self._step_increments: torch.Tensor | None = None
         self._micro_increments: torch.Tensor | None = None
 
@@ -52,10 +52,11 @@ class DeviceRows:
         steps = torch.stack(self._steps).double()
         micro_steps = torch.stack(self._micro_steps).double() if self._cycles else torch.zeros_like(steps)
         updates = torch.ones_like(steps, dtype=torch.bool)
-        for index, begin, end in self._spans:
-            updates[begin:end] = micro_steps[begin:end] + 1 >= self._entries[begin].cycle
+        for begin, end in self._spans:
+            entry = self._entries[begin]
+            updates[begin:end] = micro_steps[begin:end] + 1 >= entry.cycle
             columns = self._columns(
-                optimizer, index, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end], factor
+                optimizer, entry, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end], factor
             )
             self.table[begin:end, : columns.shape[1]].copy_(columns)
 
@@ -74,16 +75,16 @@ class DeviceRows:
     def _columns(
         self,
         optimizer: FusedOptimizer,
-        index: int,
+        entry: Entry,
         steps: torch.Tensor,
         micro_steps: torch.Tensor,
         updates: torch.Tensor,
         factor: torch.Tensor,
     ) -> torch.Tensor:
-        """The rows of one group: the engine's two words, then the rule's coefficients."""
-        group = optimizer.param_groups[index]
-        values = optimizer.fold(group, steps, micro_steps, steps.device)
-        self._part.checked_names(optimizer.rule(group), values)
+        """The rows of one span: the engine's two words, then the rule's coefficients."""
+        group = optimizer.param_groups[entry.group]
+        values = optimizer.fold(group, steps, micro_steps, steps.device, entry.variant)
+        self._part.checked_names(entry.rule, values)
         store_params = updates & (optimizer.learning_rate(group, steps.device) != 0)
         columns = [-factor if group["maximize"] else factor, store_params, *values.values()]
         return torch.stack([_vector(column, steps) for column in columns], 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -40,7 +40,10 @@ def refusal_of_tensors(entry: Entry) -> str | None:
             return f"the {what} is a {type(local(t)).__name__}"
         if local(t).is_neg():
             return f"the {what} is a lazily negated view"
-        if not _same_strides(p, local(t)):
+        if local(t).shape != p.shape:
+            if not local(t).is_contiguous():
+                return f"the {what} is not contiguous (shape {tuple(t.shape)}, strides {t.stride()})"
+        elif not _same_strides(p, local(t)):
             return f"the {what} has strides {local(t).stride()}, the parameter has {entry.strides}"
     return None
 
@@ -67,16 +70,19 @@ class NativePart:
         self._entries = entries
         self._names = {entry.rule: rules.coefficient_names(entry.rule) for entry in entries}
         self._params = [entry.param for entry in entries]
-        self._kinds = {entry.group: (entry.rule, entry.cycle) for entry in entries}
+        self._structures = {
+            entry.group: optimizer.structure(optimizer.param_groups[entry.group]) for entry in entries
+        }
+        self._sets: dict[tuple[int, Hashable], Entry] = {}  # by group and variant, an entry of each
         for entry in entries:
+            entry.row_set = self._row_set(entry)
             native.add(entry)
         native.bind(optimizer.state)
         self._row_keys: list[tuple[int, float, float]] = []
 
     def gather(self, optimizer: FusedOptimizer) -> bool:
-        for index, kind in self._kinds.items():
-            group = optimizer.param_groups[index]
-            if kind != (optimizer.rule(group), optimizer.cycle(group)):
+        for index, structure in self._structures.items():
+            if structure != optimizer.structure(optimizer.param_groups[index]):
                 return False
         keys = self._list.gather(optimizer.state)
         if keys is None:
@@ -92,7 +98,8 @@ class NativePart:
 
     def rows(self, optimizer: FusedOptimizer, factor: float) -> list[tuple[float, ...]]:
         """The coefficient rows that `gather` found this step to need."""
-        return [self._row(optimizer, factor, *key) for key in self._row_keys]
+        entries = list(self._sets.values())
+        return [self._row(optimizer, factor, entries[i], *counters) for i, *counters in self._row_keys]
 
     def active(self) -> list[bool] | None:
         """Which parameters have a gradient in this step; None if all have."""
@@ -111,13 +118,19 @@ class NativePart:
             raise RuntimeError(f"rule {rule!r} takes the coefficients {names}, Python gives {tuple(values)}")
         return values
 
+    def _row_set(self, entry: Entry) -> int:
+        first = self._sets.setdefault((entry.group, entry.variant), entry)
+        if self._names[first.rule] != self._names[entry.rule]:
+            raise RuntimeError(f"rules {first.rule!r} and {entry.rule!r} take different coefficients")
+        return len(self._sets) - 1 if first is entry else first.row_set
+
     def _row(
-        self, optimizer: FusedOptimizer, factor: float, index: int, step: float, micro_step: float
+        self, optimizer: FusedOptimizer, factor: float, entry: Entry, step: float, micro_step: float
     ) -> tuple[float, ...]:
-        group = optimizer.param_groups[index]
-        rule, cycle = self._kinds[index]
-        values = self.checked_names(rule, optimizer.fold(group, step, micro_step))
-        store_params = float(group["lr"]) != 0 and micro_step + 1 >= cycle
+        group = optimizer.param_groups[entry.group]
+        folded = optimizer.fold(group, step, micro_step, variant=entry.variant)
+        values = self.checked_names(entry.rule, folded)
+        store_params = optimizer.learning_rate(group) != 0 and micro_step + 1 >= entry.cycle
         return (-factor if group["maximize"] else factor, float(store_params), *values.values())
 
 

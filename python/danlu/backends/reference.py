@@ -10,6 +10,7 @@ import torch
 from ..grad_norm import sum_of_squares
 from ..gradient_scale import GradientScale
 from ..sharding import local
+from ..state import COUNTERS
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -52,7 +53,8 @@ class ReferencePart:
         self._optimizer, self._factor = optimizer, scale.factor()
         for entry in self._entries:
             if entry.param.grad is not None:
-                optimizer.fold(optimizer.param_groups[entry.group], *_counters(entry))  # may raise
+                group = optimizer.param_groups[entry.group]
+                optimizer.fold(group, *_counters(entry), variant=entry.variant)  # may raise
 
     def run(self) -> None:
         assert self._optimizer is not None
@@ -66,7 +68,7 @@ class ReferencePart:
 
     def _step(self, optimizer: FusedOptimizer, entry: Entry, g: torch.Tensor) -> None:
         group, held = optimizer.param_groups[entry.group], entry.state
-        hyper = optimizer.hyper(group)
+        hyper = optimizer.hyper(group, variant=entry.variant)
         step, micro_step = _counters(entry)
         updates = micro_step + 1 >= entry.cycle
         counters = optimizer.counters(step, micro_step)
@@ -74,7 +76,7 @@ class ReferencePart:
         p = local(entry.param)
         wide = torch.float64 if p.dtype == torch.float64 else torch.float32
         factor = -self._factor if group["maximize"] else self._factor
-        stored = [local(held[name]) for name in optimizer.state_names]
+        stored = [local(held[name]) for name in entry.state_names if name not in COUNTERS]
         states = [s.to(wide) for s in stored]
         amount = optimizer.reference(p.to(wide), local(g).to(wide) * factor, *states, **counters, **hyper)
         for old, new in zip(stored, states, strict=True):

@@ -68,8 +68,8 @@ class AdaX(FusedOptimizer):
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, eps_mode=eps_mode)
         super().__init__(params, defaults, **engine)
 
-    def rule(self, group: dict[str, Any]) -> str:
-        return super().rule(group) + ("_inside" if group["eps_mode"] == "inside" else "")
+    def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
+        return super().rule(group, shape) + ("_inside" if group["eps_mode"] == "inside" else "")
 
     @staticmethod
     def check(*, lr: Any, betas: Any, eps: Any, weight_decay: Any, eps_mode: Any) -> None:

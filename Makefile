@@ -37,9 +37,10 @@ clean:
 	find python tests bench triton_kernels -name __pycache__ -prune -exec rm -rf {} +
 	find python -name '*.so' -delete
 
-.venv/installed: requirements-dev.txt
+.venv/installed: requirements-dev.txt requirements-oracles.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	$(BIN)/python -m pip install --no-deps -r requirements-oracles.txt
 	touch $@
 
 .venv/built: .venv/installed $(SOURCES)

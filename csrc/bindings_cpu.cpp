@@ -10,6 +10,7 @@
 #include "address_list.h"
 #include "coefficient_rows.h"
 #include "cpu/instruction_sets.h"
+#include "cpu/reducing_tensors.h"
 #include "cpu/stream.h"
 #include "cpu/sum_squares.h"
 #include "cpu/threads.h"
@@ -30,12 +31,18 @@ class CpuStep : public StepList {
     if (!rule) throw py::value_error("no native rule " + name);
     StepList::add(entry, rule->info.num_states);
     row_stride_ = std::max(row_stride_, rule->info.row_length());
+    const int tensor = int(kernels_.size());
     kernels_.push_back(rule->kernel);
+    if (rule->kernel)
+      elementwise_ = true;
+    else if (tensors()[tensor].size > 0)
+      reducing_.add(tensor, rule->reducer, entry.attr("matrix").cast<std::array<int64_t, 3>>());
   }
 
   // After the last add(): cuts the tensors into claims of about claim_size elements, small tensors together.
   void bind(const py::dict& state) {
     StepList::bind(state);
+    reducing_.bind();
     chunks_.clear();
     claims_ = {0};
     int64_t filled = 0;
@@ -71,14 +78,22 @@ class CpuStep : public StepList {
     rows_.assign(rows, row_stride_);
     const py::gil_scoped_release nogil;
     advance();
-    parallel_claims(int64_t(claims_.size()) - 1, threads, [&](int64_t claim) {
+    reducing_.start(tensors(), rows_, threads);
+    const int64_t reducing = reducing_.claims();
+    const int64_t elementwise = elementwise_ ? int64_t(claims_.size()) - 1 : 0;
+    parallel_claims(reducing + elementwise, threads, [&](int64_t claim) {
+      if (claim < reducing) return reducing_.work(claim);
+      claim -= reducing;
       for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
         const Chunk& chunk = chunks_[c];
         const Tensor& t = tensors()[chunk.tensor];
-        if (t.row >= 0) chunk.kernel(t, chunk.begin, chunk.end, rows_[t.row]);
+        if (t.row >= 0 && chunk.kernel) chunk.kernel(t, chunk.begin, chunk.end, rows_[t.row]);
       }
     });
   }
+
+  // Beside parameters, gradients and states.
+  int64_t scratch_bytes(int threads) const { return reducing_.scratch_bytes(threads); }
 
  private:
   static constexpr int64_t claim_size = 65536;
@@ -90,8 +105,10 @@ class CpuStep : public StepList {
   };
 
   std::string isa_;
-  int row_stride_ = 0;  // the longest row's length
-  std::vector<Kernel> kernels_;
+  int row_stride_ = 0;           // the longest row's length
+  std::vector<Kernel> kernels_;  // null where the rule reduces
+  bool elementwise_ = false;     // whether any rule is
+  ReducingTensors reducing_;
   std::vector<Chunk> chunks_;
   std::vector<size_t> claims_;  // claim i is chunks [claims_[i], claims_[i + 1])
   CoefficientRows rows_;
@@ -128,5 +145,6 @@ PYBIND11_MODULE(_cpu, m) {
   step_list_class<CpuStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, std::string>())
       .def("gradient_squares", &CpuStep::gradient_squares)
+      .def("scratch_bytes", &CpuStep::scratch_bytes)
       .def("run", &CpuStep::run);
 }

@@ -33,5 +33,25 @@ RULE_FN float square_root(float x) {
 #endif
 }
 
+// What a rule may sum of the gradient before its step: see cpu/reduce.h.
+enum class Along { none, rows, columns, both };
+
+constexpr float infinity = __builtin_huge_valf();
+
+// The larger of two numbers, the smaller one; NaN if either is.
+template <class T>
+RULE_FN T larger(T a, T b) {
+  return a > b || a != a ? a : b;
+}
+
+template <class T>
+RULE_FN T smaller(T a, T b) {
+  return a < b || a != a ? a : b;
+}
+
+// fp32's largest number stands for those beyond it; NaN stays.
+RULE_FN float at_most_finite(double x) { return float(x > 0x1.fffffep127 ? 0x1.fffffep127 : x); }
+RULE_FN float at_most_finite(float x) { return x > 0x1.fffffep127f ? 0x1.fffffep127f : x; }
+
 }  // namespace DANLU_ISA
 }  // namespace danlu

@@ -51,7 +51,7 @@ void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
 
 template <class Rule>
 CpuRule describe(const char* name) {
-  return {rule_info<Rule>(name), step_chunk<Rule>};
+  return {rule_info<Rule>(name), step_chunk<Rule>, {}};
 }
 
 }  // namespace DANLU_ISA

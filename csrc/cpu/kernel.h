@@ -7,9 +7,56 @@ namespace danlu {
 // Updates elements [begin, end) of a tensor with its coefficient row.
 using Kernel = void (*)(const Tensor&, int64_t begin, int64_t end, const float* row);
 
+// A parameter as a rule that reduces sees it, in memory's order, cut into tiles: what a thread works on at a
+// time.
+struct Tiling {
+  int64_t batch, rows, columns;
+  int64_t tile_rows, tile_columns, row_tiles, column_tiles;
+};
+
+// What one pass over a tensor leaves for the next.
+struct Scratch {
+  double* row_sums;      // [batch * rows][column_tiles]
+  float* column_sums;    // [batch][row_tiles][columns]
+  float* along_rows;     // one or two arrays of batch * rows
+  float* along_columns;  // one or two arrays of batch * columns
+  double* tile_sums;     // [tiles][sums]
+  float* factors;
+};
+
+// A tensor in a step whose rule reduces.
+struct Work {
+  Tensor tensor;
+  const float* row;
+  Tiling tiling;
+  Scratch scratch;
+  bool fits_caches;  // of one core
+  Storage next;      // the gradient that this thread reads next, if it fits them too, else null
+  int64_t next_size;
+};
+
+// The passes of a rule that reduces, in their order: collect() sums statistics of the gradient along rows or
+// columns, finish() averages them; measure() sums over whole tensors, settle() makes their factors; step()
+// updates. A rule without such sums lacks the first or the second two.
+struct Reducer {
+  static constexpr int max_factors = 4;
+
+  int row_arrays, column_arrays;  // in place of reduced states
+  bool row_sums, column_sums;
+  bool whole_rows;  // no tile may end within a row
+  int num_sums;
+  void (*collect)(const Work&, int64_t tile);
+  void (*finish)(const Work&);
+  bool (*measures)(const float* row);  // whether a row's coefficients ask for the sums
+  void (*measure)(const Work&, int64_t tile);
+  void (*settle)(const Work&);
+  void (*step)(const Work&, int64_t tile);
+};
+
 struct CpuRule {
   RuleInfo info;
-  Kernel kernel;
+  Kernel kernel;    // of an element-wise rule
+  Reducer reducer;  // of any other
 };
 
 }  // namespace danlu

@@ -16,5 +16,36 @@ struct Tiger {
   }
 };
 
+// scale_parameter: eta is lr times the root mean square of a matrix
+struct TigerMatrix {
+  static constexpr int num_states = 1, num_sums = 1;
+  COEFFS(keep, weight, lr, weight_decay);
+  struct Factors {
+    float eta, decay;
+  };
+
+  RULE_FN bool measures(const Coeffs&) { return true; }
+
+  RULE_FN void measure(float p, float, float (&)[num_states], const Coeffs&, float (&terms)[num_sums]) {
+    terms[0] = p * p;
+  }
+
+  RULE_FN Factors settle(const double (&sums)[num_sums], int64_t n, const Coeffs& k) {
+    const float eta = k.lr * float(__builtin_sqrt(sums[0] / double(n)));
+    return {eta, eta * k.weight_decay};
+  }
+
+  RULE_FN float step(float p, float g, float (&s)[num_states], const Coeffs& k, const Factors& f) {
+    float& m = s[0];
+    m = k.keep * m + k.weight * g;
+    return f.eta * sign(m) + f.decay * p;
+  }
+};
+
+// ... or of each row of an embedding
+struct TigerRows : TigerMatrix {
+  static constexpr bool row_by_row = true;
+};
+
 }  // namespace DANLU_ISA
 }  // namespace danlu

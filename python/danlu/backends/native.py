@@ -32,6 +32,10 @@ def refusal_of_tensors(entry: Entry) -> str | None:
         return "the parameter is a lazily negated view"
     if not checks.is_dense(p):
         return f"the parameter is not dense (shape {entry.shape}, strides {entry.strides})"
+    if entry.matrix is None:
+        return f"the rule sums over dimensions of {entry.shape} that are no rows or columns in memory"
+    if entry.matrix[:2] != (1, 1) and not p.is_contiguous():
+        return f"the rule sums over rows or columns, strides {entry.strides} are not contiguous"
     for name in entry.state_names:
         if name in state.COUNTERS and name in entry.state and entry.state[name].ndim:
             return f"state {name!r} has shape {tuple(entry.state[name].shape)}"

@@ -1,0 +1,493 @@
+// The passes of rules that reduce, over one tile of a tensor. Knows no optimizer.
+//
+// A rule may have statistics (statistic(), average...(): sums of its gradient along the rows or the columns
+// of a matrix, from which its reduced states and what stands in their place for each row or column follow),
+// and sums (measures(), measure(), settle(): over a whole tensor, or over each of its rows where the rule
+// says row_by_row, from which the factors of its step follow). Sums of a tile are fp32 sums of up to 4,096
+// elements, each position of a block by itself; everything after that is float64, in a fixed order.
+#pragma once
+#include "engine.h"
+#include "tiles.h"
+
+namespace danlu {
+namespace DANLU_ISA {
+
+typedef float Floats __attribute__((vector_size(64), aligned(4)));
+typedef double Doubles __attribute__((vector_size(64)));
+typedef float HalfFloats __attribute__((vector_size(32), aligned(4)));
+
+// What a rule says of itself, with defaults for what it does not mention.
+template <class Rule, class = void>
+struct Statistics {
+  static constexpr Along along = Along::none;
+};
+template <class Rule>
+struct Statistics<Rule, decltype(void(Rule::statistics))> {
+  static constexpr Along along = Rule::statistics;
+};
+
+struct NoFactors {};
+template <class Rule, class = void>
+struct Sums {
+  static constexpr int count = 0;
+  using Factors = NoFactors;
+};
+template <class Rule>
+struct Sums<Rule, decltype(void(Rule::num_sums))> {
+  static constexpr int count = Rule::num_sums;
+  using Factors = typename Rule::Factors;
+};
+
+template <class Rule, class = void>
+struct RowByRow {
+  static constexpr bool value = false;
+};
+template <class Rule>
+struct RowByRow<Rule, decltype(void(Rule::row_by_row))> {
+  static constexpr bool value = true;
+};
+
+// Where the states of a rule come from: constants of a row, arrays over columns, arrays over elements.
+template <class Rule>
+struct StateKinds {
+  static constexpr Along along = Statistics<Rule>::along;
+  static constexpr int of_rows = along == Along::rows ? 2 : along == Along::both ? 1 : 0;
+  static constexpr int of_columns = along == Along::columns ? 2 : along == Along::both ? 1 : 0;
+  static constexpr int elementwise = Rule::num_states - of_rows - of_columns;
+  static_assert(elementwise >= 0 && elementwise <= 3);
+};
+
+template <class Rule>
+struct Row {
+  RowHeader header;
+  typename Rule::Coeffs k;
+
+  explicit Row(const float* row) {
+    __builtin_memcpy(&header, row, sizeof header);
+    __builtin_memcpy(&k, row + sizeof header / sizeof(float), sizeof k);
+  }
+};
+
+// Up to tiles::width consecutive elements: of one row, or several narrow rows.
+struct Block {
+  float* p;
+  const float* g;
+  const float* of_row[2];  // of one row: a number; of several: an array as long as the block
+  const float* of_column[2];
+  float* element[3];
+  int64_t n;
+};
+
+// Columns so few that several rows make a block.
+RULE_FN bool is_narrow(const Tiling& t) { return 2 * t.columns <= tiles::narrow_width; }
+
+// In a fixed order, whatever the width of the machine's vectors.
+static inline double lane_sum(const float* x, int64_t n) {
+  Floats sums[4] = {};
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (int j = 0; j < 4; j++) sums[j] += *reinterpret_cast<const Floats*>(x + i + 16 * j);
+  for (; i + 16 <= n; i += 16) sums[0] += *reinterpret_cast<const Floats*>(x + i);
+  const Floats sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  const HalfFloats half = __builtin_shufflevector(sum, sum, 0, 1, 2, 3, 4, 5, 6, 7) +
+                          __builtin_shufflevector(sum, sum, 8, 9, 10, 11, 12, 13, 14, 15);
+  const HalfFloats quarter = half + __builtin_shufflevector(half, half, 4, 5, 6, 7, 0, 1, 2, 3);
+  const HalfFloats eighth = quarter + __builtin_shufflevector(quarter, quarter, 2, 3, 0, 1, 6, 7, 4, 5);
+  float rest = eighth[0] + eighth[1];
+  for (; i < n; i++) rest += x[i];
+  return rest;
+}
+
+static inline double wide_sum(const float* x, int64_t n) {
+  Doubles sums[4] = {};
+  const int64_t whole = n / 32 * 32;
+  for (int64_t i = 0; i < whole; i += 32)
+    for (int j = 0; j < 4; j++)
+      sums[j] += __builtin_convertvector(*reinterpret_cast<const HalfFloats*>(x + i + 8 * j), Doubles);
+  const Doubles sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  double rest = ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+  for (int64_t i = whole; i < n; i++) rest += double(x[i]);
+  return rest;
+}
+
+// Asks for elements that will be needed soon. Only for tensors that stay in the second-level cache: others
+// would push out what is at work.
+static inline void ask_for(const Storage& s, int64_t at, int64_t n) {
+  const int64_t bytes = s.dtype == Dtype::f32 ? 4 : 2;
+  const char* from = static_cast<const char*>(s.data) + at * bytes;
+  for (int64_t i = 0; i < n * bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+template <class Rule, bool narrow>
+RULE_FN void load_states(float (&s)[Rule::num_states], const Block& b, int64_t i) {
+  using Kinds = StateKinds<Rule>;
+  for (int j = 0; j < Kinds::of_rows; j++) s[j] = b.of_row[j][narrow ? i : 0];
+  for (int j = 0; j < Kinds::of_columns; j++) s[Kinds::of_rows + j] = b.of_column[j][i];
+  for (int j = 0; j < Kinds::elementwise; j++) s[Kinds::of_rows + Kinds::of_columns + j] = b.element[j][i];
+}
+
+// The passes over one block. Arrays of a block do not overlap: `ivdep` says so, and lets the compiler
+// vectorise.
+
+template <class Rule>
+void collect_block(const float* __restrict g, int64_t n, const Row<Rule>& row, float* __restrict squares,
+                   float* __restrict column_sums) {
+  for (int64_t i = 0; i < n; i++) {
+    const float square = Rule::statistic(row.header.factor * g[i], row.k);
+    if constexpr (Statistics<Rule>::along != Along::columns) squares[i] = square;
+    if constexpr (Statistics<Rule>::along != Along::rows) column_sums[i] += square;
+  }
+}
+
+template <class Rule, bool narrow>
+void measure_block(const Block& block, const Row<Rule>& row_, float (*sums)[tiles::width]) {
+  const Block b = block;
+  const Row<Rule> row = row_;
+  float* first = sums[0];
+  float* second = sums[Rule::num_sums - 1];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < b.n; i++) {
+    float s[Rule::num_states], terms[Rule::num_sums];
+    load_states<Rule, narrow>(s, b, i);
+    Rule::measure(b.p[i], row.header.factor * b.g[i], s, row.k, terms);
+    first[i] += terms[0];
+    if constexpr (Rule::num_sums > 1) second[i] += terms[1];
+  }
+}
+
+template <class Rule, bool narrow, bool store_params>
+void step_block(const Block& block, const Row<Rule>& row_, const typename Sums<Rule>::Factors& factors) {
+  using Kinds = StateKinds<Rule>;
+  const Block b = block;
+  const Row<Rule> row = row_;
+  const typename Sums<Rule>::Factors f = factors;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < b.n; i++) {
+    float s[Rule::num_states], amount;
+    load_states<Rule, narrow>(s, b, i);
+    const float p = b.p[i], g = row.header.factor * b.g[i];
+    if constexpr (Sums<Rule>::count > 0)
+      amount = Rule::step(p, g, s, row.k, f);
+    else
+      amount = Rule::step(p, g, s, row.k);
+    if constexpr (store_params) b.p[i] = p - amount;
+    for (int j = 0; j < Kinds::elementwise; j++) b.element[j][i] = s[Kinds::of_rows + Kinds::of_columns + j];
+  }
+}
+
+// The arrays of a tensor, opened block by block.
+template <class Rule>
+class Blocks {
+  using Kinds = StateKinds<Rule>;
+  static constexpr int first_element = Kinds::of_rows + Kinds::of_columns;
+  // without states of rows or columns a block of narrow rows is like any other
+  static constexpr bool has_narrow = first_element > 0;
+
+ public:
+  // Whether visit() changes states, and parameters.
+  struct Stores {
+    bool states, params;
+  };
+
+  Blocks(const Work& w, Stores stores)
+      : w_(w),
+        t_(w.tiling),
+        stores_(stores),
+        p_(w.tensor.p),
+        g_(w.tensor.g),
+        elements_{Lane(state(0)), Lane(state(1)), Lane(state(2))} {}
+
+  // Calls body(block, narrow) for the blocks of some rows of a tile; `narrow` is a constant that tells how
+  // the block has its numbers of rows.
+  template <class Body>
+  void visit(const Tile& tile, int64_t first_row, int64_t rows, const Body& body) {
+    if constexpr (has_narrow)
+      if (is_narrow(t_)) return visit_narrow(tile, first_row, rows, body);
+    for (int64_t r = first_row; r < first_row + rows; r++) {
+      const int64_t row = tile.matrix * t_.rows + r;
+      for (int64_t c = tile.column; c < tile.column + tile.columns; c += tiles::width) {
+        Block b;
+        for (int j = 0; j < Kinds::of_rows; j++) b.of_row[j] = along_rows(j) + row;
+        for (int j = 0; j < Kinds::of_columns; j++) b.of_column[j] = along_columns(j, tile.matrix) + c;
+        b.n = at_most(tile.column + tile.columns - c, tiles::width);
+        open(b, row * t_.columns + c, body, Constant<false>());
+      }
+    }
+  }
+
+ private:
+  template <bool x>
+  struct Constant {
+    static constexpr bool value = x;
+  };
+
+  template <class Body>
+  void visit_narrow(const Tile& tile, int64_t first_row, int64_t rows, const Body& body) {
+    const int64_t height = tiles::narrow_width / t_.columns, last = first_row + rows;
+    alignas(64) float spread[2][tiles::narrow_width], repeated[2][tiles::narrow_width];
+    for (int j = 0; j < Kinds::of_columns; j++)
+      for (int64_t k = 0; k < at_most(height, rows); k++)
+        __builtin_memcpy(repeated[j] + k * t_.columns, along_columns(j, tile.matrix),
+                         t_.columns * sizeof(float));
+    for (int64_t r = first_row; r < last; r += height) {
+      const int64_t row = tile.matrix * t_.rows + r, here = at_most(last - r, height);
+      Block b;
+      for (int j = 0; j < Kinds::of_rows; j++) {
+        for (int64_t k = 0; k < here; k++) {
+          const float x = along_rows(j)[row + k];
+          float* to = spread[j] + k * t_.columns;
+          for (int64_t c = 0; c < t_.columns; c++) to[c] = x;
+        }
+        b.of_row[j] = spread[j];
+      }
+      for (int j = 0; j < Kinds::of_columns; j++) b.of_column[j] = repeated[j];
+      b.n = here * t_.columns;
+      open(b, row * t_.columns, body, Constant<true>());
+    }
+  }
+
+  template <class Body, class Narrow>
+  void open(Block& b, int64_t at, const Body& body, Narrow narrow) {
+    b.p = p_.load(at, b.n);
+    b.g = g_.load(at, b.n);
+    for (int j = 0; j < Kinds::elementwise; j++) b.element[j] = elements_[j].load(at, b.n);
+    body(b, narrow);
+    if (stores_.params) p_.store(at, b.n);
+    if (stores_.states)
+      for (int j = 0; j < Kinds::elementwise; j++) elements_[j].store(at, b.n);
+    if (stores_.states && w_.next.data && at < w_.next_size)
+      ask_for(w_.next, at, at_most(w_.next_size - at, b.n));
+  }
+
+  Storage state(int j) const {
+    return j < Kinds::elementwise ? w_.tensor.states[first_element + j] : Storage{nullptr, Dtype::f32};
+  }
+  const float* along_rows(int j) const { return w_.scratch.along_rows + j * t_.batch * t_.rows; }
+  const float* along_columns(int j, int64_t matrix) const {
+    return w_.scratch.along_columns + (j * t_.batch + matrix) * t_.columns;
+  }
+
+  const Work& w_;
+  const Tiling& t_;
+  const Stores stores_;
+  Lane p_, g_, elements_[3];
+};
+
+// Sums of the columns of a small matrix.
+static inline void add_rows(const float* __restrict x, int64_t rows, int64_t columns,
+                            float* __restrict sums) {
+  for (int64_t c = 0; c < columns; c++) sums[c] = x[c];
+  for (int64_t r = 1; r < rows; r++)
+    for (int64_t c = 0; c < columns; c++) sums[c] += x[r * columns + c];
+}
+
+template <class Rule>
+void collect(const Work& w, int64_t index) {
+  constexpr bool of_rows = Statistics<Rule>::along != Along::columns;
+  constexpr bool of_columns = Statistics<Rule>::along != Along::rows;
+  const Row<Rule> row(w.row);
+  const Tiling& t = w.tiling;
+  const Tile tile = tile_at(t, index);
+  Lane lane(w.tensor.g);
+  alignas(64) float squares[tiles::width], columns_of_rows[tiles::narrow_width];
+  // each of the narrow rows that make a block has sums of its own
+  const int64_t height = is_narrow(t) ? at_most(tiles::narrow_width / t.columns, tile.rows) : 1;
+  float *sums = nullptr, *columns = nullptr;
+  if constexpr (of_columns) {
+    sums = w.scratch.column_sums + (tile.matrix * t.row_tiles + tile.row_tile) * t.columns + tile.column;
+    columns = height > 1 ? columns_of_rows : sums;
+    for (int64_t c = 0; c < height * tile.columns; c++) columns[c] = 0.f;
+  }
+  for (int64_t r = tile.row; r < tile.row + tile.rows; r += height) {
+    const int64_t rows = at_most(tile.row + tile.rows - r, height);
+    const int64_t from = tile.matrix * t.rows + r;
+    double* row_sums = w.scratch.row_sums + from * t.column_tiles + tile.column_tile;
+    double sum = 0;
+    for (int64_t c = 0; c < tile.columns; c += tiles::width) {
+      const int64_t n = height > 1 ? rows * tile.columns : at_most(tile.columns - c, tiles::width);
+      const int64_t at = from * t.columns + tile.column + c;
+      if (w.fits_caches) ask_for(w.tensor.p, at, n);
+      collect_block<Rule>(lane.load(at, n), n, row, squares, columns + c);
+      if (of_rows && height == 1) sum += lane_sum(squares, n);
+    }
+    if (of_rows && height == 1) *row_sums = sum;
+    if (of_rows && height > 1)
+      for (int64_t k = 0; k < rows; k++)
+        row_sums[k * t.column_tiles] = lane_sum(squares + k * t.columns, t.columns);
+  }
+  if (of_columns && height > 1) add_rows(columns, height, tile.columns, sums);
+}
+
+// Calls body(row, mean of the statistic in it) for each row of a tensor.
+template <class Body>
+RULE_FN void for_row_means(const Work& w, const Body& body) {
+  const Tiling& t = w.tiling;
+  double means[tiles::width];
+  for (int64_t r = 0; r < t.batch * t.rows; r += tiles::width) {
+    const int64_t n = at_most(t.batch * t.rows - r, tiles::width);
+    const double* sums = w.scratch.row_sums + r * t.column_tiles;
+    for (int64_t i = 0; i < n; i++) means[i] = sums[i * t.column_tiles];
+    for (int64_t tile = 1; tile < t.column_tiles; tile++)
+      for (int64_t i = 0; i < n; i++) means[i] += sums[i * t.column_tiles + tile];
+    for (int64_t i = 0; i < n; i++) body(r + i, means[i] / double(t.columns));
+  }
+}
+
+// Calls body(column, mean of the statistic in it) for each column of a matrix.
+template <class Body>
+RULE_FN void for_column_means(const Work& w, int64_t matrix, const Body& body) {
+  const Tiling& t = w.tiling;
+  double means[tiles::width];
+  for (int64_t c = 0; c < t.columns; c += tiles::width) {
+    const int64_t n = t.columns - c < tiles::width ? t.columns - c : tiles::width;
+    for (int64_t i = 0; i < n; i++) means[i] = 0;
+    for (int64_t tile = 0; tile < t.row_tiles; tile++) {
+      const float* sums = w.scratch.column_sums + (matrix * t.row_tiles + tile) * t.columns + c;
+      for (int64_t i = 0; i < n; i++) means[i] += double(sums[i]);
+    }
+    for (int64_t i = 0; i < n; i++) body(c + i, means[i] / double(t.rows));
+  }
+}
+
+template <class Rule>
+void finish(const Work& w) {
+  const Row<Rule> row(w.row);
+  const Tiling& t = w.tiling;
+  const int64_t rows = t.batch * t.rows, columns = t.batch * t.columns;
+  float* first = static_cast<float*>(w.tensor.states[0].data);
+  float* second = static_cast<float*>(w.tensor.states[1].data);
+  float *x = w.scratch.along_rows, *y = w.scratch.along_columns;
+  if constexpr (Statistics<Rule>::along == Along::both) {
+    for_row_means(w, [&](int64_t r, double mean) { Rule::average(first[r], mean, row.k); });
+    for (int64_t matrix = 0; matrix < t.batch; matrix++) {
+      const float* averages = first + matrix * t.rows;
+      const double mean = wide_sum(averages, t.rows) / double(t.rows);
+      for (int64_t r = 0; r < t.rows; r++)
+        x[matrix * t.rows + r] = Rule::along_rows(averages[r], mean, row.k);
+      float* of_matrix = second + matrix * t.columns;
+      for_column_means(w, matrix, [&](int64_t c, double m) { Rule::average(of_matrix[c], m, row.k); });
+    }
+    for (int64_t c = 0; c < columns; c++) y[c] = Rule::along_columns(second[c], row.k);
+  } else if constexpr (Statistics<Rule>::along == Along::rows) {
+    for_row_means(w, [&](int64_t r, double mean) {
+      Rule::average_pair(first[r], second[r], mean, row.k, x[r], x[rows + r]);
+    });
+  } else if constexpr (Statistics<Rule>::along == Along::columns) {
+    for (int64_t matrix = 0; matrix < t.batch; matrix++)
+      for_column_means(w, matrix, [&](int64_t c, double m) {
+        const int64_t i = matrix * t.columns + c;
+        Rule::average_pair(first[i], second[i], m, row.k, y[i], y[columns + i]);
+      });
+  }
+}
+
+// Sums of terms, each position of a block by itself.
+template <class Rule>
+struct Accumulators {
+  static constexpr int count = Sums<Rule>::count;
+  alignas(64) float sums[count][tiles::width];
+  const int64_t n;
+
+  explicit Accumulators(const Tiling& t)
+      : n(is_narrow(t) ? tiles::narrow_width : at_most(t.columns, tiles::width)) {
+    for (int j = 0; j < count; j++)
+      for (int64_t i = 0; i < n; i++) sums[j][i] = 0.f;
+  }
+
+  void total(double (&totals)[count]) const {
+    for (int j = 0; j < count; j++) totals[j] = wide_sum(sums[j], n);
+  }
+};
+
+template <class Rule>
+bool measures(const float* row) {
+  return Rule::measures(Row<Rule>(row).k);
+}
+
+template <class Rule>
+void measure(const Work& w, int64_t index) {
+  const Row<Rule> row(w.row);
+  const Tile tile = tile_at(w.tiling, index);
+  Blocks<Rule> blocks(w, {false, false});
+  Accumulators<Rule> sums(w.tiling);
+  blocks.visit(tile, tile.row, tile.rows,
+               [&](const Block& b, auto narrow) { measure_block<Rule, narrow.value>(b, row, sums.sums); });
+  double totals[Rule::num_sums];
+  sums.total(totals);
+  for (int j = 0; j < Rule::num_sums; j++) w.scratch.tile_sums[index * Rule::num_sums + j] = totals[j];
+}
+
+template <class Rule>
+void settle(const Work& w) {
+  const Row<Rule> row(w.row);
+  const Tiling& t = w.tiling;
+  double totals[Rule::num_sums] = {};
+  if (Rule::measures(row.k))
+    for (int64_t i = 0; i < count(t); i++)
+      for (int j = 0; j < Rule::num_sums; j++) totals[j] += w.scratch.tile_sums[i * Rule::num_sums + j];
+  const typename Rule::Factors factors = Rule::settle(totals, w.tensor.size, row.k);
+  __builtin_memcpy(w.scratch.factors, &factors, sizeof factors);
+}
+
+template <class Rule, bool store_params>
+void step_tile(const Work& w, const Tile& tile, const Row<Rule>& row) {
+  typename Sums<Rule>::Factors factors;
+  Blocks<Rule> blocks(w, {true, store_params});
+  const auto update = [&](const Block& b, auto narrow) {
+    step_block<Rule, narrow.value, store_params>(b, row, factors);
+  };
+  if constexpr (RowByRow<Rule>::value) {
+    Blocks<Rule> unchanged(w, {false, false});
+    for (int64_t r = tile.row; r < tile.row + tile.rows; r++) {
+      Accumulators<Rule> sums(w.tiling);
+      unchanged.visit(tile, r, 1, [&](const Block& b, auto narrow) {
+        measure_block<Rule, narrow.value>(b, row, sums.sums);
+      });
+      double totals[Rule::num_sums];
+      sums.total(totals);
+      factors = Rule::settle(totals, tile.columns, row.k);
+      blocks.visit(tile, r, 1, update);
+    }
+  } else {
+    if constexpr (Sums<Rule>::count > 0) __builtin_memcpy(&factors, w.scratch.factors, sizeof factors);
+    blocks.visit(tile, tile.row, tile.rows, update);
+  }
+}
+
+template <class Rule>
+void step(const Work& w, int64_t index) {
+  const Row<Rule> row(w.row);
+  const Tile tile = tile_at(w.tiling, index);
+  if (row.header.store_params != 0.f)
+    step_tile<Rule, true>(w, tile, row);
+  else
+    step_tile<Rule, false>(w, tile, row);
+}
+
+template <class Rule>
+CpuRule describe_reducing(const char* name) {
+  using Kinds = StateKinds<Rule>;
+  constexpr Along along = Statistics<Rule>::along;
+  static_assert(sizeof(typename Sums<Rule>::Factors) <= Reducer::max_factors * sizeof(float));
+  Reducer r = {};
+  r.row_arrays = Kinds::of_rows;
+  r.column_arrays = Kinds::of_columns;
+  r.row_sums = along == Along::rows || along == Along::both;
+  r.column_sums = along == Along::columns || along == Along::both;
+  if constexpr (along != Along::none) {
+    r.collect = collect<Rule>;
+    r.finish = finish<Rule>;
+  }
+  if constexpr (Sums<Rule>::count > 0 && !RowByRow<Rule>::value) {
+    r.num_sums = Rule::num_sums;
+    r.measures = measures<Rule>;
+    r.measure = measure<Rule>;
+    r.settle = settle<Rule>;
+  }
+  r.whole_rows = RowByRow<Rule>::value;
+  r.step = step<Rule>;
+  return {rule_info<Rule>(name), nullptr, r};
+}
+
+}  // namespace DANLU_ISA
+}  // namespace danlu

@@ -1,0 +1,217 @@
+// The tensors of a step whose rules reduce, and who works on them when: all passes over a tensor follow one
+// another while it is in the caches. Large tensors are shared by all threads, the others taken whole.
+#pragma once
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <memory>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "../coefficient_rows.h"
+#include "tiles.h"
+
+namespace danlu {
+
+class ReducingTensors {
+ public:
+  // Matrix: batch, rows, columns of a tensor that is not empty.
+  void add(int tensor, const Reducer& reducer, const std::array<int64_t, 3>& matrix) {
+    const Tiling tiling = tiling_of(matrix[0], matrix[1], matrix[2], reducer.whole_rows);
+    Work work = {};
+    work.tiling = tiling;
+    work.fits_caches = elements(tiling) <= tiles::size;
+    members_.push_back({tensor, &reducer, work, false});
+  }
+
+  // After the last add().
+  void bind() {
+    claims_.clear();
+    std::vector<int> alone;
+    int shared = 0;
+    for (size_t i = 0; i < members_.size(); i++) {
+      const Tiling& t = members_[i].work.tiling;
+      size_t& room = is_shared(t) ? shared_doubles_ : own_doubles_;
+      room = std::max(room, scratch_doubles(members_[i]));
+      if (!is_shared(t)) {
+        alone.push_back(int(i));
+        continue;
+      }
+      const int order = shared++;
+      for (int pass = 0; pass < passes; pass++)
+        for (int64_t tile = 0; tile < count(t); tile++)
+          claims_.push_back({int(i), 1, pass, pass == 1 ? count(t) - 1 - tile : tile, order});
+    }
+    progress_.reset(new Progress[shared]);
+    // the largest first, so that all threads end together; small ones in memory's order, in groups
+    std::stable_sort(alone.begin(), alone.end(), [&](int a, int b) {
+      const auto key = [&](int i) { return std::max(elements(members_[i].work.tiling), group_size); };
+      return key(a) > key(b);
+    });
+    order_ = alone;
+    int64_t filled = 0;
+    for (size_t i = 0; i < alone.size(); i++) {
+      const int64_t size = elements(members_[alone[i]].work.tiling);
+      if (i > 0 && filled + size <= group_size) {
+        claims_.back().members++;
+        filled += size;
+      } else {
+        claims_.push_back({int(i), 1, every_pass, 0, 0});
+        filled = size;
+      }
+    }
+    shared_scratch_.assign(size_t(std::min(shared, most_shared)) * shared_doubles_, 0.0);
+  }
+
+  int64_t claims() const { return int64_t(claims_.size()); }
+
+  // Bytes that the passes need beside the tensors.
+  int64_t scratch_bytes(int threads) const {
+    return int64_t(sizeof(double)) * (shared_scratch_.size() + size_t(threads) * own_doubles_);
+  }
+
+  // Before the claims of a step.
+  void start(const std::vector<Tensor>& tensors, const CoefficientRows& rows, int threads) {
+    own_scratch_.resize(std::max(own_scratch_.size(), size_t(threads) * own_doubles_));
+    int shared = 0;
+    for (Member& m : members_) {
+      m.work.tensor = tensors[m.tensor];
+      m.active = m.work.tensor.row >= 0;
+      if (m.active) m.work.row = rows[m.work.tensor.row];
+      if (!is_shared(m.work.tiling)) continue;
+      m.work.scratch = place(m, &shared_scratch_[size_t(shared % most_shared) * shared_doubles_]);
+      progress_[shared].left = count(m.work.tiling);
+      progress_[shared++].pass = m.active ? 0 : passes;
+    }
+  }
+
+  void work(int64_t index) {
+    const Claim& claim = claims_[index];
+    if (claim.pass != every_pass) {
+      work_together(claim);
+      return;
+    }
+    double* scratch = own_scratch_.data() + size_t(omp_get_thread_num()) * own_doubles_;
+    for (int i = claim.first; i < claim.first + claim.members; i++) {
+      Member& m = members_[order_[i]];
+      if (!m.active) continue;
+      m.work.scratch = place(m, scratch);
+      m.work.next = {};
+      if (i + 1 < claim.first + claim.members && members_[order_[i + 1]].active) {
+        const Work& next = members_[order_[i + 1]].work;
+        m.work.next = next.fits_caches ? next.tensor.g : Storage{};
+        m.work.next_size = next.tensor.size;
+      }
+      const int64_t tiles = count(m.work.tiling);
+      for (int pass = 0; pass < passes; pass++) {
+        // each pass begins where the last one ended, at what is still in the caches
+        for (int64_t tile = 0; tile < tiles; tile++) visit(m, pass, pass == 1 ? tiles - 1 - tile : tile);
+        conclude(m, pass);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t shared_size = int64_t{1} << 22, group_size = 65536;
+  static constexpr int passes = 3, every_pass = -1;
+  static constexpr int most_shared = 2;  // that threads are at work on at once
+
+  struct Member {
+    int tensor;
+    const Reducer* reducer;
+    Work work;
+    bool active;
+  };
+
+  struct Claim {
+    int first, members;  // of order_, or one of members_ if it is shared
+    int pass;
+    int64_t tile;
+    int order;  // among the shared ones
+  };
+
+  struct Progress {
+    std::atomic<int> pass{0};  // the one whose tiles may be taken
+    std::atomic<int64_t> left{0};
+  };
+
+  static int64_t elements(const Tiling& t) { return t.batch * t.rows * t.columns; }
+  static bool is_shared(const Tiling& t) { return elements(t) >= shared_size; }
+
+  static void visit(const Member& m, int pass, int64_t tile) {
+    const Reducer& r = *m.reducer;
+    if (pass == 0 && r.collect) r.collect(m.work, tile);
+    if (pass == 1 && r.measure && r.measures(m.work.row)) r.measure(m.work, tile);
+    if (pass == 2) r.step(m.work, tile);
+  }
+
+  static void conclude(const Member& m, int pass) {
+    if (pass == 0 && m.reducer->finish) m.reducer->finish(m.work);
+    if (pass == 1 && m.reducer->settle) m.reducer->settle(m.work);
+  }
+
+  // A claim waits only for claims that were taken before it.
+  void work_together(const Claim& claim) {
+    const Member& m = members_[claim.first];
+    if (!m.active) return;
+    Progress& progress = progress_[claim.order];
+    if (claim.order >= most_shared) wait(progress_[claim.order - most_shared], passes);  // has its scratch
+    wait(progress, claim.pass);
+    visit(m, claim.pass, claim.tile);
+    if (progress.left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    conclude(m, claim.pass);
+    progress.left.store(count(m.work.tiling), std::memory_order_relaxed);
+    progress.pass.store(claim.pass + 1, std::memory_order_release);
+  }
+
+  static void wait(const Progress& progress, int pass) {
+    for (int spins = 0; progress.pass.load(std::memory_order_acquire) < pass; spins++)
+      if (spins > 1000) std::this_thread::yield();
+  }
+
+  // Calls take(pointer, count) for each array of a scratch.
+  template <class Take>
+  static void for_arrays(const Member& m, Scratch& s, const Take& take) {
+    const Tiling& t = m.work.tiling;
+    const Reducer& r = *m.reducer;
+    take(s.row_sums, r.row_sums * t.batch * t.rows * t.column_tiles);
+    take(s.column_sums, r.column_sums * t.batch * t.row_tiles * t.columns);
+    take(s.along_rows, r.row_arrays * t.batch * t.rows);
+    take(s.along_columns, r.column_arrays * t.batch * t.columns);
+    take(s.tile_sums, r.num_sums * count(t));
+    take(s.factors, Reducer::max_factors);
+  }
+
+  template <class T>
+  static size_t doubles(T*, int64_t count) {
+    return size_t(divided_up(count * int64_t(sizeof(T)), sizeof(double)));
+  }
+
+  static size_t scratch_doubles(const Member& m) {
+    Scratch s = {};
+    size_t total = 0;
+    for_arrays(m, s, [&](auto* array, int64_t count) { total += doubles(array, count); });
+    return total;
+  }
+
+  static Scratch place(const Member& m, double* room) {
+    Scratch s;
+    for_arrays(m, s, [&](auto*& array, int64_t count) {
+      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(room);
+      room += doubles(array, count);
+    });
+    return s;
+  }
+
+  std::vector<Member> members_;
+  std::vector<int> order_;  // those that are not shared, the largest first
+  std::vector<Claim> claims_;
+  std::unique_ptr<Progress[]> progress_;
+  std::vector<double> shared_scratch_, own_scratch_;
+  size_t shared_doubles_ = 0, own_doubles_ = 0;
+};
+
+}  // namespace danlu

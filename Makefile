@@ -40,7 +40,7 @@ clean:
 .venv/installed: requirements-dev.txt requirements-oracles.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements-dev.txt
-	$(BIN)/python -m pip install --no-deps -r requirements-oracles.txt
+	$(BIN)/python -m pip install --no-deps --upgrade --target .venv/oracles -r requirements-oracles.txt
 	touch $@
 
 .venv/built: .venv/installed $(SOURCES)

@@ -44,6 +44,22 @@ CASES = [
     Case("adaxw-inside", danlu.AdaXW, dict(lr=2e-3, eps=1e-8, weight_decay=0.1, eps_mode="inside")),
 ]
 
+# rules that sum over tensors: deterministic, and close to float64, instead of the same bits everywhere
+REDUCING = [
+    Case("adafactor", danlu.Adafactor, dict(lr=2e-3, weight_decay=0.1)),
+    Case("adafactor-momentum", danlu.Adafactor, dict(lr=2e-3, beta1=0.8, weight_decay=0.1)),
+    Case("adafactor-torch", danlu.Adafactor, dict(preset="torch", lr=5e-2, weight_decay=0.1)),
+    Case("adafactor-optax", danlu.Adafactor, dict(preset="optax", lr=2e-2, beta1=0.9, weight_decay=1e-3)),
+    Case("adafactor-big-vision", danlu.Adafactor, dict(preset="big_vision", lr=2e-3, weight_decay=1e-3)),
+    Case("lamb", danlu.LAMB, dict(lr=2e-3, betas=(0.8, 0.95), weight_decay=0.1)),
+    Case("tiger-matrix", danlu.Tiger, dict(lr=3e-3, weight_decay=0.1, scale_parameter=True, kind="matrix")),
+    Case("tiger-rows", danlu.Tiger, dict(lr=3e-3, weight_decay=0.1, scale_parameter=True, kind="embedding")),
+    Case("amos", danlu.Amos, dict(lr=2e-2, eta=0.5)),
+    Case("amos-momentum", danlu.Amos, dict(lr=2e-2, eta=0.5, momentum=0.8, extra_l2=0.01, clip_value=1.5)),
+    Case("amos-full", danlu.Amos, dict(lr=2e-2, eta=0.5, momentum=0.8, reduce_dims=())),
+]
+ALL = CASES + REDUCING
+
 
 @dataclass(frozen=True)
 class Storage:

@@ -2,10 +2,25 @@
 
 from .custom import custom
 from .optimizer import FusedOptimizer
+from .optimizers.adafactor import Adafactor
 from .optimizers.adam import Adam, AdamW
 from .optimizers.adax import AdaX, AdaXW
+from .optimizers.amos import Amos
+from .optimizers.lamb import LAMB
 from .optimizers.lion import Lion
 from .optimizers.tiger import Tiger
 
 __version__ = "0.1.0"
-__all__ = ["AdaX", "AdaXW", "Adam", "AdamW", "FusedOptimizer", "Lion", "Tiger", "custom"]
+__all__ = [
+    "LAMB",
+    "AdaX",
+    "AdaXW",
+    "Adafactor",
+    "Adam",
+    "AdamW",
+    "Amos",
+    "FusedOptimizer",
+    "Lion",
+    "Tiger",
+    "custom",
+]

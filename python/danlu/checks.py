@@ -16,6 +16,12 @@ def at_least_zero(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
+def at_most_zero(name: str, value: Any) -> None:
+    _number(name, value)
+    if not (value <= 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be finite and at most 0, got {value}")
+
+
 def unit_interval(name: str, value: Any, *, zero: bool = True) -> None:
     """[0, 1), or (0, 1) without `zero`."""
     _number(name, value)

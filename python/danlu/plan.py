@@ -137,7 +137,10 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
         if not sharded_alike(p, g):
             raise ValueError(f"{name}: the gradient is not sharded as the parameter is")
         checks.gradient(name, shard, local(g))
-    shapes = state.shapes(optimizer, group, tuple(p.shape))
+    try:
+        shapes = state.shapes(optimizer, group, tuple(p.shape))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     dtypes = [p.dtype, p.dtype if g is None else g.dtype]
     for key, shape in shapes.items():
         if key in state.COUNTERS:

@@ -12,6 +12,8 @@ import torch
 
 Scalar: TypeAlias = float | torch.Tensor
 
+inf = math.inf
+
 
 def sqrt(x: Scalar) -> Scalar:
     return torch.sqrt(x) if isinstance(x, torch.Tensor) else math.sqrt(x)

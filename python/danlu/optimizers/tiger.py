@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ class Tiger(FusedOptimizer):
 
         m = (beta at the first of k, else 1) * m + ((1 - beta) / k) * g
 
+    With `scale_parameter=True` a group's `kind` says what takes the place of lr: lr * rms(p) for "matrix", lr
+    times the rms of each row (along the last dimension) for "embedding", lr / 2 without decay for "vector":
+    biases and the parameters of norms. A matrix of zeros never moves.
+
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
         lr: learning rate, a float or a tensor of one element.
@@ -30,6 +35,8 @@ class Tiger(FusedOptimizer):
         weight_decay: decoupled; the parameter loses `lr * weight_decay` of itself in an update.
         accumulation_steps: gradients for one update, at least 1. Each parameter counts the gradients it was
             given.
+        scale_parameter: whether steps are relative to the parameter's root mean square.
+        kind: "matrix", "embedding" or "vector"; usually given by the group.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
 
     State per parameter: `step` (updates made), `exp_avg` (m) of the parameter's shape, and with accumulation
@@ -57,20 +64,46 @@ class Tiger(FusedOptimizer):
         beta: float = 0.965,
         weight_decay: float = 0.01,
         accumulation_steps: int = 1,
+        scale_parameter: bool = False,
+        kind: str | None = None,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        defaults = dict(lr=lr, beta=beta, weight_decay=weight_decay, accumulation_steps=accumulation_steps)
+        defaults = dict(
+            lr=lr,
+            beta=beta,
+            weight_decay=weight_decay,
+            accumulation_steps=accumulation_steps,
+            scale_parameter=scale_parameter,
+            kind=kind,
+        )
         super().__init__(params, defaults, **engine)
+
+    @property
+    def reduces(self) -> bool:  # type: ignore[override]
+        return any(_scaled_kind(group) for group in self.param_groups)
+
+    def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
+        return {"matrix": "tiger_matrix", "embedding": "tiger_rows"}.get(_scaled_kind(group) or "", "tiger")
+
+    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+        if _scaled_kind(group) == "embedding" and len(shape) > 1:
+            return 1, math.prod(shape[:-1]), shape[-1]
+        return 1, 1, math.prod(shape)
 
     def cycle(self, group: dict[str, Any]) -> int:
         return int(group["accumulation_steps"])
 
     @staticmethod
-    def check(*, lr: Any, beta: Any, weight_decay: Any, accumulation_steps: Any) -> None:
+    def check(
+        *, lr: Any, beta: Any, weight_decay: Any, accumulation_steps: Any, scale_parameter: Any, kind: Any
+    ) -> None:
         checks.learning_rate(lr)
         checks.unit_interval("beta", beta)
         checks.at_least_zero("weight_decay", weight_decay)
         checks.positive_int("accumulation_steps", accumulation_steps)
+        checks.one_of("scale_parameter", scale_parameter, (False, True))
+        if scale_parameter or kind is not None:
+            checks.one_of("kind", kind, KINDS)
 
     @staticmethod
     def coefficients(
@@ -82,9 +115,16 @@ class Tiger(FusedOptimizer):
         beta: Any,
         weight_decay: Any,
         accumulation_steps: int,
+        scale_parameter: bool,
+        kind: str | None,
     ) -> dict[str, Any]:
         keep = math.where(micro_step == 0, beta, 1.0)
-        return dict(keep=keep, weight=(1 - beta) / accumulation_steps, eta=lr, decay=lr * weight_decay)
+        weight = (1 - beta) / accumulation_steps
+        if not scale_parameter:
+            return dict(keep=keep, weight=weight, eta=lr, decay=lr * weight_decay)
+        if kind == "vector":
+            return dict(keep=keep, weight=weight, eta=0.5 * lr, decay=0.0)
+        return dict(keep=keep, weight=weight, lr=lr, weight_decay=weight_decay)
 
     @staticmethod
     def reference(
@@ -98,8 +138,25 @@ class Tiger(FusedOptimizer):
         beta: float,
         weight_decay: float,
         accumulation_steps: int,
+        scale_parameter: bool,
+        kind: str | None,
     ) -> torch.Tensor:
         if micro_step == 0:
             m.mul_(beta)
         m.add_(g * ((1 - beta) / accumulation_steps))
-        return sign(m) * lr + p * (lr * weight_decay)
+        if not scale_parameter:
+            return sign(m) * lr + p * (lr * weight_decay)
+        if kind == "vector":
+            return sign(m) * (0.5 * lr)
+        rms = p.double().square()
+        rms = rms.mean(-1, keepdim=True) if kind == "embedding" and p.ndim else rms.mean()
+        eta = rms.sqrt().to(p.dtype) * lr
+        return sign(m) * eta + p * (eta * weight_decay)
+
+
+KINDS = ("matrix", "embedding", "vector")
+
+
+def _scaled_kind(group: dict[str, Any]) -> str | None:
+    """What the group's steps are scaled by, if by sums over its parameters."""
+    return group["kind"] if group["scale_parameter"] and group["kind"] != "vector" else None

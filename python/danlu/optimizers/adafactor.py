@@ -1,0 +1,356 @@
+"""Adafactor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from .. import checks, scalar
+from ..formula import sqrt
+from ..optimizer import EngineOptions, FusedOptimizer, Params
+from .adafactor_presets import NEUTRAL, PRESETS
+
+UNSET: Any = object()
+
+
+class Adafactor(FusedOptimizer):
+    """Second moments as averages over rows and columns (Shazeer & Stern 2018, arXiv:1804.04235).
+
+        alpha = rho * max(eps2, rms(p))                     with scale_parameter, else rho
+        beta2 = 1 - t^decay_rate
+        R = beta2 * R + (1 - beta2) * mean(g^2 + eps1)      over the columns; C likewise over the rows
+        u = g / sqrt(R * C / mean(R))                       or, not factored, g / sqrt(V)
+        u = u / max(1, rms(u) / clip_threshold)
+        p = p - alpha * (u + weight_decay * p)
+
+    rho is lr, or min(1e-2, 1 / sqrt(t)) with `relative_step`, or min(1e-6 * t, 1 / sqrt(t)) with
+    `warmup_init`, too. With beta1 the momentum of alpha * u takes its place. The presets follow the libraries
+    that they are named after to the last digit:
+
+        preset       factored        from size  alpha                               eps1         decay
+        huggingface  last two dims   any        as above                            added        wd * alpha
+        torch        last two dims   any        min(lr, 1/sqrt(t)) * max(eps2, ..)  a bound      lr * wd
+        optax        two largest     128        lr * max(eps2, ..); lr None: 1      added        wd
+        big_vision   two largest     32         lr                                  added        wd
+        bert4keras   two largest     128        lr * max(eps2, ..)                  added twice  none
+
+    In big_vision and bert4keras the momentum averages u before alpha; bert4keras takes min(1e-2, 1 / sqrt(t))
+    for lr None, and without scale_parameter 0.05 of it.
+
+    Args:
+        params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
+        lr: learning rate, a float or a tensor of one element, or None for the preset's schedule. Given in the
+            preset huggingface it turns relative_step off.
+        eps: (eps1, eps2), for the squares and for rms(p); eps1 None, in the preset torch, is the machine
+            epsilon of each parameter's dtype.
+        clip_threshold: of the root mean square of u; None turns it off.
+        decay_rate: exponent of the second moment's decay, less than 0.
+        beta1: of the momentum; None or 0 for none.
+        weight_decay: decoupled; see the table.
+        scale_parameter: whether steps are relative to the parameter's root mean square.
+        relative_step, warmup_init: huggingface's schedules.
+        beta2_cap: upper bound of beta2, 0.999 in big_vision; None for none.
+        preset: one of the table.
+        engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`; in big_vision state_dtype is
+            bfloat16 by default.
+
+    Options left out have the preset's defaults. State per parameter: `step`; `row_var` and `col_var` of the
+    parameter's shape but 1 along the second or the first factored dimension, or `variance` of the
+    parameter's shape; with beta1 `exp_avg`. The state_dicts of `torch.optim.Adafactor` and
+    `transformers.Adafactor` load as they are.
+
+    Raises:
+        ValueError: an option is out of its range, or the preset does not have it.
+
+    >>> p = torch.nn.Parameter(torch.tensor([[2.0, -2.0]]))
+    >>> p.grad = torch.tensor([[1.0, -1.0]])
+    >>> danlu.Adafactor([p], lr=0.25).step()
+    >>> p.tolist()
+    [[1.5, -1.5]]
+    """
+
+    state_names = ("row_var", "col_var", "variance", "exp_avg")
+    reduces = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | torch.Tensor | None = UNSET,
+        eps: tuple[float | None, float] = UNSET,
+        clip_threshold: float | None = UNSET,
+        decay_rate: float = UNSET,
+        beta1: float | None = UNSET,
+        weight_decay: float = UNSET,
+        scale_parameter: bool = UNSET,
+        relative_step: bool = UNSET,
+        warmup_init: bool = UNSET,
+        beta2_cap: float | None = UNSET,
+        *,
+        preset: str = "huggingface",
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        checks.one_of("preset", preset, tuple(PRESETS))
+        options = dict(
+            lr=lr,
+            eps=eps,
+            clip_threshold=clip_threshold,
+            decay_rate=decay_rate,
+            beta1=beta1,
+            weight_decay=weight_decay,
+            scale_parameter=scale_parameter,
+            relative_step=relative_step,
+            warmup_init=warmup_init,
+            beta2_cap=beta2_cap,
+        )
+        given = {name: value for name, value in options.items() if value is not UNSET}
+        _refuse_foreign(preset, given)
+        if preset == "huggingface":
+            given.setdefault("relative_step", given.get("lr") is None)
+        if preset == "big_vision":
+            engine.setdefault("state_dtype", torch.bfloat16)
+        super().__init__(params, {**PRESETS[preset].options, **given, "preset": preset}, **engine)
+
+    # Which states and rules a parameter has.
+
+    def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        dims = PRESETS[group["preset"]].dims(shape)
+        found = {"variance": shape}
+        if dims is not None:
+            first, second = dims
+            found = {
+                "row_var": (*shape[:second], 1, *shape[second + 1 :]),
+                "col_var": (*shape[:first], 1, *shape[first + 1 :]),
+            }
+        return {**found, "exp_avg": shape} if group.get("beta1") else found
+
+    def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
+        preset = PRESETS[group["preset"]]
+        factored = "" if preset.dims(shape) is None else "_factored"
+        root = "_root" if factored and preset.eps_under_root else ""
+        return f"adafactor{factored}{root}" + ("_momentum" if group.get("beta1") else "")
+
+    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+        dims = PRESETS[group["preset"]].dims(shape)
+        if dims is None:
+            return 1, 1, math.prod(shape)
+        first, second = dims
+        if math.prod((*shape[first + 1 : second], *shape[second + 1 :])) > 1:
+            return None
+        return math.prod(shape[:first]), shape[first], shape[second]
+
+    def structure(self, group: dict[str, Any]) -> Hashable:
+        return group["preset"], bool(group.get("beta1")), group["eps"][0] is None
+
+    def variant(self, group: dict[str, Any], p: torch.Tensor) -> Hashable:
+        return torch.finfo(p.dtype).eps if group["eps"][0] is None else None
+
+    def hyper(
+        self, group: dict[str, Any], device: torch.device | None = None, variant: Hashable = None
+    ) -> dict[str, Any]:
+        eps1, eps2 = group["eps"]
+        options = {name: group.get(name, neutral) for name, neutral in NEUTRAL.items()}
+        return dict(
+            options,
+            lr=self.learning_rate(group, device),
+            eps=(variant if eps1 is None else eps1, eps2),
+            scale_parameter=group.get("scale_parameter", group["preset"] == "torch"),
+            preset=group["preset"],
+        )
+
+    def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        groups = [
+            {_TORCH_OPTIONS.get(name, name): value for name, value in group.items() if name != "foreach"}
+            for group in loaded["param_groups"]
+        ]
+        state = {key: _translated(value) for key, value in loaded["state"].items()}
+        return {**loaded, "param_groups": groups, "state": state}
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        preset = self.defaults["preset"]
+        if group.get("preset", preset) != preset:
+            raise ValueError(f"preset must be {preset!r} in every group, got {group['preset']!r}")
+        _refuse_foreign(preset, group)
+        super()._check_group(group)
+
+    @staticmethod
+    def check(*, lr: Any, eps: Any, preset: str, **options: Any) -> None:
+        if lr is not None:
+            checks.learning_rate(lr)
+        elif preset == "big_vision" or not (preset != "huggingface" or options["relative_step"]):
+            raise ValueError(f"lr must be given in the preset {preset!r} without relative_step, got None")
+        if lr is None and preset == "torch":
+            raise ValueError("lr must be given in the preset 'torch', got None")
+        if lr is not None and options.get("relative_step"):
+            raise ValueError("lr must be None with relative_step=True")
+        if options.get("warmup_init") and not options["relative_step"]:
+            raise ValueError("warmup_init=True needs relative_step=True")
+        checks.pair("eps", eps)
+        if eps[0] is not None or preset != "torch":
+            checks.at_least_zero("eps[0]", eps[0])
+        checks.at_least_zero("eps[1]", eps[1])
+        clip = options["clip_threshold"]
+        if clip is not None:
+            checks.at_least_zero("clip_threshold", clip)
+            if clip == 0:
+                raise ValueError("clip_threshold must be greater than 0, got 0; None turns it off")
+        checks.at_most_zero("decay_rate", options["decay_rate"])
+        if options.get("beta1") is not None:
+            checks.unit_interval("beta1", options["beta1"])
+        if options["beta2_cap"] is not None:
+            checks.unit_interval("beta2_cap", options["beta2_cap"])
+        if "weight_decay" in options:
+            checks.at_least_zero("weight_decay", options["weight_decay"])
+
+    # The formula.
+
+    @staticmethod
+    def coefficients(
+        math: Any,
+        *,
+        step: Any,
+        lr: Any,
+        eps: Any,
+        clip_threshold: Any,
+        decay_rate: Any,
+        beta1: Any,
+        weight_decay: Any,
+        scale_parameter: Any,
+        relative_step: Any,
+        warmup_init: Any,
+        beta2_cap: Any,
+        preset: str,
+    ) -> dict[str, Any]:
+        kind = PRESETS[preset]
+        eps1, eps2 = eps
+        beta2 = _beta2(math, step, decay_rate, beta2_cap)
+        rho = _rho(math, step, lr, scale_parameter, relative_step, warmup_init, preset)
+        decay = {"lr * wd": 0.0 if lr is None else lr * weight_decay, "wd": weight_decay}
+        return dict(
+            beta2=beta2,
+            weight2=1 - beta2,
+            eps1=0.0 if kind.clamped else eps1,
+            floor=eps1 if kind.clamped else 0.0,
+            root_eps=eps1 if kind.eps_under_root else 0.0,
+            clip=math.inf if clip_threshold is None else clip_threshold,
+            rho=rho,
+            eps2=eps2,
+            scaled=float(scale_parameter),
+            late=float(kind.momentum_first),
+            beta1=beta1 or 0.0,
+            weight1=1 - (beta1 or 0.0),
+            decay=decay.get(kind.decay, 0.0),
+            decay_alpha=weight_decay if kind.decay == "wd * alpha" else 0.0,
+        )
+
+    @staticmethod
+    def reference(
+        p: torch.Tensor,
+        g: torch.Tensor,
+        *states: torch.Tensor,
+        step: float,
+        lr: float | None,
+        eps: tuple[float, float],
+        clip_threshold: float | None,
+        decay_rate: float,
+        beta1: float | None,
+        weight_decay: float,
+        scale_parameter: bool,
+        relative_step: bool,
+        warmup_init: bool,
+        beta2_cap: float | None,
+        preset: str,
+    ) -> torch.Tensor:
+        if p.numel() == 0:
+            return torch.zeros_like(p)
+        kind = PRESETS[preset]
+        eps1, eps2 = eps
+        beta2 = float(_beta2(scalar, step, decay_rate, beta2_cap))
+        alpha = float(_rho(scalar, step, lr, scale_parameter, relative_step, warmup_init, preset))
+        if scale_parameter:
+            alpha = alpha * float(scalar.maximum(eps2, _rms(p)))
+
+        dims = kind.dims(p.shape)
+        added = 0.0 if kind.clamped else eps1
+        root_eps = eps1 if kind.eps_under_root else 0.0
+        floor = eps1 if kind.clamped else 0.0
+        if dims is None:
+            _average(states[0], g * g, beta2, added)
+            u = g / sqrt(states[0] + root_eps).clamp(min=floor)
+        else:
+            rows, columns = states[:2]
+            squares = (g * g).double()
+            _average(rows, squares.mean(dims[1], keepdim=True), beta2, added)
+            _average(columns, squares.mean(dims[0], keepdim=True), beta2, added)
+            mean = rows.double().mean(dims[0], keepdim=True).clamp(min=floor)
+            variance = (rows.double() / mean) * columns.double() + root_eps
+            # in float64, where no product of the two is too small
+            u = (g / variance.sqrt().clamp(min=floor)).to(g.dtype)
+
+        clip = 1.0 if clip_threshold is None else float(scalar.maximum(1.0, _rms(u) / clip_threshold))
+        u = u / clip
+        if not kind.momentum_first:
+            u = u * alpha
+        if beta1:
+            states[-1].mul_(beta1).add_(u * (1 - beta1))
+            u = states[-1]
+        if kind.momentum_first:
+            u = u * alpha
+        of_lr = 0.0 if lr is None else lr * weight_decay
+        decay = {"wd * alpha": weight_decay * alpha, "lr * wd": of_lr, "wd": weight_decay}
+        return u + p * decay.get(kind.decay, 0.0)
+
+
+def _beta2(math: Any, step: Any, decay_rate: float, cap: float | None) -> Any:
+    beta2 = 1 - math.pow(step, decay_rate)
+    return beta2 if cap is None else math.minimum(beta2, cap)
+
+
+def _rho(
+    math: Any, step: Any, lr: Any, scaled: bool, relative_step: bool, warmup_init: bool, preset: str
+) -> Any:
+    """The step's size, before it is scaled by the parameter's."""
+    if relative_step:
+        return math.minimum(1e-6 * step if warmup_init else 1e-2, 1 / math.sqrt(step))
+    if preset == "torch":
+        return math.minimum(lr, 1 / math.sqrt(step))
+    if lr is not None:
+        return lr
+    if preset == "bert4keras":
+        return math.minimum(1e-2, 1 / math.sqrt(step)) * (1.0 if scaled else 0.05)
+    return 1.0
+
+
+def _rms(x: torch.Tensor) -> float:
+    return math.sqrt(x.double().square().mean().item())
+
+
+def _average(v: torch.Tensor, squares: torch.Tensor, beta2: float, eps: float) -> None:
+    """In place; fp32's largest number stands for those beyond it."""
+    squares = squares.clamp(max=torch.finfo(v.dtype).max).to(v.dtype)
+    v.copy_((v * beta2 + (squares + eps) * (1 - beta2)).clamp(max=torch.finfo(v.dtype).max))
+
+
+def _refuse_foreign(preset: str, given: dict[str, Any]) -> None:
+    for name in given:
+        if name in NEUTRAL and name not in PRESETS[preset].options:
+            raise ValueError(f"{name} is no option of the preset {preset!r}")
+
+
+_TORCH_OPTIONS = {"beta2_decay": "decay_rate", "d": "clip_threshold"}
+
+
+def _translated(state: Any) -> Any:
+    """transformers' names and shapes of a parameter's state; torch's are ours."""
+    if not isinstance(state, dict):
+        return state
+    found = {name: value for name, value in state.items() if name != "RMS"}
+    for theirs, ours, dim in (("exp_avg_sq_row", "row_var", -1), ("exp_avg_sq_col", "col_var", -2)):
+        if theirs in found:
+            found[ours] = found.pop(theirs).unsqueeze(dim)
+    if "exp_avg_sq" in found:
+        found["variance"] = found.pop("exp_avg_sq")
+    return found

@@ -1,0 +1,230 @@
+"""Amos."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from .. import checks
+from ..formula import sqrt
+from ..optimizer import EngineOptions, FusedOptimizer, Params
+
+
+class Amos(FusedOptimizer):
+    """Adaptive decay towards a parameter's expected scale (Tian & Parikh 2022, arXiv:2210.11693).
+
+        g2 = mean(g^2)                                        over reduce_dims
+        v = beta * v + (1 - beta) * g2;  r = (1 - beta^t) / v
+        c = 1 / sqrt(1 + c_coef * sqrt(lr) * b);  d = 1 / (1 + d_coef * sqrt(lr * eta) * b)
+        gamma = c * lr^2 * r * g2
+        p = p - d * ((gamma / 2 + extra_l2) * p + lr * eta * sqrt(r) * g)
+        b = b + gamma * (1 + b)
+
+    With momentum p moves by an average of these steps, which starts at 0 and is not corrected.
+    `danlu.amos_groups` gives each parameter of a model its eta and reduce_dims.
+
+    Args:
+        params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
+        lr: learning rate (the paper's xi), a float or a tensor of one element.
+        eta: the scale that the parameters are expected to have.
+        beta: decay rate of v, in [0, 1).
+        c_coef, d_coef: how fast steps shrink as b grows.
+        extra_l2: a decay beside the adaptive one.
+        momentum: decay rate of the steps' average; None for none.
+        clip_value: bounds every element of the gradient; None for no bound.
+        reduce_dims: the dimensions over which v and b are shared; None for all, () for none.
+        engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
+
+    State per parameter: `step`; `variance` (v) and `decay` (b) of the parameter's shape but 1 along
+    reduce_dims; with momentum `exp_avg` of the parameter's shape.
+
+    Raises:
+        ValueError: a hyper-parameter is out of its range.
+
+    >>> p = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+    >>> p.grad = torch.tensor([2.0, 2.0])
+    >>> danlu.Amos([p], lr=0.5).step()
+    >>> p.tolist()
+    [0.375, -1.375]
+    """
+
+    state_names = ("variance", "decay", "exp_avg")
+    reduces = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | torch.Tensor,
+        eta: float = 1.0,
+        beta: float = 0.999,
+        c_coef: float = 0.25,
+        d_coef: float = 0.25,
+        extra_l2: float = 0.0,
+        momentum: float | None = None,
+        clip_value: float | None = None,
+        reduce_dims: tuple[int, ...] | None = None,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            eta=eta,
+            beta=beta,
+            c_coef=c_coef,
+            d_coef=d_coef,
+            extra_l2=extra_l2,
+            momentum=momentum,
+            clip_value=clip_value,
+            reduce_dims=reduce_dims,
+        )
+        super().__init__(params, defaults, **engine)
+
+    def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        reduced = _reduced(group["reduce_dims"], len(shape))
+        kept = tuple(1 if d in reduced else size for d, size in enumerate(shape))
+        found = {"variance": kept, "decay": kept}
+        return {**found, "exp_avg": shape} if group["momentum"] is not None else found
+
+    def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
+        runs = _runs(group, shape)
+        momentum = "_momentum" if group["momentum"] is not None else ""
+        if not any(reduced for reduced, _ in runs):
+            return f"amos_elementwise{momentum}"
+        return f"amos_rows{momentum}" if runs[-1][0] else f"amos_columns{momentum}"
+
+    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+        runs = _runs(group, shape)
+        if not any(reduced for reduced, _ in runs):
+            return 1, 1, math.prod(shape)
+        kinds, sizes = zip(*runs, strict=True)
+        if kinds in ((True,), (False, True)):
+            return 1, math.prod(sizes[:-1]), sizes[-1]
+        if kinds in ((True, False), (False, True, False)):
+            return math.prod(sizes[:-2]), sizes[-2], sizes[-1]
+        return None
+
+    def structure(self, group: dict[str, Any]) -> Hashable:
+        reduce_dims = group["reduce_dims"]
+        return None if reduce_dims is None else tuple(reduce_dims), group["momentum"] is None
+
+    @staticmethod
+    def check(
+        *,
+        lr: Any,
+        eta: Any,
+        beta: Any,
+        c_coef: Any,
+        d_coef: Any,
+        extra_l2: Any,
+        momentum: Any,
+        clip_value: Any,
+        reduce_dims: Any,
+    ) -> None:
+        checks.learning_rate(lr)
+        checks.unit_interval("beta", beta)
+        numbers = dict(eta=eta, c_coef=c_coef, d_coef=d_coef, extra_l2=extra_l2)
+        for name, value in numbers.items():
+            checks.at_least_zero(name, value)
+        if momentum is not None:
+            checks.unit_interval("momentum", momentum)
+        if clip_value is not None:
+            checks.at_least_zero("clip_value", clip_value)
+        if reduce_dims is not None and not (
+            isinstance(reduce_dims, tuple | list) and all(type(d) is int for d in reduce_dims)
+        ):
+            raise ValueError(f"reduce_dims must be integers or None, got {reduce_dims!r}")
+
+    @staticmethod
+    def coefficients(
+        math: Any,
+        *,
+        step: Any,
+        lr: Any,
+        eta: Any,
+        beta: Any,
+        c_coef: Any,
+        d_coef: Any,
+        extra_l2: Any,
+        momentum: Any,
+        clip_value: Any,
+        reduce_dims: Any,
+    ) -> dict[str, Any]:
+        return dict(
+            beta=beta,
+            weight=1 - beta,
+            correction=1 - math.pow(beta, step),
+            xi_squared=lr * lr,
+            c_rate=c_coef * math.sqrt(lr),
+            d_rate=d_coef * math.sqrt(lr * eta),
+            scale=lr * eta,
+            extra_l2=extra_l2,
+            clip=math.inf if clip_value is None else clip_value,
+            momentum=momentum or 0.0,
+            momentum_weight=1 - (momentum or 0.0),
+        )
+
+    @staticmethod
+    def reference(
+        p: torch.Tensor,
+        g: torch.Tensor,
+        v: torch.Tensor,
+        b: torch.Tensor,
+        *averages: torch.Tensor,
+        step: float,
+        lr: float,
+        eta: float,
+        beta: float,
+        c_coef: float,
+        d_coef: float,
+        extra_l2: float,
+        momentum: float | None,
+        clip_value: float | None,
+        reduce_dims: tuple[int, ...] | None,
+    ) -> torch.Tensor:
+        if p.numel() == 0:
+            return torch.zeros_like(p)
+        if clip_value is not None:
+            g = g.clamp(-clip_value, clip_value)
+        g2 = (g * g).double()
+        dims = _reduced(reduce_dims, p.ndim)
+        if dims:
+            g2 = g2.mean(dims, keepdim=True)
+        g2 = g2.clamp(max=torch.finfo(p.dtype).max).to(p.dtype)
+        v.mul_(beta).add_(g2 * (1 - beta))
+        rv = v.clamp(min=2.0**-125).reciprocal() * (1 - beta**step)
+        c = sqrt(b * (c_coef * math.sqrt(lr)) + 1).reciprocal()
+        d = (b * (d_coef * math.sqrt(lr * eta)) + 1).reciprocal()
+        gamma = ((c * (lr * lr)) * rv) * g2
+        amount: torch.Tensor = (gamma * 0.5 + extra_l2) * p + (sqrt(rv) * (lr * eta)) * g
+        b.add_(gamma * (b + 1))
+        amount = amount * d
+        if momentum is None:
+            return amount
+        m = averages[0]
+        m.mul_(momentum).add_(amount * (1 - momentum))
+        return m
+
+
+def _reduced(reduce_dims: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+    """Those that the parameter has, from 0 on; one that it does not have raises."""
+    if reduce_dims is None:
+        return tuple(range(ndim))
+    for d in reduce_dims:
+        if not -ndim <= d < ndim:
+            raise ValueError(f"reduce_dims must be dimensions of the parameter, which has {ndim}, got {d}")
+    return tuple(sorted({d % ndim for d in reduce_dims}))
+
+
+def _runs(group: dict[str, Any], shape: tuple[int, ...]) -> list[tuple[bool, int]]:
+    """Neighbouring dimensions that are all reduced, or all kept, and how many elements they span."""
+    reduced = _reduced(group["reduce_dims"], len(shape))
+    long = [(d in reduced, size) for d, size in enumerate(shape) if size != 1]
+    if not long:  # of one element: its mean is itself
+        long = [(bool(reduced) or not shape, 1)]
+    return [
+        (kind, math.prod(size for _, size in run)) for kind, run in itertools.groupby(long, lambda d: d[0])
+    ]

@@ -58,7 +58,7 @@ def oracle(case_id: str, matrices: bool) -> Result:
     return run(case, DOUBLE, "reference", wild=False, layouts=MATRICES if matrices else LAYOUTS)
 
 
-@by_id("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @by_id("case", REDUCING)
 def test_close_to_float64(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DANLU_CPU_ISA", isa)

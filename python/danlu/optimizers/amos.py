@@ -35,7 +35,7 @@ class Amos(FusedOptimizer):
         beta: decay rate of v, in [0, 1).
         c_coef, d_coef: how fast steps shrink as b grows.
         extra_l2: a decay beside the adaptive one.
-        momentum: decay rate of the steps' average; None for none.
+        momentum: decay rate of the steps' average; None or 0 for none.
         clip_value: bounds every element of the gradient; None for no bound.
         reduce_dims: the dimensions over which v and b are shared; None for all, () for none.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
@@ -87,11 +87,11 @@ class Amos(FusedOptimizer):
         reduced = _reduced(group["reduce_dims"], len(shape))
         kept = tuple(1 if d in reduced else size for d, size in enumerate(shape))
         found = {"variance": kept, "decay": kept}
-        return {**found, "exp_avg": shape} if group["momentum"] is not None else found
+        return {**found, "exp_avg": shape} if group["momentum"] else found
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
         runs = _runs(group, shape)
-        momentum = "_momentum" if group["momentum"] is not None else ""
+        momentum = "_momentum" if group["momentum"] else ""
         if not any(reduced for reduced, _ in runs):
             return f"amos_elementwise{momentum}"
         return f"amos_rows{momentum}" if runs[-1][0] else f"amos_columns{momentum}"
@@ -109,7 +109,7 @@ class Amos(FusedOptimizer):
 
     def structure(self, group: dict[str, Any]) -> Hashable:
         reduce_dims = group["reduce_dims"]
-        return None if reduce_dims is None else tuple(reduce_dims), group["momentum"] is None
+        return None if reduce_dims is None else tuple(reduce_dims), bool(group["momentum"])
 
     @staticmethod
     def check(
@@ -133,10 +133,12 @@ class Amos(FusedOptimizer):
             checks.unit_interval("momentum", momentum)
         if clip_value is not None:
             checks.at_least_zero("clip_value", clip_value)
+            if clip_value == 0:
+                raise ValueError("clip_value must be greater than 0, got 0; None turns it off")
         if reduce_dims is not None and not (
             isinstance(reduce_dims, tuple | list) and all(type(d) is int for d in reduce_dims)
         ):
-            raise ValueError(f"reduce_dims must be integers or None, got {reduce_dims!r}")
+            raise ValueError(f"reduce_dims must be a tuple of integers or None, got {reduce_dims!r}")
 
     @staticmethod
     def coefficients(
@@ -186,27 +188,23 @@ class Amos(FusedOptimizer):
         reduce_dims: tuple[int, ...] | None,
     ) -> torch.Tensor:
         if p.numel() == 0:
-            return torch.zeros_like(p)
+            return torch.zeros_like(p)  # a mean over nothing would leave NaN in v
         if clip_value is not None:
             g = g.clamp(-clip_value, clip_value)
-        g2 = (g * g).double()
+        g2 = g * g
         dims = _reduced(reduce_dims, p.ndim)
         if dims:
-            g2 = g2.mean(dims, keepdim=True)
-        g2 = g2.clamp(max=torch.finfo(p.dtype).max).to(p.dtype)
+            g2 = g2.double().mean(dims, keepdim=True).clamp(max=torch.finfo(p.dtype).max).to(p.dtype)
         v.mul_(beta).add_(g2 * (1 - beta))
-        rv = v.clamp(min=2.0**-125).reciprocal() * (1 - beta**step)
+        rv = torch.full_like(v, 1 - beta**step) / v.clamp(min=2.0**-125)
         c = sqrt(b * (c_coef * math.sqrt(lr)) + 1).reciprocal()
         d = (b * (d_coef * math.sqrt(lr * eta)) + 1).reciprocal()
         gamma = ((c * (lr * lr)) * rv) * g2
-        amount: torch.Tensor = (gamma * 0.5 + extra_l2) * p + (sqrt(rv) * (lr * eta)) * g
+        amount = p * (d * (gamma * 0.5 + extra_l2)) + g * (d * (sqrt(rv) * (lr * eta)))
         b.add_(gamma * (b + 1))
-        amount = amount * d
-        if momentum is None:
-            return amount
-        m = averages[0]
-        m.mul_(momentum).add_(amount * (1 - momentum))
-        return m
+        for m in averages:
+            amount = m.mul_(momentum or 0.0).add_(amount * (1 - (momentum or 0.0)))
+        return amount
 
 
 def _reduced(reduce_dims: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ class LAMB(FusedOptimizer):
     >>> p.grad = torch.tensor([1.0, 0.0])
     >>> danlu.LAMB([p], lr=0.25, betas=(0.0, 0.75), eps=0.5, weight_decay=0.0, bias_correction=False).step()
     >>> p.tolist()
-    [1.75, nan]
+    [1.75, 4.0]
     """
 
     state_names = ("exp_avg", "exp_avg_sq")

@@ -36,14 +36,14 @@ class Tiger(FusedOptimizer):
         accumulation_steps: gradients for one update, at least 1. Each parameter counts the gradients it was
             given.
         scale_parameter: whether steps are relative to the parameter's root mean square.
-        kind: "matrix", "embedding" or "vector"; usually given by the group.
+        kind: "matrix", "embedding" or "vector", as a rule given by the group; needed with scale_parameter.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
 
     State per parameter: `step` (updates made), `exp_avg` (m) of the parameter's shape, and with accumulation
     `micro_step` (gradients taken since the last update).
 
     Raises:
-        ValueError: a hyper-parameter is out of its range.
+        ValueError: a hyper-parameter is out of its range, or a group with scale_parameter has no kind.
 
     >>> p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     >>> opt = danlu.Tiger([p], lr=0.25, weight_decay=0.0, accumulation_steps=2)
@@ -53,6 +53,14 @@ class Tiger(FusedOptimizer):
     ...     print(p.tolist())
     [1.0, -2.0]
     [0.75, -1.75]
+
+    >>> w, b = torch.nn.Parameter(torch.tensor([[1.0, -7.0]])), torch.nn.Parameter(torch.tensor([0.0]))
+    >>> groups = [{"params": [w], "kind": "matrix"}, {"params": [b], "kind": "vector"}]
+    >>> opt = danlu.Tiger(groups, lr=0.25, weight_decay=0.0, scale_parameter=True)
+    >>> w.grad, b.grad = torch.ones(1, 2), torch.ones(1)
+    >>> opt.step()
+    >>> w.tolist(), b.tolist()
+    ([[-0.25, -8.25]], [-0.125])
     """
 
     state_names = ("exp_avg",)
@@ -122,6 +130,7 @@ class Tiger(FusedOptimizer):
         weight = (1 - beta) / accumulation_steps
         if not scale_parameter:
             return dict(keep=keep, weight=weight, eta=lr, decay=lr * weight_decay)
+        checks.one_of("kind", kind, KINDS)  # the group may have changed
         if kind == "vector":
             return dict(keep=keep, weight=weight, eta=0.5 * lr, decay=0.0)
         return dict(keep=keep, weight=weight, lr=lr, weight_decay=weight_decay)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import danlu
+from danlu.testing import same_bits
 
 # Triton's kernels are interpreted in a process of their own, CUDA's run in the emulator
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -28,6 +29,24 @@ class Case:
 
     def make(self, params: Any, **engine: Any) -> danlu.FusedOptimizer:
         return self.optimizer(params, **{**self.hyper, **engine})
+
+    @property
+    def reduces(self) -> bool:
+        return any(self is case for case in REDUCING)
+
+    def taken_by(self, backend: str) -> str:
+        """The backend that takes the usual tensors where `backend` is asked for."""
+        return "reference" if self.reduces and backend != "cpu" else backend
+
+    def agrees(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+        """Whether two backends' results are as equal as they must be."""
+        if not self.reduces:
+            return same_bits(a, b)
+        # of 16 bits one step to the next number; in fp32 room for what cancels in a momentum
+        rounding = torch.finfo(a.dtype).eps if a.dtype in (BF16, F16) else 3e-6
+        largest = b.double().abs().max().item() if b.numel() else 0.0
+        difference = (a.double() - b.double()).abs().max().item() if b.numel() else 0.0
+        return a.dtype == b.dtype and difference <= rounding * largest
 
 
 CASES = [

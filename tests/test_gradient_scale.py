@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import danlu
-from cases import CASES, Case, set_gradient, values
+from cases import ALL, Case, set_gradient, values
 from training import all_same, copies, everything, give_gradients, parameters, some_params, train
 
 SCALE = 1024.0  # a power of two: unscaling rounds nothing
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+every_case = pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 
 
 @every_case

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import harness
-from cases import BF16, CASES, F32, Case, values
+from cases import ALL, BF16, F32, Case, values
 
 
 class MallInfo(ctypes.Structure):
@@ -40,7 +40,7 @@ def after_two_steps(
     return opt
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_torch_allocates_nothing_in_a_step(case: Case, dtype: torch.dtype) -> None:
     opt = after_two_steps(case, dtype)
@@ -52,7 +52,7 @@ def test_torch_allocates_nothing_in_a_step(case: Case, dtype: torch.dtype) -> No
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="mallinfo2 is glibc's")
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 def test_no_native_memory_is_kept(case: Case) -> None:
     opt = after_two_steps(case, F32)
     for _ in range(20):

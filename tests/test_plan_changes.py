@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import danlu
-from cases import BACKENDS, BF16, CASES, F16, F32, Case, set_gradient, values
+from cases import ALL, BACKENDS, BF16, F16, F32, Case, set_gradient, values
 from danlu.testing import same_bits
 
 STEPS = 6
@@ -57,12 +57,12 @@ def made_anew(case: Case, opt: danlu.FusedOptimizer) -> danlu.FusedOptimizer:
     return new
 
 
-def assert_same(opt: danlu.FusedOptimizer, want: danlu.FusedOptimizer) -> None:
+def assert_same(case: Case, opt: danlu.FusedOptimizer, want: danlu.FusedOptimizer) -> None:
     for p, q in zip(parameters(opt), parameters(want), strict=True):
-        assert same_bits(p.detach().resolve_neg(), q)
+        assert case.agrees(p.detach().resolve_neg(), q)
         assert opt.state.get(p, {}).keys() == want.state.get(q, {}).keys()
         for key, value in want.state.get(q, {}).items():
-            assert same_bits(opt.state[p][key], value), key
+            assert case.agrees(opt.state[p][key], value), key
 
 
 def gradient_dtype(opt: danlu.FusedOptimizer, t: int) -> None:
@@ -184,8 +184,8 @@ def state_set(opt: danlu.FusedOptimizer, t: int) -> Tensors:
 
 def state_dtype(opt: danlu.FusedOptimizer, t: int) -> Tensors:
     held = opt.state.get(parameters(opt)[0], {})
-    old = [held["exp_avg"]] if held else []
-    if held:
+    old = [held["exp_avg"]] if "exp_avg" in held else []
+    if old:
         held["exp_avg"] = held["exp_avg"].to((F32, BF16)[t % 2], copy=True)
     return old
 
@@ -305,7 +305,7 @@ def settings_changed(opt: danlu.FusedOptimizer, t: int) -> None:
         "weight_decay": 0.02 * t,
         "betas": (0.5 + 0.05 * t, 0.6 + 0.05 * t),
         "beta": 0.5 + 0.05 * t,
-        "eps": 10.0**-t,
+        "eps": (10.0**-t, 1e-3) if isinstance(opt, danlu.Adafactor) else 10.0**-t,
         "eps_mode": ("official", "hat", "inside")[t % 3],
         "maximize": True,
         "accumulation_steps": 1 + t % 3,
@@ -367,7 +367,7 @@ CHANGES: list[Change] = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
 def test_a_change_is_seen_at_the_next_step(change: Change, case: Case, backend: str) -> None:
     params = [torch.nn.Parameter(values(shape, i, wild=False)) for i, shape in enumerate(SHAPES)]
@@ -385,12 +385,12 @@ def test_a_change_is_seen_at_the_next_step(change: Change, case: Case, backend: 
         want = made_anew(case, opt)
         want.step()
         opt.step()
-        assert_same(opt, want)
+        assert_same(case, opt, want)
         assert all(map(same_bits, left_behind, contents))
         assert all(same_bits(g, copy) for g, copy in gradients)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 def test_each_parameter_steps_as_if_alone(case: Case, backend: str) -> None:
     """Whichever of them have a gradient; `step` counts only their own."""
     together = [torch.nn.Parameter(values((5,), i, wild=False)) for i in range(4)]

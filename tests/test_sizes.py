@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import danlu
-from cases import BF16, CASES, Case, values
+from cases import ALL, BF16, Case, values
 from danlu.testing import same_bits
 
 
@@ -43,7 +43,7 @@ def test_twenty_thousand_tensors_in_one_group(backend: str) -> None:
     assert all(opt.state[p]["step"] == 2 for p in params)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 @pytest.mark.parametrize("empty", [(0,), (3,), (0, 3, 6), tuple(range(7))], ids=str)
 def test_empty_tensors_step_along(case: Case, empty: tuple[int, ...], backend: str) -> None:
     def run(shapes: list[tuple[int, ...]]) -> tuple[list[torch.nn.Parameter], danlu.FusedOptimizer]:

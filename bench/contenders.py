@@ -22,8 +22,9 @@ class Contender:
     id: str
     make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
     written: int  # arrays read and written: the parameter and states of its shape
-    bytes: int  # read and written for an element, were each touched once
+    bytes: int  # read and written for an element, were each touched once in every pass
     dtype: torch.dtype = F32
+    read_again: int = 0  # of these, what a pass before the update reads
     kept: bool = False  # dear to make: one optimizer serves all turns
     most_tensors: float = math.inf  # beyond which it is left out
     limit: str = ""  # why
@@ -53,12 +54,23 @@ ADAMW = Contender("adamw", lambda p: danlu.AdamW(p), 3, 28)
 ADAM = Contender("adam", lambda p: danlu.Adam(p), 3, 28)
 ADAX = Contender("adax", lambda p: danlu.AdaX(p), 3, 28)
 ADAXW = Contender("adaxw", lambda p: danlu.AdaXW(p), 3, 28)
+ADAFACTOR = Contender("adafactor", lambda p: danlu.Adafactor(p, preset="torch"), 1, 12)
+LAMB = Contender("lamb", lambda p: danlu.LAMB(p), 3, 44, read_again=16)
+AMOS = Contender("amos", lambda p: danlu.Amos(p, lr=1e-3, eta=0.02), 1, 12)
+# what is compared beside the baseline: the second one's time by the first one's
+PAIRS = [
+    ("adafactor", "torch-adafactor"),
+    ("adafactor", "torch-adafactor-foreach"),
+    ("adafactor", "torch-sgd-plain"),
+]
 
 ON_CPU = [
     *TORCH_ADAMW,
     TORCH_ADAMW_BF16,
     Contender("torch-sgd", lambda p: torch.optim.SGD(p, momentum=0.9, fused=True), 2, 20),
-    Contender("torch-adafactor", lambda p: torch.optim.Adafactor(p), 1, 12),
+    Contender("torch-sgd-plain", lambda p: torch.optim.SGD(p, fused=True), 1, 12),
+    Contender("torch-adafactor", lambda p: torch.optim.Adafactor(p, foreach=False), 1, 12),
+    Contender("torch-adafactor-foreach", lambda p: torch.optim.Adafactor(p, foreach=True), 1, 12),
     Contender("plain-lion", lambda p: PlainLion(p), 2, 20),
     Contender("plain-lion-foreach", lambda p: PlainLion(p, foreach=True), 2, 20),
     *LION,
@@ -67,6 +79,9 @@ ON_CPU = [
     ADAM,
     ADAX,
     ADAXW,
+    ADAFACTOR,
+    LAMB,
+    AMOS,
 ]
 
 TRITON = [

@@ -111,7 +111,7 @@ class Stream:
     """What the memory gives to a step: a loop over fp32 arrays that makes its reads and writes, and adds.
 
     Args:
-        elements: of the largest model to compare with.
+        elements: of the largest model to compare with. More bytes than its arrays have take as much longer.
     """
 
     def __init__(self, elements: int) -> None:
@@ -119,7 +119,8 @@ class Stream:
 
     def seconds(self, touched: int, written: int) -> float:
         """For as many bytes; Lion updates two arrays in place from another one, Adam three."""
-        elements = touched // (4 * (2 * written + 1))
+        wanted = touched / (4 * (2 * written + 1))
+        elements = min(int(wanted), len(self._arrays[0]))
         addresses = [array.data_ptr() for array in self._arrays]
         threads = torch.get_num_threads()
 
@@ -127,7 +128,7 @@ class Stream:
             _cpu.stream(addresses[:written], addresses[-1], elements, threads)
 
         stream()
-        return time_steps(stream, lambda: None, 2)
+        return time_steps(stream, lambda: None, 2) * wanted / elements
 
 
 class KernelClock:
@@ -176,8 +177,16 @@ def use_of_memory(
     optimizer.step()
     return {
         "state_bytes_per_parameter": state_bytes(optimizer) / elements,
-        "peak_extra_bytes": peak(optimizer.step),
+        "peak_extra_bytes": peak(optimizer.step) + scratch_bytes(optimizer),
     }
+
+
+def scratch_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What native kernels keep between the passes of a step, which torch's allocators do not see."""
+    plan = getattr(optimizer, "_plan", None)
+    natives = [getattr(part, "_native", None) for part in plan._parts] if plan else []
+    threads = torch.get_num_threads()
+    return sum(native.scratch_bytes(threads) for native in natives if hasattr(native, "scratch_bytes"))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from contenders import BASELINE, Contender
+from contenders import BASELINE, PAIRS, Contender
 from cuda_harness import OnCuda
 from harness import OnCpu, Spread, Turn
 from workloads import Workload
@@ -44,6 +44,7 @@ def measure(
             except Exception as error:
                 failed[c.id] = reason(error)
     baseline = None if BASELINE in failed else turns.get(BASELINE)
+    measured = {name for name, taken in turns.items() if taken and name not in failed}
     return {
         "id": workload.id,
         "title": workload.title,
@@ -54,6 +55,9 @@ def measure(
             if c.id in failed
             else {"name": c.id, **figures(c, workload, turns[c.id], baseline), **memory[c.id]}
             for c in contenders
+        ],
+        "pairs": [
+            {"name": a, "than": b, "ratio": ratio(turns[b], turns[a])} for a, b in PAIRS if {a, b} <= measured
         ],
     }
 
@@ -88,7 +92,7 @@ def figures(
     of_danlu = [turn for turn in turns if turn.kernel is not None]
     row = {
         "ms": spread(1e3 * turn.step for turn in turns),
-        "ratio": spread(b.step / t.step for b, t in zip(baseline, turns, strict=True)) if baseline else None,
+        "ratio": ratio(baseline, turns) if baseline else None,
         "GB_per_s": spread(touched / turn.step / 1e9 for turn in turns),
         "stream_GB_per_s": spread(touched / turn.stream / 1e9 for turn in turns),
         "share_of_stream": spread(turn.stream / turn.step for turn in turns),
@@ -99,6 +103,11 @@ def figures(
         row["kernel_ms"] = spread(1e3 * turn.kernel for turn in of_danlu)
         row["kernel_share_of_stream"] = spread(turn.stream / turn.kernel for turn in of_danlu)
     return row
+
+
+def ratio(slower: list[Turn], faster: list[Turn]) -> dict[str, float]:
+    """Of times in the same round."""
+    return spread(a.step / b.step for a, b in zip(slower, faster, strict=True))
 
 
 def spread(sample: Iterable[float]) -> dict[str, float]:

@@ -25,7 +25,8 @@ ms        median over the rounds, with quartiles
 stream    an in-place loop over as many bytes, right after the step: what the memory gives; the whole
           step's speed by its speed, and that of danlu's kernels alone
 host      microseconds per tensor, measured with as many tensors of one element
-extra     the most memory that torch's allocators held during a step, beyond what they held before it
+extra     the most memory that torch's allocators held during a step, beyond what they held before it, and
+          what danlu's kernels hold beside the tensors
 """,
     "cuda": f"""\
 ms        median over the rounds, with quartiles, of the GPU's time, the whole step being enqueued before the
@@ -45,7 +46,14 @@ def table(measured: dict[str, Any]) -> Table:
     failed = [row for row in measured["contenders"] if "failed" in row]
     shown = Table(
         title=measured["title"],
-        caption="\n".join(f"{row['name']}: {row['failed']}" for row in failed) or None,
+        caption="\n".join(
+            [f"{row['name']}: {row['failed']}" for row in failed]
+            + [
+                f"{pair['name']}: {text(pair['ratio'], '.2f')} times as fast as {pair['than']}"
+                for pair in measured["pairs"]
+            ]
+        )
+        or None,
         caption_justify="left",
     )
     profiled = any("launches" in row for row in rows)

@@ -1,6 +1,6 @@
 """Step time and memory of every optimizer against torch's, on the CPU or on a GPU.
 
-    python bench/step_time.py                       both workloads, about 2 minutes on 2 cores
+    python bench/step_time.py                       three workloads, about 4 minutes on 2 cores
     python bench/step_time.py --rounds 20 --workloads many-small --contenders lion,torch-adamw
     python bench/step_time.py --device cuda         three workloads, some 3 minutes
 
@@ -34,11 +34,14 @@ from cuda_harness import OnCuda
 from harness import OnCpu, add_out_option, positive
 from rounds import Place, measure, profile
 from step_report import LEGENDS, plot, table
-from workloads import gpt2_small, llama_1b, many_small
+from workloads import gpt2_small, llama_1b, many_small, matrices
 
-WORKLOADS = {workload.id: workload for workload in (gpt2_small(), many_small(), llama_1b())}
+WORKLOADS = {workload.id: workload for workload in (gpt2_small(), many_small(), matrices(), llama_1b())}
 CONTENDERS = {"cpu": ON_CPU, "cuda": ON_CUDA}
-DEFAULT_WORKLOADS = {"cpu": ["gpt2-small", "many-small"], "cuda": list(WORKLOADS)}
+DEFAULT_WORKLOADS = {
+    "cpu": ["gpt2-small", "many-small", "matrices"],
+    "cuda": ["gpt2-small", "many-small", "llama-3.2-1b"],
+}
 PLACES: dict[str, Place] = {"cpu": OnCpu, "cuda": OnCuda}
 
 

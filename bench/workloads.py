@@ -55,6 +55,11 @@ def many_small() -> Workload:
     return Workload("many-small", "27.7 M parameters in 5,000 small tensors", shapes)
 
 
+def matrices() -> Workload:
+    """Each of 2.4 MB: with its gradient it fits where the next pass finds it."""
+    return Workload("matrices", "48 matrices of 768 x 768", [(768, 768)] * 48)
+
+
 def llama_8b_list() -> Workload:
     """As many tensors as Llama 3 8B has, small ones: the host's work is that of the real model."""
     return Workload("llama-3-8b-list", "291 small tensors, as many as Llama 3 8B has", [(64, 16)] * 291)

@@ -38,15 +38,15 @@ enum class Along { none, rows, columns, both };
 
 constexpr float infinity = __builtin_huge_valf();
 
-// The larger of two numbers, the smaller one; NaN if either is.
+// The larger of two numbers, the smaller one; NaN if either is. Without && or ||, which keep a loop scalar.
 template <class T>
 RULE_FN T larger(T a, T b) {
-  return a > b || a != a ? a : b;
+  return (a > b) | (a != a) ? a : b;
 }
 
 template <class T>
 RULE_FN T smaller(T a, T b) {
-  return a < b || a != a ? a : b;
+  return (a < b) | (a != a) ? a : b;
 }
 
 // fp32's largest number stands for those beyond it; NaN stays.

@@ -121,8 +121,12 @@ static inline void ask_for(const Storage& s, int64_t at, int64_t n) {
 template <class Rule, bool narrow>
 RULE_FN void load_states(float (&s)[Rule::num_states], const Block& b, int64_t i) {
   using Kinds = StateKinds<Rule>;
+  // unrolled, or the loop around them is not vectorised
+#pragma GCC unroll 2
   for (int j = 0; j < Kinds::of_rows; j++) s[j] = b.of_row[j][narrow ? i : 0];
+#pragma GCC unroll 2
   for (int j = 0; j < Kinds::of_columns; j++) s[Kinds::of_rows + j] = b.of_column[j][i];
+#pragma GCC unroll 3
   for (int j = 0; j < Kinds::elementwise; j++) s[Kinds::of_rows + Kinds::of_columns + j] = b.element[j][i];
 }
 
@@ -130,8 +134,9 @@ RULE_FN void load_states(float (&s)[Rule::num_states], const Block& b, int64_t i
 // vectorise.
 
 template <class Rule>
-void collect_block(const float* __restrict g, int64_t n, const Row<Rule>& row, float* __restrict squares,
+void collect_block(const float* __restrict g, int64_t n, const Row<Rule>& row_, float* __restrict squares,
                    float* __restrict column_sums) {
+  const Row<Rule> row = row_;
   for (int64_t i = 0; i < n; i++) {
     const float square = Rule::statistic(row.header.factor * g[i], row.k);
     if constexpr (Statistics<Rule>::along != Along::columns) squares[i] = square;
@@ -171,6 +176,7 @@ void step_block(const Block& block, const Row<Rule>& row_, const typename Sums<R
     else
       amount = Rule::step(p, g, s, row.k);
     if constexpr (store_params) b.p[i] = p - amount;
+#pragma GCC unroll 3
     for (int j = 0; j < Kinds::elementwise; j++) b.element[j][i] = s[Kinds::of_rows + Kinds::of_columns + j];
   }
 }

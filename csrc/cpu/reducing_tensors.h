@@ -115,7 +115,7 @@ class ReducingTensors {
   }
 
  private:
-  static constexpr int64_t shared_size = int64_t{1} << 22, group_size = 65536;
+  static constexpr int64_t shared_size = int64_t{1} << 20, group_size = 65536;
   static constexpr int passes = 3, every_pass = -1;
   static constexpr int most_shared = 2;  // that threads are at work on at once
 

@@ -9,7 +9,11 @@ struct AmosBase {
   COEFFS(beta, weight, correction, xi_squared, c_rate, d_rate, scale, extra_l2, clip, momentum,
          momentum_weight);
 
-  RULE_FN float clipped(float g, const Coeffs& k) { return larger(smaller(g, k.clip), -k.clip); }
+  // NaN stays
+  RULE_FN float clipped(float g, const Coeffs& k) {
+    const float low = g < -k.clip ? -k.clip : g;
+    return low > k.clip ? k.clip : low;
+  }
 
   RULE_FN float statistic(float g, const Coeffs& k) {
     const float c = clipped(g, k);

@@ -1,5 +1,7 @@
 """danlu: fused optimizer steps for PyTorch."""
 
+from .amos_groups import amos_groups
+from .amos_strategy import amos_strategy
 from .custom import custom
 from .optimizer import FusedOptimizer
 from .optimizers.adafactor import Adafactor
@@ -22,5 +24,7 @@ __all__ = [
     "FusedOptimizer",
     "Lion",
     "Tiger",
+    "amos_groups",
+    "amos_strategy",
     "custom",
 ]

@@ -84,7 +84,7 @@ class Amos(FusedOptimizer):
         super().__init__(params, defaults, **engine)
 
     def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        reduced = _reduced(group["reduce_dims"], len(shape))
+        reduced = reduced_dims(group["reduce_dims"], len(shape))
         kept = tuple(1 if d in reduced else size for d, size in enumerate(shape))
         found = {"variance": kept, "decay": kept}
         return {**found, "exp_avg": shape} if group["momentum"] else found
@@ -135,10 +135,7 @@ class Amos(FusedOptimizer):
             checks.at_least_zero("clip_value", clip_value)
             if clip_value == 0:
                 raise ValueError("clip_value must be greater than 0, got 0; None turns it off")
-        if reduce_dims is not None and not (
-            isinstance(reduce_dims, tuple | list) and all(type(d) is int for d in reduce_dims)
-        ):
-            raise ValueError(f"reduce_dims must be a tuple of integers or None, got {reduce_dims!r}")
+        check_dims("reduce_dims", reduce_dims)
 
     @staticmethod
     def coefficients(
@@ -192,7 +189,7 @@ class Amos(FusedOptimizer):
         if clip_value is not None:
             g = g.clamp(-clip_value, clip_value)
         g2 = g * g
-        dims = _reduced(reduce_dims, p.ndim)
+        dims = reduced_dims(reduce_dims, p.ndim)
         if dims:
             g2 = g2.double().mean(dims, keepdim=True).clamp(max=torch.finfo(p.dtype).max).to(p.dtype)
         v.mul_(beta).add_(g2 * (1 - beta))
@@ -207,8 +204,14 @@ class Amos(FusedOptimizer):
         return amount
 
 
-def _reduced(reduce_dims: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
-    """Those that the parameter has, from 0 on; one that it does not have raises."""
+def check_dims(name: str, value: Any) -> None:
+    if value is None or (isinstance(value, tuple | list) and all(type(d) is int for d in value)):
+        return
+    raise ValueError(f"{name} must be a tuple of integers or None, got {value!r}")
+
+
+def reduced_dims(reduce_dims: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+    """The option as sorted numbers from 0 on; a dimension that a parameter of ndim does not have raises."""
     if reduce_dims is None:
         return tuple(range(ndim))
     for d in reduce_dims:
@@ -219,7 +222,7 @@ def _reduced(reduce_dims: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
 
 def _runs(group: dict[str, Any], shape: tuple[int, ...]) -> list[tuple[bool, int]]:
     """Neighbouring dimensions that are all reduced, or all kept, and how many elements they span."""
-    reduced = _reduced(group["reduce_dims"], len(shape))
+    reduced = reduced_dims(group["reduce_dims"], len(shape))
     long = [(d in reduced, size) for d, size in enumerate(shape) if size != 1]
     if not long:  # of one element: its mean is itself
         long = [(bool(reduced) or not shape, 1)]

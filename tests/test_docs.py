@@ -64,7 +64,13 @@ def test_the_readmes_own_rule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizers.lion", "optimizers.tiger", "optimizers.adam", "optimizers.adax", "testing"]
+    "name",
+    [
+        *(f"optimizers.{name}" for name in ("lion", "tiger", "adam", "adax", "adafactor", "lamb", "amos")),
+        "amos_groups",
+        "amos_strategy",
+        "testing",
+    ],
 )
 def test_docstring_examples_run(name: str) -> None:
     module = importlib.import_module(f"danlu.{name}")

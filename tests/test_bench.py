@@ -10,9 +10,11 @@ import torch
 
 import contenders
 import danlu
+import grad_norm
 import harness
 import step_time
 from baselines import PlainLion
+from danlu import _cpu
 from workloads import Workload
 
 TINY = Workload("tiny", "a few tensors", [(40, 30), (30,), (7,)])
@@ -123,3 +125,17 @@ def test_wrong_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         step_time.main(["--contenders", "lion,no-such"])
     assert "got 'no-such'" in capsys.readouterr().err
+
+
+def test_norms_of_gradients(capsys: pytest.CaptureFixture[str]) -> None:
+    grad_norm.main(["--rounds", "2"], TINY)
+    assert capsys.readouterr().out.count("danlu, max_grad_norm") == 3
+    made = model()
+    squares, total, clipped = (way() for way in grad_norm.ways_to_norm(made).values())
+    assert squares == pytest.approx(float(total) ** 2, rel=1e-6)
+    assert float(total) == pytest.approx(float(clipped), rel=1e-6)
+    bits = torch.tensor([1.5, -2.0, 7.0])
+    wanted = 0
+    for number in bits.view(torch.int32).tolist():
+        wanted ^= number & 0xFFFFFFFF
+    assert _cpu.read_through(bits.data_ptr(), 3, 2) == wanted

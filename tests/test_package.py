@@ -80,6 +80,9 @@ def test_info_from_the_wheel(installed: Path) -> None:
         "Adam",
         "AdaX",
         "AdaXW",
+        "Adafactor",
+        "LAMB",
+        "Amos",
     }
     assert all(check["ok"] for check in facts["self_check"])
     text = python(installed, "-m", "danlu.info")

@@ -35,8 +35,26 @@ FOR_EACH_ISA static void update(float* __restrict a, float* __restrict b, float*
   else
     for (int64_t i = 0; i < n; i++) a[i] += g[i];
 }
+
+// Something that needs every element, and next to no time.
+FOR_EACH_ISA static uint32_t combine(const uint32_t* x, int64_t n) {
+  uint32_t all = 0;
+  for (int64_t i = 0; i < n; i++) all ^= x[i];
+  return all;
+}
 #undef FOR_EACH_ISA
 }  // namespace stream_detail
+
+// Reads fp32 elements and does nothing else: the ceiling of a norm.
+inline uint32_t read_through(uintptr_t address, int64_t size, int threads) {
+  constexpr int64_t chunk = 4 * stream_detail::chunk;
+  const uint32_t* x = reinterpret_cast<const uint32_t*>(address);
+  std::atomic<uint32_t> all{0};
+  parallel_claims((size + chunk - 1) / chunk, threads, [&](int64_t claim) {
+    all ^= stream_detail::combine(x + claim * chunk, std::min(size - claim * chunk, chunk));
+  });
+  return all;
+}
 
 // Every written array is read and written, `read` only read: Lion's traffic is two written arrays, AdamW's
 // three. Addresses of fp32 arrays of `size` elements.

@@ -8,7 +8,7 @@ help:
 	@echo "make bench   step time and memory of every optimizer against torch's, then a real training run"
 	@echo "make test    the whole test suite"
 	@echo "make lint    formatting, types and style of Python and C++"
-	@echo "make gpu     tests and benchmarks on an NVIDIA GPU, some 8 minutes; needs nvcc"
+	@echo "make gpu     tests and benchmarks on an NVIDIA GPU, at most 8 minutes; needs nvcc"
 	@echo "make wheel   a wheel in dist/"
 	@echo "make clean   removes the environment and everything that was built"
 

@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from danlu.backends import BACKENDS
 from emulated import AVAILABLE
 
 TESTS = Path(__file__).parent
@@ -31,11 +29,10 @@ def test_in_the_emulator() -> None:
     assert passed
     assert int(passed[1]) > 200
     reasons = set(re.findall(r"SKIPPED .*?: (.*)", run.stdout))
-    assert reasons == {"needs a GPU", "too slow in the emulator"}
+    assert reasons == {"needs a GPU"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_they_fail() -> None:
-    run = pytest_on_gpu_tests()
+    run = pytest_on_gpu_tests(CUDA_VISIBLE_DEVICES="")
     assert run.returncode == 3
-    assert f"backend cuda: {BACKENDS['cuda'].unavailable()}" in run.stdout + run.stderr
+    assert re.search("backend cuda: (no NVIDIA driver|no CUDA device)", run.stdout + run.stderr)

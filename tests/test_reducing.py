@@ -102,6 +102,22 @@ def test_the_same_bits_in_ten_runs() -> None:
         assert all(same_bits(a[key], b[key]) for a, b in zip(first, other, strict=True) for key in a)
 
 
+def test_many_large_tensors_at_once() -> None:
+    """Threads that wait for a core are still in one tensor while others are two tensors ahead."""
+    torch.set_num_threads(16)
+    params = [torch.nn.Parameter(values((1100, 1000), i, wild=False) * 4.0**i) for i in range(8)]
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    together = danlu.Adafactor(params, lr=0.1)
+    singly = [danlu.Adafactor([p], lr=0.1) for p in alone]
+    for t in range(30):
+        for p, q in zip(params, alone, strict=True):
+            p.grad = q.grad = values((1100, 1000), t, wild=False)
+        together.step()
+        for one in singly:
+            one.step()
+        assert all(same_bits(p.detach(), q.detach()) for p, q in zip(params, alone, strict=True)), t
+
+
 @by_id("case", REDUCING)
 def test_who_takes_what(case: Case) -> None:
     """Rows and columns need memory in their order; sums over whole tensors do not."""

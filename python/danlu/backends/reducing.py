@@ -1,0 +1,52 @@
+"""Tables in device memory that the kernels of rules that reduce read, CUDA's and Triton's alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .mirror import Mirror
+from .schedule import FIELDS, Map, Reduction, Schedule
+
+if TYPE_CHECKING:
+    from ..plan import Entry
+
+# of the L2 cache, for the gradients of a group: what the passes read beside them has to fit, too
+GRADIENTS_SHARE = 0.5
+
+
+class ReducingTensors:
+    """Entries of one rule and one combination of dtypes, none of them empty.
+
+    `schedule` says what is launched. Written once: `geometries`, int64 [tensors][fields]; `maps`, for each
+    pass an int32 tensor [2][blocks] of tensors and of indices within them. `scratch` is what the passes of a
+    group leave for one another. `addresses` is sent at each step, as far as it changed: int64, a row for each
+    of parameter, gradient and states, then the tensors' indices of coefficient rows, -1 for none.
+    """
+
+    def __init__(self, reduction: Reduction, entries: Sequence[Entry], group_bytes: float) -> None:
+        first = entries[0]
+        matrices = [entry.matrix or (1, 1, math.prod(entry.shape)) for entry in entries]
+        itemsize = torch.empty((), dtype=getattr(torch, first.dtypes[1])).element_size()
+        self.rule, self.dtypes, self.name = first.rule, first.dtypes, first.name
+        self.schedule = Schedule(matrices, reduction, itemsize, group_bytes)
+        self.device = first.param.device
+        fields = [[getattr(g, field) for field in FIELDS] for g in self.schedule.geometries]
+        self.geometries = torch.tensor(fields, dtype=torch.int64, device=self.device)
+        self.maps = {kernel: self._table(blocks) for kernel, blocks in self.schedule.maps.items()}
+        self.maps["measure"] = self.maps["step"]
+        self.scratch = torch.empty(self.schedule.scratch_bytes, dtype=torch.uint8, device=self.device)
+        self.addresses = Mirror(8 * (len(self.dtypes) + 1) * len(entries), self.device)
+
+    def _table(self, blocks: Map) -> torch.Tensor:
+        return torch.tensor([blocks.tensors, blocks.indices], dtype=torch.int32, device=self.device)
+
+
+def group_bytes(device: torch.device) -> float:
+    """Of gradients that shall stay in the device's L2 cache."""
+    if device.type != "cuda":
+        return math.inf
+    return GRADIENTS_SHARE * torch.cuda.get_device_properties(device).L2_cache_size

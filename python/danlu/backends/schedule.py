@@ -3,7 +3,7 @@ Triton's follow the same schedule.
 
 Passes over elements take chunks of a tensor, whatever its shape. Statistics of the gradient are summed over
 tiles of its matrices, a thread having eight neighbouring columns, a tile one warp or eight. All passes go
-over a group of tensors whose gradients stay in the L2 cache, then over the next one, which reuses the scratch.
+over a group of tensors whose gradients stay in the L2 cache before the next group's, which reuse the scratch.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@
 #include <utility>
 #include <vector>
 
-#include "coefficient_rows.h"
+#include "address_list.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
+#include "cuda/pass_list.h"
 #include "cuda/stream.h"
-#include "step_list.h"
 
 #if defined(DANLU_EMULATOR)
 #include "emulator/bindings.h"
@@ -20,50 +20,49 @@
 
 namespace danlu {
 
-const std::vector<CudaRule>& all_rules() {
-  static const std::vector<CudaRule> rules = cuda_rules();
-  return rules;
-}
-
 const CudaRule* find_rule(const std::string& name) {
-  for (const CudaRule& rule : all_rules())
+  static const std::vector<CudaRule> rules = cuda_rules();
+  for (const CudaRule& rule : rules)
     if (name == rule.info.name) return &rule;
   return nullptr;
 }
 
-// dtypes of parameter, gradient and states; nullptr if no kernel was compiled for them
-const CudaKernel* find_kernel(const CudaRule& rule, const std::vector<std::string>& dtypes) {
-  if (int(dtypes.size()) != 2 + rule.info.num_states) return nullptr;
-  for (size_t i = 3; i < dtypes.size(); i++)
-    if (dtypes[i] != "float32") return nullptr;
-  const auto is = [](const std::string& name, Dtype dtype) {
-    return name == (dtype == Dtype::f32 ? "float32" : dtype == Dtype::bf16 ? "bfloat16" : "float16");
-  };
-  for (const CudaKernel& kernel : rule.kernels)
-    if (is(dtypes[0], kernel.p) && is(dtypes[1], kernel.g) && is(dtypes[2], kernel.m)) return &kernel;
-  return nullptr;
+const RuleInfo* find_info(const std::string& name) {
+  if (const CudaRule* rule = find_rule(name)) return &rule->info;
+  const ReducingRule* rule = find_reducing_rule(name);
+  return rule ? &rule->info : nullptr;
 }
 
-class CudaStep : public StepList {
+// dtypes of parameter, gradient and states; nullptr if no kernel was compiled for them
+const CudaKernel* find_kernel(const CudaRule& rule, const std::vector<std::string>& dtypes) {
+  return find_formats(rule.kernels, rule.info.num_states, 0, dtypes);
+}
+
+class CudaStep : public AddressList {
  public:
   // device_index < 0: tensors on the CPU, for the emulator
   CudaStep(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
            int device_index, bool counters_on_device)
-      : StepList(exchange_api, torch, sharded_type,
-                 device_index < 0 ? Device{dlpack::cpu, 0} : Device{dlpack::cuda, device_index},
-                 counters_on_device ? Counters::on_device : Counters::on_host),
+      : AddressList(exchange_api, torch, sharded_type,
+                    device_index < 0 ? std::pair(dlpack::cpu, 0) : std::pair(dlpack::cuda, device_index),
+                    counters_on_device),
         device_(std::max(device_index, 0)) {}
 
+  // A tensor whose rule reduces is only gathered and counted here: a PassList launches its kernels.
   void add(const py::object& entry) {
     const auto name = entry.attr("rule").cast<std::string>();
     const CudaRule* rule = find_rule(name);
-    if (!rule) throw py::value_error("no CUDA rule " + name);
-    const CudaKernel* kernel = find_kernel(*rule, entry.attr("dtypes").cast<std::vector<std::string>>());
-    if (!kernel) throw py::value_error("no CUDA kernel of " + name + " for these dtypes");
-    StepList::add(entry, rule->info.num_states);
+    const CudaKernel* kernel = nullptr;
+    if (rule) {
+      kernel = find_kernel(*rule, entry.attr("dtypes").cast<std::vector<std::string>>());
+      if (!kernel) throw py::value_error("no CUDA kernel of " + name + " for these dtypes");
+    } else if (!find_info(name)) {
+      throw py::value_error("no CUDA rule " + name);
+    }
+    AddressList::add(entry);
     kernels_.push_back({rule, kernel});
     names_.push_back(entry.attr("name").cast<std::string>());
-    row_stride_ = std::max(row_stride_, rule->info.row_length());
+    row_stride_ = std::max(row_stride_, find_info(name)->row_length());
   }
 
   // After the last add(): brings tensors of one kernel together. Empty ones have nothing to launch for.
@@ -71,20 +70,20 @@ class CudaStep : public StepList {
     StepList::bind(state);
     order_.clear();
     for (size_t i = 0; i < kernels_.size(); i++)
-      if (tensors()[i].size > 0) order_.push_back(i);
+      if (kernels_[i].second && tensors()[i].size > 0) order_.push_back(i);
     std::stable_sort(order_.begin(), order_.end(),
                      [&](size_t a, size_t b) { return kernels_[a].second < kernels_[b].second; });
   }
 
-  // Enqueues the step on a stream and returns the number of launches. rows: as CpuStep::run, without counters
-  // on the device; then device_rows is the address of an fp32 row for each tensor added. clip, found_inf:
-  // addresses of fp32 numbers on the device, or 0.
-  int run(const py::list& rows, uintptr_t stream, uintptr_t device_rows, uintptr_t clip,
-          uintptr_t found_inf) {
+  // Enqueues the element-wise step on a stream, counts the step for all tensors, and returns the number of
+  // launches, with the `launches` that were made before. rows: as CpuStep::run, without counters on the
+  // device; then device_rows is the address of an fp32 row for each tensor added. clip, found_inf: addresses
+  // of fp32 numbers on the device, or 0.
+  int run(const py::list& rows, uintptr_t stream, uintptr_t device_rows, uintptr_t clip, uintptr_t found_inf,
+          int launches) {
     rows_.assign(rows, row_stride_);
     const py::gil_scoped_release nogil;
     const DeviceGuard guard(device_);
-    int launches = 0;
     for (size_t next = 0; next < order_.size();) {
       const auto [rule, kernel] = kernels_[order_[next]];
       LaunchPacker packer(rule->info.num_states, device_rows ? row_stride_ : rule->info.row_length(),
@@ -112,13 +111,9 @@ class CudaStep : public StepList {
 
  private:
   void enqueue(const CudaKernel& kernel, LaunchPacker& packer, uintptr_t stream, int launches) const {
-    const cudaError_t error =
-        kernel.launch(packer.list(), unsigned(packer.num_blocks()), reinterpret_cast<cudaStream_t>(stream));
-    if (error == cudaSuccess) return;
-    cudaGetLastError();  // this one is told, it shall not show up again elsewhere
-    throw std::runtime_error(names_[first_] +
-                             ": the CUDA kernel could not be launched: " + cudaGetErrorString(error) +
-                             (launches ? "; earlier launches of this step have been made" : ""));
+    check_launch(
+        kernel.launch(packer.list(), unsigned(packer.num_blocks()), reinterpret_cast<cudaStream_t>(stream)),
+        names_[first_], launches);
   }
 
   int device_;
@@ -131,13 +126,21 @@ class CudaStep : public StepList {
 };
 
 py::object coefficient_names(const std::string& rule) {
-  const CudaRule* found = find_rule(rule);
-  return found ? py::object(split_names(found->info.coeff_names)) : py::none();
+  const RuleInfo* found = find_info(rule);
+  return found ? py::object(split_names(found->coeff_names)) : py::none();
 }
 
 bool has_kernel(const std::string& rule, const std::vector<std::string>& dtypes) {
-  const CudaRule* found = find_rule(rule);
-  return found && find_kernel(*found, dtypes);
+  if (const CudaRule* found = find_rule(rule)) return find_kernel(*found, dtypes);
+  const ReducingRule* found = find_reducing_rule(rule);
+  return found && find_passes(*found, dtypes);
+}
+
+// As schedule.Reduction has them: along, sums, row_by_row. None for an element-wise rule.
+py::object reduction(const std::string& rule) {
+  const ReducingRule* found = find_reducing_rule(rule);
+  if (!found) return py::none();
+  return py::make_tuple(found->along, found->num_sums, found->row_by_row);
 }
 
 // What run() would launch for tensors of these sizes with these coefficient rows: (tensors, blocks) each.
@@ -179,9 +182,18 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
         "(tensors, blocks) of each launch over tensors of these sizes and rows.");
   m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
+  m.def("reduction", &reduction, "What a rule sums before its step; None if nothing.");
+  m.attr("geometry_fields") = split_names(geometry_fields);
+  m.def("rounded_rows", &rounded_rows, "Rows of numbers as bytes of fp32, padded to a common length.");
   step_list_class<CudaStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, int, bool>())
+      .def("select", &CudaStep::select)
+      .def("table", &CudaStep::table)
       .def("run", &CudaStep::run);
+  py::class_<PassList>(m, "PassList", py::module_local())
+      .def(py::init<std::string, std::vector<std::string>, std::string, int, int, uintptr_t, uintptr_t>())
+      .def("add", &PassList::add)
+      .def("run", &PassList::run, py::call_guard<py::gil_scoped_release>());
 #if defined(DANLU_EMULATOR)
   bind_emulator(m);
 #endif

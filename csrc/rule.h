@@ -33,6 +33,14 @@ RULE_FN float square_root(float x) {
 #endif
 }
 
+RULE_FN double square_root(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
 // What a rule may sum of the gradient before its step: see cpu/reduce.h.
 enum class Along { none, rows, columns, both };
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cases import CASES, F16, STORAGES, Case, Storage, set_gradient, values
+from cases import ALL, CASES, F16, STORAGES, Case, Storage, set_gradient, values
 from danlu.testing import same_bits
 from emulated import Emulated
 from layouts import LAYOUTS
@@ -152,4 +152,4 @@ def test_nothing_is_touched_outside_a_tensor(tmp_path: Path) -> None:
     command = [sys.executable, str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == str(2 * len(CASES))
+    assert done.stdout.split()[-1] == str(2 * len(ALL))

@@ -16,11 +16,14 @@ import pybind11
 import pytest
 
 from cases import BF16, F16, F32, STORAGES, Storage
-from machine_code import GLOBAL, Function, demangled, functions
+from machine_code import GENERIC, GLOBAL, Function, demangled, functions
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
-RULES = re.findall(r"^RULE\((\w+), (\w+), (\w+)\)", (ROOT / "csrc/rules.h").read_text(), flags=re.MULTILINE)
+LISTED = re.findall(
+    r"^(REDUCING_)?RULE\((\w+), (\w+), (\w+)\)", (ROOT / "csrc/rules.h").read_text(), flags=re.MULTILINE
+)
+RULES = [name for reducing, name, _, _ in LISTED if not reducing]
 COMPILED = [s for s in STORAGES if s.moment != F16]
 ROOTED = {"adamw", "adam", "adaxw", "adax", "adaxw_inside", "adax_inside"}
 SHAPE = re.search(r"DefaultShape = Shape<(\d+), (\d+), (\d+), ", (ROOT / "csrc/cuda/engine.cuh").read_text())
@@ -54,10 +57,18 @@ def compiled(rule: str, kind: str, architecture: int) -> Path:
     if rule == "stream":
         source = ROOT / "csrc/cuda/stream.cu"
     else:
-        _, struct, header = next(r for r in RULES if r[0] == rule)
+        reducing, _, struct, header = next(r for r in LISTED if r[1] == rule)
         text = (ROOT / "csrc/cuda/instance.cu.in").read_text()
-        for name, value in (("@NAME@", rule), ("@STRUCT@", struct), ("@HEADER@", header)):
-            text = text.replace(name, value)
+        values = {
+            "NAME": rule,
+            "STRUCT": struct,
+            "HEADER": header,
+            "ENGINE": "reduce" if reducing else "engine",
+            "DESCRIBE": "describe_reducing" if reducing else "describe",
+            "DESCRIPTION": "ReducingRule" if reducing else "CudaRule",
+        }
+        for name, value in values.items():
+            text = text.replace(f"@{name}@", value)
         source = _folder() / f"{rule}.cu"
         source.write_text(text)
     target = _folder() / f"{rule}.{architecture}.{kind}"
@@ -100,7 +111,108 @@ def tail_by_hand(rule: str, storage: Storage) -> Counter[tuple[str, int]]:
     return Counter((op, 8 * size) for op in GLOBAL for size in sizes[op])
 
 
-every_rule = pytest.mark.parametrize("rule", [r[0] for r in RULES])
+REDUCING = [name for reducing, name, _, _ in LISTED if reducing]
+# how many arrays stand in the place of reduced states, of rows and of columns
+ALONG = {"amos_rows": (2, 0), "amos_columns": (0, 2), "adafactor_factored": (1, 1)}
+WITH_MOMENT = {
+    name for name in REDUCING if name.endswith("_momentum") or not name.startswith(("ada", "amos"))
+}
+
+
+def along(rule: str) -> tuple[int, int]:
+    return next((found for name, found in ALONG.items() if rule.startswith(name)), (0, 0))
+
+
+def elementwise_states(rule: str, storage: Storage) -> list[int]:
+    """Their sizes."""
+    full = {"adafactor": [4], "amos_elementwise": [4, 4], "lamb": [4]}.get(rule.removesuffix("_momentum"), [])
+    return full + [storage.moment.itemsize] * (rule in WITH_MOMENT)
+
+
+@functools.cache
+def passes(rule: str, architecture: int) -> dict[str, dict[str, Function]]:
+    """The kernels of a rule that reduces: of each pass, by the id of its formats."""
+    found = functions(compiled(rule, "cubin", architecture))
+    by_pass: dict[str, dict[str, Function]] = {}
+    for function, name in zip(found, demangled([f.name for f in found]), strict=True):
+        kernel = re.search(r"(\w+)_kernel<", name)
+        assert kernel, name
+        key = ""
+        if formats := re.search(r"Formats<([^>]*)>", name):
+            key = Storage(*(TYPES[t.strip()] for t in formats[1].split(","))).id
+        elif kernel[1] == "collect":
+            key = name[name.rindex(",") + 1 : name.rindex(">")].strip()
+        by_pass.setdefault(kernel[1], {})[key] = function
+    return by_pass
+
+
+def wide_accesses(sizes: list[int], elements: int = ELEMENTS) -> int:
+    """Of 16 bytes, to neighbours in arrays of elements of these sizes."""
+    return sum(elements * size // 16 for size in sizes)
+
+
+def hot_of_pass(rule: str, kernel: str, storage: Storage) -> Counter[tuple[str, int]]:
+    """The 16-byte accesses of one turn."""
+    p, g, moment = (dtype.itemsize for dtype in (storage.param, storage.grad, storage.moment))
+    states = elementwise_states(rule, storage)
+    read, written = [p, g, *states, *[4] * along(rule)[1]], [p, *states]
+    if kernel == "measure":
+        written = []
+        if rule == "tiger_matrix":
+            read = [p]
+        elif rule.startswith("adafactor") and rule in WITH_MOMENT:
+            read.remove(moment)
+    elements = ELEMENTS
+    if kernel == "rows":  # one pack a turn
+        elements = 8 if 2 in (p, g, moment) else 4
+    counts = {"LDG": wide_accesses(read, elements), "STG": wide_accesses(written, elements)}
+    return +Counter({(op, 128): count for op, count in counts.items()})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"sm{a}")
+@pytest.mark.parametrize("rule", REDUCING)
+def test_machine_code_of_passes(rule: str, architecture: int) -> None:
+    found = passes(rule, architecture)
+    wanted = {"rows"} if rule == "tiger_rows" else {"step"}
+    wanted |= {"collect", "average"} if any(along(rule)) else set()
+    wanted |= {"spread"} if all(along(rule)) else set()
+    wanted |= {"measure", "settle"} if rule.startswith(("lamb", "tiger_matrix", "adafactor")) else set()
+    assert set(found) == wanted
+    for kernel in (kernel for kernels_of_pass in found.values() for kernel in kernels_of_pass.values()):
+        assert (kernel.stack, kernel.local) == (0, 0)
+        assert kernel.registers <= 128
+        assert not {op for _, op, _ in kernel.accesses} & set(GENERIC)
+    formats = [s for s in COMPILED if rule in WITH_MOMENT or s.moment == F32]
+    for name in {"step", "measure", "rows"} & wanted:
+        assert set(found[name]) == {s.id for s in formats}
+        for storage in formats:
+            kernel = found[name][storage.id]
+            few = len(elementwise_states(rule, storage)) <= (1 if rule.startswith("amos") else 2)
+            assert kernel.registers <= (80 if few else 128)
+            hot = kernel.hot_loop()
+            # what stands for a row, and for columns where rows end within a pack
+            narrow = Counter({access: n for access, n in hot.items() if access[1] != 128})
+            assert set(narrow) == ({("LDG", 32)} if any(along(rule)) else set())
+            assert hot - narrow == hot_of_pass(rule, name, storage), storage.id
+    if "collect" in wanted:
+        assert set(found["collect"]) == set(TYPES)
+        for kind, dtype in TYPES.items():
+            # eight rows of eight columns; one by one where they are not aligned
+            turn = Counter(
+                {("LDG", 128): 8 * wide_accesses([dtype.itemsize], 8), ("LDG", 8 * dtype.itemsize): 8}
+            )
+            kernel = found["collect"][kind]
+            assert turn in [kernel.within(loop) for loop in kernel.loops]
+
+
+@pytest.mark.parametrize("rule", REDUCING)
+def test_no_contraction_in_passes(rule: str) -> None:
+    ptx = compiled(rule, "ptx", 90).read_text()
+    assert not re.findall(r"\bfma\.|\bmad\.\w*f\d+|\.ftz|\.approx", ptx)
+    assert not re.findall(r"\b(atom|red)\.", ptx)
+
+
+every_rule = pytest.mark.parametrize("rule", RULES)
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"sm{a}")
 
 

@@ -71,10 +71,11 @@ def test_close_to_float64_in_tiles(case: Case) -> None:
     assert_close(got, oracle(case.id, True), MATRICES)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
 @by_id("storage", STORAGES[1:])
 @by_id("case", REDUCING)
-def test_close_to_the_reference_in_16_bits(case: Case, storage: Storage) -> None:
-    got, want = (run(case, storage, b, wild=False, steps=3) for b in ("cpu", "reference"))
+def test_close_to_the_reference_in_16_bits(case: Case, storage: Storage, backend: str) -> None:
+    got, want = (run(case, storage, b, wild=False, steps=3) for b in (backend, "reference"))
     assert_close(got, want, LAYOUTS)
 
 
@@ -151,7 +152,6 @@ SCALES = [0.0, 1e-38, 1e-20, 1e-3, 1e10, 1e19, 3e37]
 
 
 @pytest.mark.parametrize("preset", ["huggingface", "torch", "optax", "big_vision", "bert4keras"])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_adafactor_never_makes_nan_of_finite_gradients(preset: str, backend: str, scale: float) -> None:
     """Products of row and column averages underflow at small gradients, and overflow at large ones."""

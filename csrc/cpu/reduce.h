@@ -6,6 +6,7 @@
 // says row_by_row, from which the factors of its step follow). Sums of a tile are fp32 sums of up to 4,096
 // elements, each position of a block by itself; everything after that is float64, in a fixed order.
 #pragma once
+#include "../rule_traits.h"
 #include "engine.h"
 #include "tiles.h"
 
@@ -15,47 +16,6 @@ namespace DANLU_ISA {
 typedef float Floats __attribute__((vector_size(64), aligned(4)));
 typedef double Doubles __attribute__((vector_size(64)));
 typedef float HalfFloats __attribute__((vector_size(32), aligned(4)));
-
-// What a rule says of itself, with defaults for what it does not mention.
-template <class Rule, class = void>
-struct Statistics {
-  static constexpr Along along = Along::none;
-};
-template <class Rule>
-struct Statistics<Rule, decltype(void(Rule::statistics))> {
-  static constexpr Along along = Rule::statistics;
-};
-
-struct NoFactors {};
-template <class Rule, class = void>
-struct Sums {
-  static constexpr int count = 0;
-  using Factors = NoFactors;
-};
-template <class Rule>
-struct Sums<Rule, decltype(void(Rule::num_sums))> {
-  static constexpr int count = Rule::num_sums;
-  using Factors = typename Rule::Factors;
-};
-
-template <class Rule, class = void>
-struct RowByRow {
-  static constexpr bool value = false;
-};
-template <class Rule>
-struct RowByRow<Rule, decltype(void(Rule::row_by_row))> {
-  static constexpr bool value = true;
-};
-
-// Where the states of a rule come from: constants of a row, arrays over columns, arrays over elements.
-template <class Rule>
-struct StateKinds {
-  static constexpr Along along = Statistics<Rule>::along;
-  static constexpr int of_rows = along == Along::rows ? 2 : along == Along::both ? 1 : 0;
-  static constexpr int of_columns = along == Along::columns ? 2 : along == Along::both ? 1 : 0;
-  static constexpr int elementwise = Rule::num_states - of_rows - of_columns;
-  static_assert(elementwise >= 0 && elementwise <= 3);
-};
 
 template <class Rule>
 struct Row {

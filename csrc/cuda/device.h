@@ -13,6 +13,14 @@ inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
+// launches: how many of this step were enqueued before
+inline void check_launch(cudaError_t error, const std::string& name, int launches) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // this one is told, it shall not show up again elsewhere
+  throw std::runtime_error(name + ": the CUDA kernel could not be launched: " + cudaGetErrorString(error) +
+                           (launches ? "; earlier launches of this step have been made" : ""));
+}
+
 // Makes a device current, and the one that was so again at the end.
 class DeviceGuard {
  public:

@@ -1,11 +1,8 @@
 // The element-wise step on a GPU: a block for each chunk of a tensor, any number of tensors in a launch.
 // Knows no optimizer.
 #pragma once
-#include <type_traits>
-
-#include "../rule.h"
-#include "launch_list.h"
-#include "storage.cuh"
+#include "formats.cuh"
+#include "kernels.h"
 
 namespace danlu {
 
@@ -20,14 +17,6 @@ struct Shape {
 };
 
 using DefaultShape = Shape<256, 8, 4, 16384>;
-
-// Storage formats of parameter, gradient and first moment; second moments are fp32.
-template <class P_, class G_, class M_>
-struct Formats {
-  using P = P_;
-  using G = G_;
-  using M = M_;
-};
 
 // The part of a tensor that one block updates.
 template <class Rule, class F>
@@ -46,12 +35,6 @@ struct Span {
                            (second_moment ? reinterpret_cast<uintptr_t>(v) : 0);
     return bits % pack_bytes == 0;
   }
-};
-
-template <class Rule>
-struct Row {
-  RowHeader header;
-  typename Rule::Coeffs k;
 };
 
 // n elements of a span in registers.
@@ -113,21 +96,8 @@ __device__ __forceinline__ Span<Rule, F> find_span(const LaunchList& list, uint3
 
 template <class Rule>
 __device__ __forceinline__ Row<Rule> load_row(const LaunchList& list, int row) {
-  constexpr int length = sizeof(Row<Rule>) / sizeof(float);
-  float values[length];
-  if (list.device_rows) {
-    const float* from = list.device_rows + int64_t(row) * list.row_stride;
-#pragma unroll
-    for (int i = 0; i < length; i++) values[i] = from[i];
-  } else {
-    const float* from = list.host_row(row);
-#pragma unroll
-    for (int i = 0; i < length; i++) values[i] = from[i];
-  }
-  Row<Rule> loaded;
-  __builtin_memcpy(&loaded, values, sizeof loaded);
-  if (list.clip) loaded.header.factor *= *list.clip;
-  return loaded;
+  if (list.device_rows) return row_at<Rule>(list.device_rows + int64_t(row) * list.row_stride, list.clip);
+  return row_at<Rule>(list.host_row(row), list.clip);
 }
 
 template <class Rule, class F, class S>
@@ -140,9 +110,7 @@ __global__ void __launch_bounds__(S::threads, S::min_blocks)
   const bool store_params = row.header.store_params != 0.f;
 
   // Neighbouring threads take neighbouring packs of the narrowest format.
-  constexpr int narrowest =
-      sizeof(typename F::P) + sizeof(typename F::G) + sizeof(typename F::M) < 12 ? 2 : 4;
-  constexpr int width = S::elements < 16 / narrowest ? S::elements : 16 / narrowest;
+  constexpr int width = S::elements < Packs<F>::width ? S::elements : Packs<F>::width;
   constexpr int packs = S::elements / width;
   constexpr int stride = S::threads * width;
   const int vector_end = span.aligned() ? span.size / width * width : 0;
@@ -181,4 +149,27 @@ cudaError_t launch(const LaunchList& list, unsigned blocks, cudaStream_t stream)
   return cudaLaunchKernel(step_kernel<Rule, F, S>, dim3(blocks), dim3(S::threads), arguments, 0, stream);
 }
 
+namespace DANLU_ISA {
+
+template <class Rule, class... F>
+CudaRule describe_for(const char* name) {
+  return {rule_info<Rule>(name),
+          DefaultShape::chunk_size,
+          {{dtype_of<typename F::P>, dtype_of<typename F::G>, dtype_of<typename F::M>, launch<Rule, F>}...}};
+}
+
+template <class Rule>
+CudaRule describe(const char* name) {
+  return describe_for<Rule,                          //
+                      Formats<float, float, float>,  //
+                      Formats<bf16, bf16, float>,    //
+                      Formats<bf16, float, float>,   //
+                      Formats<bf16, bf16, bf16>,     //
+                      Formats<f16, f16, float>,      //
+                      Formats<f16, float, float>,    //
+                      Formats<float, bf16, float>,   //
+                      Formats<float, float, bf16>>(name);
+}
+
+}  // namespace DANLU_ISA
 }  // namespace danlu

@@ -28,7 +28,10 @@ inline void bind_emulator(pybind11::module_& m) {
       .def_readwrite("fail_launch", &Machine::fail_launch)
       .def_readwrite("first_block", &Machine::first_block)
       .def_readwrite("end_block", &Machine::end_block)
-      .def_readonly("launches", &Machine::launches);
+      .def_readonly("launches", &Machine::launches)
+      .def_property_readonly("bytes_read", [](const Machine& m) { return m.read.bytes; })
+      .def_property_readonly("bytes_written", [](const Machine& m) { return m.written.bytes; })
+      .def("count_traffic", [](Machine& m) { m.read.counts = m.written.counts = true; });
   m.def("machine", &emulator::machine, py::return_value_policy::reference);
   m.def("reset", [] { emulator::machine() = Machine(); }, "A machine as new.");
   m.def("block_sums", &emulator::block_sums, "Sums of a block's numbers by shuffles and shared memory.");

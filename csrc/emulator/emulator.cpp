@@ -184,6 +184,8 @@ cudaError_t begin_launch(dim3 grid, dim3 block, cudaStream_t stream) {
   if (m.fail_launch > 0) m.fail_launch--;
   if (grid.count() == 0 || grid.x > 0x7fffffffu || block.count() == 0 || block.count() > 1024)
     return cudaErrorInvalidConfiguration;
+  m.read.touched.clear();
+  m.written.touched.clear();
   m.launches.push_back({grid.count(), block.count(), reinterpret_cast<uintptr_t>(stream), m.device});
   return cudaSuccess;
 }

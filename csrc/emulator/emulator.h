@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -46,6 +47,21 @@ struct Launch {
   int device;
 };
 
+// Memory that kernels touch by load() and store(): what a launch touches again is in the cache.
+struct Traffic {
+  static constexpr uintptr_t sector = 32;  // bytes that a GPU moves at a time
+  bool counts = false;
+  uint64_t bytes = 0;
+  std::unordered_set<uintptr_t> touched;  // in this launch
+
+  void touch(const void* p, size_t size) {
+    if (!counts) return;
+    const uintptr_t from = reinterpret_cast<uintptr_t>(p);
+    for (uintptr_t s = from / sector; s <= (from + size - 1) / sector; s++)
+      bytes += touched.insert(s).second ? sector : 0;
+  }
+};
+
 // What the emulated machine has and does; tests set it and look.
 struct Machine {
   int device_count = 1, device = 0;
@@ -55,6 +71,7 @@ struct Machine {
   cudaError_t failure = cudaErrorNoKernelImageForDevice;
   uint64_t first_block = 0, end_block = ~uint64_t{0};  // only these blocks of a grid run
   std::vector<Launch> launches;
+  Traffic read, written;
 };
 Machine& machine();
 

@@ -39,10 +39,10 @@ struct FactoredVariance : AdafactorCoeffs {
 
   // A row of zeros beside gradients of 1e10: the quotient is below fp32's range, its inverse root is not.
   RULE_FN float along_rows(float r, double mean, const Coeffs& k) {
-    return float(1 / __builtin_sqrt(double(r) / larger(mean, double(k.floor))));
+    return float(1 / square_root(double(r) / larger(mean, double(k.floor))));
   }
 
-  RULE_FN float along_columns(float c, const Coeffs&) { return float(1 / __builtin_sqrt(double(c))); }
+  RULE_FN float along_columns(float c, const Coeffs&) { return float(1 / square_root(double(c))); }
 
   RULE_FN float direction(float g, float* s, const Coeffs& k) {
     return k.floor > 0.f ? g * smaller(s[0] * s[1], 1.f / k.floor) : (g * s[0]) * s[1];
@@ -60,12 +60,15 @@ struct FactoredVarianceWithEps : FactoredVariance {
 template <class Variance, bool has_momentum>
 struct AdafactorOf : Variance {
   static constexpr int num_states = Variance::variance_states + has_momentum, num_sums = 2;
+  static constexpr int first_moment = has_momentum ? num_states - 1 : -1;
   using Coeffs = typename Variance::Coeffs;
   struct Factors {
     float inner, outer, decay;  // of the direction before and after the momentum, of p
   };
 
   RULE_FN bool measures(const Coeffs& k) { return k.scaled != 0.f || k.clip < infinity; }
+  // whether measure() needs p; never the momentum
+  RULE_FN bool measures_p(const Coeffs& k) { return k.scaled != 0.f; }
 
   RULE_FN void measure(float p, float g, float (&s)[num_states], const Coeffs& k, float (&terms)[num_sums]) {
     const float u = Variance::direction(g, s, k);
@@ -74,9 +77,9 @@ struct AdafactorOf : Variance {
   }
 
   RULE_FN Factors settle(const double (&sums)[num_sums], int64_t n, const Coeffs& k) {
-    const double clipped = 1 / larger(1.0, __builtin_sqrt(sums[1] / double(n)) / double(k.clip));
+    const double clipped = 1 / larger(1.0, square_root(sums[1] / double(n)) / double(k.clip));
     double alpha = double(k.rho);
-    if (k.scaled != 0.f) alpha *= larger(double(k.eps2), __builtin_sqrt(sums[0] / double(n)));
+    if (k.scaled != 0.f) alpha *= larger(double(k.eps2), square_root(sums[0] / double(n)));
     const float decay = float(double(k.decay) + double(k.decay_alpha) * alpha);
     if (k.late != 0.f) return {float(clipped), float(alpha), decay};
     return {float(alpha * clipped), 1.f, decay};

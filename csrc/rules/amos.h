@@ -61,6 +61,7 @@ struct AmosReduced : AmosBase {
 template <class Variance, bool has_momentum>
 struct AmosOf : Variance {
   static constexpr int num_states = 2 + has_momentum;
+  static constexpr int first_moment = has_momentum ? num_states - 1 : -1;
   using Coeffs = typename Variance::Coeffs;
 
   RULE_FN float step(float p, float g, float (&s)[num_states], const Coeffs& k) {

@@ -6,7 +6,7 @@ namespace danlu {
 namespace DANLU_ISA {
 
 struct Lamb {
-  static constexpr int num_states = 2, num_sums = 2;
+  static constexpr int num_states = 2, num_sums = 2, first_moment = 0;
   COEFFS(beta1, weight1, beta2, weight2, root2, eps, correction1, weight_decay, lr, adapt, max_ratio);
   struct Factors {
     float lr;  // times the trust ratio
@@ -26,7 +26,7 @@ struct Lamb {
 
   RULE_FN Factors settle(const double (&sums)[num_sums], int64_t, const Coeffs& k) {
     float ratio = 1.f;
-    if (sums[0] > 0 && sums[1] > 0) ratio = float(__builtin_sqrt(sums[0]) / __builtin_sqrt(sums[1]));
+    if (sums[0] > 0 && sums[1] > 0) ratio = float(square_root(sums[0]) / square_root(sums[1]));
     return {k.lr * (ratio > k.max_ratio ? k.max_ratio : ratio)};
   }
 

@@ -18,12 +18,13 @@ struct Tiger {
 
 // scale_parameter: eta is lr times the root mean square of a matrix
 struct TigerMatrix {
-  static constexpr int num_states = 1, num_sums = 1;
+  static constexpr int num_states = 1, num_sums = 1, first_moment = 0;
   COEFFS(keep, weight, lr, weight_decay);
   struct Factors {
     float eta, decay;
   };
 
+  static constexpr bool measures_p_alone = true;
   RULE_FN bool measures(const Coeffs&) { return true; }
 
   RULE_FN void measure(float p, float, float (&)[num_states], const Coeffs&, float (&terms)[num_sums]) {
@@ -31,7 +32,7 @@ struct TigerMatrix {
   }
 
   RULE_FN Factors settle(const double (&sums)[num_sums], int64_t n, const Coeffs& k) {
-    const float eta = k.lr * float(__builtin_sqrt(sums[0] / double(n)));
+    const float eta = k.lr * float(square_root(sums[0] / double(n)));
     return {eta, eta * k.weight_decay};
   }
 

@@ -4,10 +4,13 @@ from types import ModuleType
 from ._step_list import StepList
 
 architectures: str
+geometry_fields: tuple[str, ...]
 
 def unavailable() -> str | None: ...
 def capability(device: int) -> int: ...
 def coefficient_names(rule: str) -> tuple[str, ...] | None: ...
+def reduction(rule: str) -> tuple[str, int, bool] | None: ...
+def rounded_rows(rows: Sequence[Sequence[float]], length: int) -> bytes: ...
 def has_kernel(rule: str, dtypes: Sequence[str]) -> bool: ...
 def launch_plan(
     rule: str, sizes: Sequence[int], rows: Sequence[int], rows_on_device: bool
@@ -23,6 +26,37 @@ class Step(StepList):
         device_index: int,
         counters_on_device: bool,
     ) -> None: ...
+    def select(self, indices: Sequence[int]) -> int: ...
+    def table(self, selection: int) -> bytes: ...
     def run(
-        self, rows: Sequence[Sequence[float]], stream: int, device_rows: int, clip: int, found_inf: int
+        self,
+        rows: Sequence[Sequence[float]],
+        stream: int,
+        device_rows: int,
+        clip: int,
+        found_inf: int,
+        launches: int,
+    ) -> int: ...
+
+class PassList:
+    def __init__(
+        self,
+        rule: str,
+        dtypes: Sequence[str],
+        name: str,
+        device_index: int,
+        num_tensors: int,
+        geometries: int,
+        scratch: int,
+    ) -> None: ...
+    def add(self, kernel: str, first: int, count: int, reverse: bool, tensors: int, indices: int) -> None: ...
+    def run(
+        self,
+        stream: int,
+        addresses: int,
+        rows: int,
+        row_stride: int,
+        clip: int,
+        found_inf: int,
+        launches: int,
     ) -> int: ...

@@ -1,19 +1,23 @@
-"""Native CUDA kernels: a step over any number of tensors of one kind is one launch, several hundred fit into
-it.
+"""Native CUDA kernels. An element-wise step over tensors of one kind is one launch, several hundred fit into
+it; a rule that reduces takes some launches over all tensors, or over those that stay in the L2 cache.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..sharding import dtensor_type
 from .gpu import GpuPart
+from .mirror import Mirror
 from .native import exchange_api, refusal_of_tensors
+from .reducing import ReducingTensors, group_bytes, reducing_tensors
+from .schedule import Reduction
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -68,6 +72,12 @@ class Cuda:
     def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> CudaPart:
         return CudaPart(self, optimizer, entries)
 
+    def reduction(self, rule: str) -> Reduction | None:
+        """What a rule sums before its step; None if nothing."""
+        assert self.native is not None
+        found = self.native.reduction(rule)
+        return None if found is None else Reduction(*found)
+
     def index(self, device: torch.device) -> int:
         return device.index or 0
 
@@ -77,6 +87,10 @@ class Cuda:
 
 
 class CudaPart(GpuPart):
+    """Element-wise rules, whose tensors travel with their launches, and rules that reduce, which read
+    tables in device memory.
+    """
+
     def __init__(self, backend: Cuda, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> None:
         module, device = backend.native, entries[0].param.device
         assert module is not None
@@ -84,15 +98,44 @@ class CudaPart(GpuPart):
         self._native = module.Step(exchange_api(), torch, dtensor_type(), index, optimizer.counters_on_device)
         self._backend = backend
         super().__init__(self._native, module, optimizer, entries)
+        self._reducing = reducing_tensors(entries, backend.reduction, group_bytes(device))
+        self._passes = [self._pass_list(module, index, tensors) for _, tensors in self._reducing]
+        self._selections = [self._native.select(indices) for indices, _ in self._reducing]
+        self._row_table = Mirror(4 * self._row_stride * len(entries), device) if self._reducing else None
 
     def launch(self) -> None:
-        self._native.run(
-            self._rows,
-            self._backend.stream(self.device),
-            0 if self._device_rows is None else self._device_rows.table.data_ptr(),
-            0 if self._clip is None else self._clip.data_ptr(),
-            0 if self._found_inf is None else self._found_inf.data_ptr(),
-        )
+        stream = self._backend.stream(self.device)
+        clip = 0 if self._clip is None else self._clip.data_ptr()
+        found_inf = 0 if self._found_inf is None else self._found_inf.data_ptr()
+        launches = 0
+        rows = 0 if self._device_rows is None else self._device_rows.table.data_ptr()
+        if self._row_table is not None:
+            table = rows or self._row_table.send(self._rounded_rows()).data_ptr()
+            addresses = [
+                tensors.addresses.send(self._native.table(selection), capturing=self.is_capturing())
+                for selection, (_, tensors) in zip(self._selections, self._reducing, strict=True)
+            ]
+            for passes, sent in zip(self._passes, addresses, strict=True):
+                launches = passes.run(
+                    stream, sent.data_ptr(), table, self._row_stride, clip, found_inf, launches
+                )
+        self._native.run(self._rows, stream, rows, clip, found_inf, launches)
+
+    def _rounded_rows(self) -> bytes:
+        assert self._backend.native is not None
+        rounded: bytes = self._backend.native.rounded_rows(self._rows, self._row_stride)
+        return rounded
+
+    @staticmethod
+    def _pass_list(module: ModuleType, index: int, tensors: ReducingTensors) -> Any:
+        places = tensors.geometries.data_ptr(), tensors.scratch.data_ptr()
+        count = len(tensors.schedule.geometries)
+        passes = module.PassList(tensors.rule, tensors.dtypes, tensors.name, index, count, *places)
+        for launch in itertools.chain.from_iterable(tensors.schedule.groups):
+            blocks = tensors.maps.get(launch.kernel)
+            halves = (0, 0) if blocks is None else (blocks[0].data_ptr(), blocks[1].data_ptr())
+            passes.add(launch.kernel, launch.first, launch.count, launch.reverse, *halves)
+        return passes
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +43,24 @@ class ReducingTensors:
 
     def _table(self, blocks: Map) -> torch.Tensor:
         return torch.tensor([blocks.tensors, blocks.indices], dtype=torch.int32, device=self.device)
+
+
+def reducing_tensors(
+    entries: Sequence[Entry], reduction: Callable[[str], Reduction | None], group_bytes: float
+) -> list[tuple[list[int], ReducingTensors]]:
+    """The entries whose rules reduce, with their indices: those of one rule and one combination of dtypes
+    together.
+    """
+    alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for i, entry in enumerate(entries):
+        if math.prod(entry.shape) and reduction(entry.rule) is not None:
+            alike.setdefault((entry.rule, entry.dtypes), []).append(i)
+    found = []
+    for (rule, _), indices in alike.items():
+        sums = reduction(rule)
+        assert sums is not None
+        found.append((indices, ReducingTensors(sums, [entries[i] for i in indices], group_bytes)))
+    return found
 
 
 def group_bytes(device: torch.device) -> float:

@@ -1,0 +1,105 @@
+// The launches of tensors whose rule reduces.
+#pragma once
+#include <algorithm>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "device.h"
+#include "passes.h"
+
+namespace danlu {
+
+// Of formats in which states other than `first_moment` are fp32, those of parameter, gradient and states;
+// nullptr if there are none. first_moment < 0: every state is fp32.
+template <class Kernels>
+const typename Kernels::value_type* find_formats(const Kernels& kernels, int num_states, int first_moment,
+                                                 const std::vector<std::string>& dtypes) {
+  if (int(dtypes.size()) != 2 + num_states) return nullptr;
+  for (int i = 0; i < num_states; i++)
+    if (i != first_moment && dtypes[2 + i] != "float32") return nullptr;
+  const std::string moment = first_moment < 0 ? "float32" : dtypes[2 + first_moment];
+  const auto is = [](const std::string& name, Dtype dtype) {
+    return name == (dtype == Dtype::f32 ? "float32" : dtype == Dtype::bf16 ? "bfloat16" : "float16");
+  };
+  for (const auto& kernel : kernels)
+    if (is(dtypes[0], kernel.p) && is(dtypes[1], kernel.g) && is(moment, kernel.m)) return &kernel;
+  return nullptr;
+}
+
+inline const ReducingRule* find_reducing_rule(const std::string& name) {
+  static const std::vector<ReducingRule> rules = reducing_cuda_rules();
+  for (const ReducingRule& rule : rules)
+    if (name == rule.info.name) return &rule;
+  return nullptr;
+}
+
+inline const PassKernels* find_passes(const ReducingRule& rule, const std::vector<std::string>& dtypes) {
+  return find_formats(rule.kernels, rule.info.num_states, rule.first_moment, dtypes);
+}
+
+// All passes over tensors of one rule and one combination of dtypes, in the order in which they were added.
+class PassList {
+ public:
+  // name: of the first parameter; geometries, scratch: addresses on the device
+  PassList(const std::string& rule, const std::vector<std::string>& dtypes, const std::string& name,
+           int device, int num_tensors, uintptr_t geometries, uintptr_t scratch)
+      : name_(name), device_(std::max(device, 0)) {
+    const ReducingRule* found = find_reducing_rule(rule);
+    kernels_ = found ? find_passes(*found, dtypes) : nullptr;
+    if (!kernels_) throw std::invalid_argument("no CUDA kernels of " + rule + " for these dtypes");
+    pass_.geometries = reinterpret_cast<const Geometry*>(geometries);
+    pass_.scratch = reinterpret_cast<double*>(scratch);
+    pass_.num_tensors = num_tensors;
+  }
+
+  // tensors, indices: addresses of a map's halves on the device, or 0 where a block is a tensor
+  void add(const std::string& kernel, int64_t first, int64_t count, bool reverse, uintptr_t tensors,
+           uintptr_t indices) {
+    const auto name = std::find(std::begin(pass_names), std::end(pass_names), kernel);
+    if (name == std::end(pass_names)) throw std::invalid_argument("no pass " + kernel);
+    const PassLauncher launch = kernels_->launch[name - std::begin(pass_names)];
+    if (!launch) throw std::invalid_argument("the rule has no pass " + kernel);
+    Pass pass = pass_;
+    pass.reverse = reverse;
+    pass.first_tensor = int(first);
+    if (tensors) {
+      pass.tensors = reinterpret_cast<const int32_t*>(tensors) + first;
+      pass.indices = reinterpret_cast<const int32_t*>(indices) + first;
+    }
+    launches_.push_back({launch, pass, unsigned(count)});
+  }
+
+  // Enqueues them on a stream and returns their number, with the `made` of this step before. addresses, rows:
+  // tables on the device; clip, found_inf: addresses of fp32 numbers on the device, or 0.
+  int run(uintptr_t stream, uintptr_t addresses, uintptr_t rows, int row_stride, uintptr_t clip,
+          uintptr_t found_inf, int made) {
+    const DeviceGuard guard(device_);
+    for (Launch& launch : launches_) {
+      launch.pass.addresses = reinterpret_cast<const int64_t*>(addresses);
+      launch.pass.rows = reinterpret_cast<const float*>(rows);
+      launch.pass.row_stride = row_stride;
+      launch.pass.clip = reinterpret_cast<const float*>(clip);
+      launch.pass.found_inf = reinterpret_cast<const float*>(found_inf);
+      check_launch(launch.kernel(launch.pass, launch.blocks, reinterpret_cast<cudaStream_t>(stream)), name_,
+                   made++);
+    }
+    return made;
+  }
+
+ private:
+  struct Launch {
+    PassLauncher kernel;
+    Pass pass;
+    unsigned blocks;
+  };
+
+  const std::string name_;
+  const int device_;
+  const PassKernels* kernels_;
+  Pass pass_ = {};
+  std::vector<Launch> launches_;
+};
+
+}  // namespace danlu

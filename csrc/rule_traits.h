@@ -1,0 +1,50 @@
+// What the engines ask of a rule that reduces.
+#pragma once
+#include "rule.h"
+
+namespace danlu {
+namespace DANLU_ISA {
+
+// What a rule says of itself, with defaults for what it does not mention.
+template <class Rule, class = void>
+struct Statistics {
+  static constexpr Along along = Along::none;
+};
+template <class Rule>
+struct Statistics<Rule, decltype(void(Rule::statistics))> {
+  static constexpr Along along = Rule::statistics;
+};
+
+struct NoFactors {};
+template <class Rule, class = void>
+struct Sums {
+  static constexpr int count = 0;
+  using Factors = NoFactors;
+};
+template <class Rule>
+struct Sums<Rule, decltype(void(Rule::num_sums))> {
+  static constexpr int count = Rule::num_sums;
+  using Factors = typename Rule::Factors;
+};
+
+template <class Rule, class = void>
+struct RowByRow {
+  static constexpr bool value = false;
+};
+template <class Rule>
+struct RowByRow<Rule, decltype(void(Rule::row_by_row))> {
+  static constexpr bool value = true;
+};
+
+// Where the states of a rule come from: constants of a row, arrays over columns, arrays over elements.
+template <class Rule>
+struct StateKinds {
+  static constexpr Along along = Statistics<Rule>::along;
+  static constexpr int of_rows = along == Along::rows ? 2 : along == Along::both ? 1 : 0;
+  static constexpr int of_columns = along == Along::columns ? 2 : along == Along::both ? 1 : 0;
+  static constexpr int elementwise = Rule::num_states - of_rows - of_columns;
+  static_assert(elementwise >= 0 && elementwise <= 3);
+};
+
+}  // namespace DANLU_ISA
+}  // namespace danlu

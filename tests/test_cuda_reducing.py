@@ -1,0 +1,304 @@
+"""CUDA kernels of rules that reduce, in the emulator: close to float64, deterministic, no wasted traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import danlu
+from cases import F16, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
+from danlu.backends import cuda as cuda_backend
+from danlu.backends.cuda import CudaPart
+from danlu.testing import same_bits
+from emulated import STREAM, Emulated
+from layouts import LAYOUTS, Layout, offset
+from runs import Result, run
+from training import all_same, copies, everything, give_gradients, parameters
+
+pytestmark = pytest.mark.usefixtures("cuda")
+
+by_case = pytest.mark.parametrize("case", REDUCING, ids=lambda c: c.id)
+CASE = {case.id: case for case in REDUCING}
+DOUBLE = Storage(F64, F64, F32)
+TOLERANCE = 1e-6  # of a tensor's norm after some steps
+# for each number of lanes tiles of one warp and of several; rows and columns end within packs, tiles, parts
+MATRICES = [
+    *(Layout(f"lanes-{lanes}", (2 * 256 // lanes + 3, 8 * lanes - 1)) for lanes in (1, 2, 4, 8, 16, 32)),
+    *(Layout(f"few-rows-{lanes}", (max(256 // lanes - 1, 2), 8 * lanes)) for lanes in (1, 4, 32)),
+    Layout("tiles", (300, 1032)),
+    Layout("parts", (1030, 48)),
+    Layout("tall", (34_000, 9)),
+    Layout("long-row", (1, 70_001)),
+    Layout("long-rows", (3, 20_000)),
+    Layout("many-small", (41, 5, 3, 3)),
+    Layout("batch", (3, 150, 260), offset(1), offset(3)),
+    Layout("batch-of-narrow", (4, 300, 12)),
+]
+
+
+def far(got: Result, want: Result, layouts: Sequence[Layout], tolerance: float = TOLERANCE) -> list[str]:
+    """What is not equal up to rounding."""
+    return [
+        f"{layout.id}: {key}"
+        for layout, a, b in zip(layouts, got, want, strict=True)
+        for key in b
+        if not difference(a[key], b[key]) < tolerance
+    ]
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)).item()
+
+
+def assert_bits(a: Result, b: Result, layouts: Sequence[Layout]) -> None:
+    for layout, x, y in zip(layouts, a, b, strict=True):
+        assert all(same_bits(x[key], y[key]) for key in y), layout.id
+
+
+@pytest.mark.parametrize("layouts", [LAYOUTS, MATRICES], ids=["layouts", "matrices"])
+@by_case
+def test_close_to_float64(case: Case, layouts: list[Layout]) -> None:
+    got = run(case, STORAGES[0], "cuda", wild=False, steps=4, layouts=layouts)
+    want = run(case, DOUBLE, "reference", wild=False, steps=4, layouts=layouts)
+    assert not far(got, want, layouts)
+
+
+@pytest.mark.parametrize("storage", [s for s in STORAGES[1:] if s.moment != F16], ids=lambda s: s.id)
+@by_case
+def test_16_bits(case: Case, storage: Storage) -> None:
+    """One step from the same numbers: what is stored differs by the last bit of 16 at most."""
+    got, want = (
+        run(case, storage, backend, wild=False, steps=1, layouts=MATRICES)
+        for backend in ("cuda", "reference")
+    )
+    assert not far(got, want, MATRICES, 3e-3)
+    assert not far([{"rest": rest(a)} for a in got], [{"rest": rest(b)} for b in want], MATRICES)
+
+
+def rest(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The fp32 states."""
+    found = [x.flatten() for key, x in state.items() if key != "param" and x.dtype == F32]
+    return torch.cat(found) if found else torch.zeros(1)
+
+
+@by_case
+def test_the_same_bits_from_run_to_run(case: Case) -> None:
+    first, *others = (run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES) for _ in range(3))
+    for other in others:
+        assert_bits(other, first, MATRICES)
+
+
+@by_case
+def test_coefficients_from_the_device(case: Case) -> None:
+    """The same bits as with coefficients from the host."""
+    host, device = (
+        run(case, STORAGES[0], "cuda", wild=False, steps=3, layouts=MATRICES, capturable=capturable)
+        for capturable in (False, True)
+    )
+    assert_bits(device, host, MATRICES)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e5, 1e6])
+@by_case
+def test_groups_change_no_bit(case: Case, size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scratch that the groups share holds nothing that the next one needs."""
+    together = run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES)
+    monkeypatch.setattr(cuda_backend, "group_bytes", lambda device: size)
+    assert_bits(run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES), together, MATRICES)
+
+
+@by_case
+def test_alignment_changes_no_bit_of_a_sum(case: Case) -> None:
+    """Which thread adds up what does not depend on addresses."""
+    shapes = [layout.shape for layout in MATRICES]
+    plain = [Layout(str(shape), shape) for shape in shapes]
+    moved = [Layout(str(shape), shape, offset(1), offset(3)) for shape in shapes]
+    a, b = (
+        run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=layouts) for layouts in (plain, moved)
+    )
+    reduced = {"row_var", "col_var"} if case.optimizer is danlu.Adafactor else set()
+    for layout, x, y in zip(plain, a, b, strict=True):
+        assert all(same_bits(x[key], y[key]) for key in reduced & set(x)), layout.id
+        assert all(difference(x[key], y[key]) < TOLERANCE for key in x), layout.id
+
+
+@by_case
+def test_parameters_without_a_gradient_stay(case: Case) -> None:
+    shapes = [(40, 30), (300, 40), (7,), (70, 300)]
+    a, b = (
+        case.make(
+            [torch.nn.Parameter(values(s, i, wild=False)) for i, s in enumerate(shapes)], backend=backend
+        )
+        for backend in ("cuda", "cpu")
+    )
+    for t in range(5):
+        for opt in (a, b):
+            give_gradients(parameters(opt), t)
+            parameters(opt)[t % 4].grad = None
+            opt.step()
+    assert all(map(case.agrees, everything(a), everything(b)))
+
+
+@by_case
+def test_found_inf_touches_nothing(case: Case) -> None:
+    opt = case.make([torch.nn.Parameter(values((70, 300), 1, wild=False))], backend="cuda", capturable=True)
+    give_gradients(parameters(opt), 0)
+    opt.step()
+    before = copies(opt)
+    opt.found_inf = torch.tensor([1.0])  # type: ignore[attr-defined]
+    opt.step()
+    assert all_same(everything(opt), before)
+    opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
+    opt.step()
+    assert not all_same(everything(opt), before)
+
+
+def test_lamb_takes_three_launches(cuda: Emulated) -> None:
+    """For any number of tensors and groups."""
+    params = [torch.nn.Parameter(torch.ones(1 + i % 3, 5)) for i in range(1500)]
+    groups = [{"params": params[::2]}, {"params": params[1::2], "weight_decay": 0.0}]
+    opt = danlu.LAMB(groups, backend="cuda")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    cuda.native.reset()
+    opt.step()
+    assert [(one.blocks, one.stream) for one in cuda.native.machine().launches] == [(1500, STREAM)] * 3
+
+
+def test_launches_of_a_group(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small matrices share their launches, as vectors do; a large one has its own."""
+    monkeypatch.setattr(cuda_backend, "group_bytes", lambda device: 4e5)
+    shapes = [*[(60, 60)] * 20, *[(60,)] * 20, (400, 500)]
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    opt = danlu.Adafactor(params, lr=0.1, backend="cuda")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    cuda.native.reset()
+    opt.step()
+    # collect, average, spread, measure, settle, step, twice; measure, settle, step of the vectors
+    assert len(cuda.native.machine().launches) == 6 + 6 + 3
+
+
+def traffic(case: Case, storage: Storage, cuda: Emulated, **options: object) -> tuple[float, float]:
+    """Bytes that one step reads and writes for each element; what a launch touches again is in the cache."""
+    p = torch.nn.Parameter(values((1024, 2048), 0, wild=False).to(storage.param))
+    set_gradient(p, values(p.shape, 1, wild=False).to(storage.grad))
+    opt = case.make([p], backend="cuda", state_dtype=storage.moment, **options)
+    cuda.native.machine().count_traffic()
+    opt.step()
+    machine = cuda.native.machine()
+    return machine.bytes_read / p.numel(), machine.bytes_written / p.numel()
+
+
+ARRAYS = {  # passes over p, g and the first moment; second moments read; what is written: p, m, v
+    "adafactor": ((2, 3, 0), 0, (1, 0, 0)),
+    "adafactor-momentum": ((2, 3, 1), 0, (1, 1, 0)),
+    "adafactor-torch": ((2, 3, 0), 0, (1, 0, 0)),
+    "adafactor-optax": ((2, 3, 1), 0, (1, 1, 0)),
+    "adafactor-big-vision": ((1, 2, 1), 0, (1, 1, 0)),
+    "lamb": ((2, 2, 2), 2, (1, 1, 1)),
+    "tiger-matrix": ((2, 1, 1), 0, (1, 1, 0)),
+    "tiger-rows": ((1, 1, 1), 0, (1, 1, 0)),
+    "amos": ((1, 2, 0), 0, (1, 0, 0)),
+    "amos-momentum": ((1, 2, 1), 0, (1, 1, 0)),
+    "amos-full": ((1, 1, 1), 2, (1, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("storage", [STORAGES[0], STORAGES[1], STORAGES[3]], ids=lambda s: s.id)
+@by_case
+def test_traffic(case: Case, storage: Storage, cuda: Emulated) -> None:
+    """Each pass touches what it must and nothing else; sums of rows, columns and chunks are the slack."""
+    reads, second, writes = ARRAYS[case.id]
+    sizes = [d.itemsize for d in (storage.param, storage.grad, storage.moment)]
+    want_read = sum(n * size for n, size in zip(reads, sizes, strict=True)) + 4 * second
+    want_written = writes[0] * sizes[0] + writes[1] * sizes[2] + writes[2] * 4
+    read, written = traffic(case, storage, cuda)
+    assert want_read <= read <= want_read + 0.19
+    assert want_written <= written <= want_written + 0.19
+
+
+def test_without_scale_and_clipping_nothing_is_measured(cuda: Emulated) -> None:
+    case = CASE["adafactor"]
+    read, _ = traffic(case, STORAGES[0], cuda, scale_parameter=False)
+    assert 16 <= read <= 16.19  # p in one pass only
+    cuda.native.reset()
+    read, _ = traffic(case, STORAGES[0], cuda, scale_parameter=False, clip_threshold=None)
+    assert 12 <= read <= 12.19
+
+
+def test_a_launch_that_fails_names_a_parameter(cuda: Emulated) -> None:
+    params = [
+        ("weight", torch.nn.Parameter(torch.ones(40, 50))),
+        ("bias", torch.nn.Parameter(torch.ones(50))),
+    ]
+    opt = danlu.Adafactor(params, lr=0.1, backend="cuda")
+    for _, p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    before = copies(opt)
+    cuda.native.machine().fail_launch = 0
+    with pytest.raises(RuntimeError, match=r"^weight: the CUDA kernel could not be launched") as failure:
+        opt.step()
+    assert "earlier launches" not in str(failure.value)
+    assert all_same(everything(opt), before)
+    cuda.native.machine().fail_launch = 1
+    with pytest.raises(RuntimeError, match=r"^weight: .*; earlier launches of this step have been made"):
+        opt.step()
+    cuda.native.machine().fail_launch = 7
+    with pytest.raises(RuntimeError, match=r"^bias: .*; earlier launches of this step have been made"):
+        opt.step()
+
+
+def test_tables_travel_only_when_they_change() -> None:
+    params = [torch.nn.Parameter(torch.ones(40, 50)) for _ in range(3)]
+    opt = danlu.LAMB(params, backend="cuda")
+    for _ in range(4):
+        for p in params:
+            p.grad = torch.ones_like(p) if p.grad is None else p.grad
+        opt.step()
+    assert opt._plan is not None
+    (part,) = opt._plan._parts
+    assert isinstance(part, CudaPart)
+    ((_, tensors),) = part._reducing
+    assert part._row_table is not None
+    assert (tensors.addresses.sent, part._row_table.sent) == (1, 4)
+    params[1].grad = None
+    opt.step()
+    assert tensors.addresses.sent == 2
+
+
+def test_sums_beyond_the_precision_of_fp32() -> None:
+    """fp32 sums of so many ones would stop at 2^24."""
+    p = torch.nn.Parameter(torch.ones(3, 30_000_000 // 3))
+    p.grad = torch.ones_like(p)
+    opt = danlu.LAMB([p], lr=1e-3, weight_decay=0.0, backend="cuda")
+    opt.step()
+    # u is 1 up to eps, so that the ratio is 1
+    assert p[0, 0].item() == pytest.approx(1 - 1e-3, abs=1e-7)
+
+
+def test_rules_say_the_same_as_those_of_the_cpu(cuda: Emulated) -> None:
+    names = set()
+    for case in REDUCING:
+        opt = case.make([torch.nn.Parameter(torch.ones(1, 1))])
+        for shape in ((4,), (40, 50), (200, 300)):
+            names.add(opt.rule(opt.param_groups[0], shape))
+    assert {cuda.native.reduction(name) is not None for name in names} == {True}
+    assert cuda.native.reduction("adamw") is None
+    assert cuda.native.reduction("lamb") == ("none", 2, False)
+    assert cuda.native.reduction("tiger_rows") == ("none", 1, True)
+    assert cuda.native.reduction("adafactor_factored") == ("both", 2, False)
+    assert cuda.native.reduction("amos_rows") == ("rows", 0, False)
+
+
+def test_formats_without_a_kernel(cuda: Emulated) -> None:
+    assert cuda.native.has_kernel("lamb", ["float32", "float32", "bfloat16", "float32"])
+    assert not cuda.native.has_kernel("lamb", ["float32", "float32", "float32", "bfloat16"])
+    assert cuda.native.has_kernel("adafactor_momentum", ["float32", "float32", "float32", "bfloat16"])
+    assert not cuda.native.has_kernel("adafactor_momentum", ["float32", "float32", "bfloat16", "float32"])
+    assert not cuda.native.has_kernel("adafactor", ["float32", "float16", "float32"])

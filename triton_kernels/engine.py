@@ -48,9 +48,7 @@ def step_kernel(
     row = rows + tl.maximum(row_index, 0) * row_stride
     factor = tl.load(row) * tl.load(clip)
     store_params = tl.load(row + 1) != 0
-    coefficients = ()
-    for i in tl.static_range(COEFFICIENTS):
-        coefficients = coefficients + (tl.load(row + 2 + i),)
+    coefficients = coefficients_of(row, COEFFICIENTS)
 
     arrays = ()
     aligned = ()
@@ -70,6 +68,14 @@ def step_kernel(
     for at in range(full, left, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
         _update(arrays, offsets, offsets < left, factor, store_params, coefficients, RULE)
+
+
+@triton.jit
+def coefficients_of(row, COEFFICIENTS: tl.constexpr):
+    coefficients = ()
+    for i in tl.static_range(COEFFICIENTS):
+        coefficients = coefficients + (tl.load(row + 2 + i),)
+    return coefficients
 
 
 @triton.jit

@@ -8,6 +8,7 @@ import triton.language as tl
 # The interpreter truncates fp32 to bf16 where a GPU rounds, and reads bf16 subnormals wrongly; there the
 # conversions are bit operations.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+LARGEST = tl.constexpr((2 - 2**-23) * 2.0**127)  # of fp32
 
 
 @triton.jit
@@ -48,3 +49,20 @@ def _rounded(x):
 def sign(x):
     """1, -1, +0 at either zero, NaN for NaN."""
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, tl.where(x == x, 0.0, x)))
+
+
+@triton.jit
+def larger(a, b):
+    """NaN if either is."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
+def smaller(a, b):
+    return tl.where((a < b) | (a != a), a, b)
+
+
+@triton.jit
+def at_most_finite(x):
+    """fp32's largest number stands for those beyond it; NaN stays."""
+    return tl.where(x > LARGEST, LARGEST, x)

@@ -1,30 +1,123 @@
-"""The one list of rules: name as in csrc/rules.h, Triton function, coefficients in its order."""
+"""The one list of rules: name as in csrc/rules.h, Triton functions, coefficients in its order."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ...backends.schedule import Reduction
+from . import adafactor, amos, lamb
+from . import tiger as tigers
 from .adam import adam, adamw
 from .adax import adax, adax_inside, adaxw, adaxw_inside
 from .lion import lion
-from .tiger import tiger
 
 
 class Rule(NamedTuple):
-    function: Any
+    """`function` is the step. The others belong to rules that reduce, see csrc/cpu/reduce.h.
+
+    With sums the step takes their factors as a fifth argument. States that are reduced are what stands in
+    their place, and are given back unchanged.
+    """
+
+    function: Any  # (p, g, states, coefficients) -> (amount to subtract, states)
     coefficients: tuple[str, ...]
+    reduction: Reduction | None = None
+    statistic: Any = None  # (g, coefficients) -> what is averaged
+    average: Any = None  # along both: (v, mean, coefficients) -> v, else (v, b, ...) -> v, b, of p, of g
+    along_rows: Any = None  # (average of a row, mean over rows, coefficients) -> what stands in its place
+    along_columns: Any = None  # (average of a column, coefficients) -> what stands in its place
+    measures: Any = None  # (coefficients) -> whether sums are needed
+    measure: Any = None  # (p, g, states, coefficients) -> terms
+    settle: Any = None  # (sums, size, coefficients) -> factors
+    factors: int = 0
 
 
 _ADAM = ("beta1", "weight1", "beta2", "weight2", "lr1", "root2", "eps")
 _ADAX = ("beta1", "weight1", "weight_t")
+_TIGER = ("keep", "weight", "lr", "weight_decay")
+_LAMB = ("beta1", "weight1", "beta2", "weight2", "root2", "eps", "correction1", "weight_decay", "lr", "adapt")
+_ADAFACTOR = (
+    *("beta2", "weight2", "eps1", "floor", "root_eps", "clip", "rho", "eps2", "scaled", "late"),
+    *("beta1", "weight1", "decay", "decay_alpha"),
+)
+_AMOS = (
+    *("beta", "weight", "correction", "xi_squared", "c_rate", "d_rate", "scale", "extra_l2", "clip"),
+    *("momentum", "momentum_weight"),
+)
+
+
+def _tiger_scaled(reduction: Reduction) -> Rule:
+    return Rule(
+        tigers.step,
+        _TIGER,
+        reduction,
+        measures=tigers.measures,
+        measure=tigers.measure,
+        settle=tigers.settle,
+        factors=2,
+    )
+
+
+def _adafactor(step: Any, measure: Any, along: str = "none") -> Rule:
+    averages = dict(
+        statistic=adafactor.statistic,
+        average=adafactor.average,
+        along_rows=adafactor.along_rows,
+        along_columns=adafactor.along_columns,
+    )
+    return Rule(
+        step,
+        _ADAFACTOR,
+        Reduction(along, sums=2),
+        **(averages if along == "both" else {}),
+        measures=adafactor.measures,
+        measure=measure,
+        settle=adafactor.settle,
+        factors=3,
+    )
+
+
+def _amos(step: Any, along: str) -> Rule:
+    reduction = Reduction(along, sums=0)
+    return Rule(step, _AMOS, reduction, statistic=amos.statistic, average=amos.average_pair)
+
 
 RULES = {
     "lion": Rule(lion, ("beta1", "weight1", "beta2", "weight2", "lr", "decay")),
-    "tiger": Rule(tiger, ("keep", "weight", "eta", "decay")),
+    "tiger": Rule(tigers.tiger, ("keep", "weight", "eta", "decay")),
     "adamw": Rule(adamw, (*_ADAM, "decay")),
     "adam": Rule(adam, (*_ADAM, "weight_decay")),
     "adaxw": Rule(adaxw, (*_ADAX, "eps_t", "lr", "decay")),
     "adax": Rule(adax, (*_ADAX, "eps_t", "lr", "weight_decay")),
     "adaxw_inside": Rule(adaxw_inside, (*_ADAX, "eps", "lr", "decay")),
     "adax_inside": Rule(adax_inside, (*_ADAX, "eps", "lr", "weight_decay")),
+    "tiger_matrix": _tiger_scaled(Reduction("none", sums=1)),
+    "tiger_rows": _tiger_scaled(Reduction("none", sums=1, row_by_row=True)),
+    "lamb": Rule(
+        lamb.step,
+        (*_LAMB, "max_ratio"),
+        Reduction("none", sums=2),
+        measures=lamb.measures,
+        measure=lamb.measure,
+        settle=lamb.settle,
+        factors=1,
+    ),
+    "adafactor": _adafactor(adafactor.step_full, adafactor.measure_full),
+    "adafactor_momentum": _adafactor(adafactor.step_full_momentum, adafactor.measure_full),
+    "adafactor_factored": _adafactor(adafactor.step_factored, adafactor.measure_factored, "both"),
+    "adafactor_factored_momentum": _adafactor(
+        adafactor.step_factored_momentum, adafactor.measure_factored, "both"
+    ),
+    "adafactor_factored_root": _adafactor(
+        adafactor.step_factored_root, adafactor.measure_factored_root, "both"
+    ),
+    "adafactor_factored_root_momentum": _adafactor(
+        adafactor.step_factored_root_momentum, adafactor.measure_factored_root, "both"
+    ),
+    "amos_elementwise": Rule(amos.elementwise, _AMOS),
+    "amos_elementwise_momentum": Rule(amos.elementwise_momentum, _AMOS),
+    "amos_rows": _amos(amos.reduced, "rows"),
+    "amos_rows_momentum": _amos(amos.reduced_momentum, "rows"),
+    "amos_columns": _amos(amos.reduced, "columns"),
+    "amos_columns_momentum": _amos(amos.reduced_momentum, "columns"),
 }

@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _direction(g, m, v, beta1, weight1, beta2, weight2, root2, eps):
+def adam_direction(g, m, v, beta1, weight1, beta2, weight2, root2, eps):
     """m / d with the bias correction of v inside d, and the moments."""
     m = beta1 * m + weight1 * g
     v = beta2 * v + weight2 * (g * g)
@@ -19,7 +19,7 @@ def _direction(g, m, v, beta1, weight1, beta2, weight2, root2, eps):
 def adamw(p, g, states, coefficients):
     m, v = states
     beta1, weight1, beta2, weight2, lr1, root2, eps, decay = coefficients
-    direction, states = _direction(g, m, v, beta1, weight1, beta2, weight2, root2, eps)
+    direction, states = adam_direction(g, m, v, beta1, weight1, beta2, weight2, root2, eps)
     return lr1 * direction + decay * p, states
 
 
@@ -28,5 +28,5 @@ def adam(p, g, states, coefficients):
     m, v = states
     beta1, weight1, beta2, weight2, lr1, root2, eps, weight_decay = coefficients
     g = g + weight_decay * p
-    direction, states = _direction(g, m, v, beta1, weight1, beta2, weight2, root2, eps)
+    direction, states = adam_direction(g, m, v, beta1, weight1, beta2, weight2, root2, eps)
     return lr1 * direction, states

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import triton
-import triton.language as tl  # noqa: F401  the interpreter asks for it
+import triton.language as tl
 
 from ..storage import sign
 
@@ -12,5 +12,35 @@ from ..storage import sign
 def tiger(p, g, states, coefficients):
     (m,) = states
     keep, weight, eta, decay = coefficients
+    m = keep * m + weight * g
+    return eta * sign(m) + decay * p, (m,)
+
+
+# scale_parameter: eta is lr times the root mean square of a matrix, or of a row
+
+
+@triton.jit
+def measures(coefficients):
+    return True
+
+
+@triton.jit
+def measure(p, g, states, coefficients):
+    return (p * p,)
+
+
+@triton.jit
+def settle(sums, n, coefficients):
+    _, _, lr, weight_decay = coefficients
+    (of_p,) = sums
+    eta = lr * tl.sqrt(of_p / n.to(tl.float64)).to(tl.float32)
+    return eta, eta * weight_decay
+
+
+@triton.jit
+def step(p, g, states, coefficients, factors):
+    (m,) = states
+    keep, weight, _, _ = coefficients
+    eta, decay = factors
     m = keep * m + weight * g
     return eta * sign(m) + decay * p, (m,)

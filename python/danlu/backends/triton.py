@@ -17,6 +17,7 @@ from .cpu import CPU
 from .gpu import GpuPart
 from .mirror import Mirror
 from .native import STORED, exchange_api, refusal_of_tensors
+from .triton_reduce import ReducingLaunches
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
@@ -88,10 +89,7 @@ class TritonPart(GpuPart):
         for i, entry in enumerate(entries):
             if math.prod(entry.shape):
                 alike.setdefault((entry.rule, entry.dtypes), []).append(i)
-        self.launches = [
-            _Launch(rule, dtypes, [math.prod(entries[i].shape) for i in indices], device)
-            for (rule, dtypes), indices in alike.items()
-        ]
+        self.launches = [_launches([entries[i] for i in indices]) for indices in alike.values()]
         self._selections = [self._native.select(indices) for indices in alike.values()]
         self._row_table = Mirror(4 * self._row_stride * len(entries), device)
         self._one = torch.ones((), device=device)
@@ -114,7 +112,7 @@ class TritonPart(GpuPart):
             for launch, selection in zip(self.launches, self._selections, strict=True):
                 table = launch.table.send(self._native.table(selection), capturing=capturing)
                 calls.append((launch, (table.view(torch.int64), rows, clip, found_inf, self._row_stride)))
-            if not self._compiled:  # all of them, so that none can fail when others have run
+            if not self._compiled and not interpreted():  # all of them, so that none can fail when others have run
                 for launch, arguments in calls:
                     launch.compile(*arguments)
                 self._compiled = True
@@ -123,12 +121,21 @@ class TritonPart(GpuPart):
         self._native.advance()
 
 
+def _launches(entries: Sequence[Entry]) -> _Launch | ReducingLaunches:
+    """Of entries of one rule and one combination of dtypes."""
+    first = entries[0]
+    rule, dtypes, device = _rule(first.rule), first.dtypes, first.param.device
+    if rule.reduction is None:
+        return _Launch(first.rule, dtypes, [math.prod(entry.shape) for entry in entries], device)
+    reduced = 0 if rule.reduction.along == "none" else 2
+    elementwise = (*dtypes[:2], *dtypes[2 + reduced :])
+    return ReducingLaunches(entries, rule, _kinds(dtypes), _block_size(elementwise, device), _options())
+
+
 class _Launch:
     """Tensors of one rule and one combination of dtypes; what depends on their sizes is sent once."""
 
     def __init__(self, rule: str, dtypes: tuple[str, ...], sizes: list[int], device: torch.device) -> None:
-        import triton.language as tl
-
         engine = _engine()
         chunks = [-(-size // engine.CHUNK_SIZE) for size in sizes]
         self.programs = sum(chunks)
@@ -139,20 +146,17 @@ class _Launch:
         self._sizes = torch.tensor(sizes, dtype=torch.int64, device=device)
         self.table = Mirror(8 * (len(dtypes) + 1) * len(sizes), device)
         found = _rule(rule)
-        kinds = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
         self._constants: dict[str, Any] = dict(
             RULE=found.function,
-            DTYPES=tuple(kinds[dtype] for dtype in dtypes),
+            DTYPES=_kinds(dtypes),
             COEFFICIENTS=len(found.coefficients),
-            BLOCK=4096 if interpreted() else engine.block_size(dtypes, _lanes(device)),
+            BLOCK=_block_size(dtypes, device),
             CHUNK=engine.CHUNK_SIZE,
+            **_options(),
         )
-        if not interpreted():
-            self._constants.update(engine.OPTIONS)
 
     def compile(self, *arguments: Any) -> None:
-        if not interpreted():
-            _engine().step_kernel.warmup(*self._all(*arguments), grid=(self.programs,), **self._constants)
+        _engine().step_kernel.warmup(*self._all(*arguments), grid=(self.programs,), **self._constants)
 
     def run(self, *arguments: Any) -> None:
         _engine().step_kernel[(self.programs,)](*self._all(*arguments), **self._constants)
@@ -209,6 +213,21 @@ def _engine() -> Any:
     from ..triton_kernels import engine
 
     return engine
+
+
+def _kinds(dtypes: tuple[str, ...]) -> tuple[Any, ...]:
+    import triton.language as tl
+
+    kinds = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
+    return tuple(kinds[dtype] for dtype in dtypes)
+
+
+def _block_size(dtypes: tuple[str, ...], device: torch.device) -> int:
+    return 4096 if interpreted() else int(_engine().block_size(dtypes, _lanes(device)))
+
+
+def _options() -> dict[str, Any]:
+    return {} if interpreted() else dict(_engine().OPTIONS)
 
 
 def _lanes(device: torch.device) -> int:

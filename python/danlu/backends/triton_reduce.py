@@ -1,0 +1,120 @@
+"""Launches of the Triton kernels of rules that reduce."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .reducing import ReducingTensors, group_bytes
+from .schedule import Launch, Map
+
+if TYPE_CHECKING:
+    from ..plan import Entry
+
+
+@dataclass
+class _Call:
+    """One launch: what it takes besides the arguments of all kernels."""
+
+    kernel: Any
+    places: torch.Tensor
+    launch: Launch
+    constants: dict[str, Any]
+
+
+class ReducingLaunches:
+    """Tensors of one rule and one combination of dtypes, none of them empty.
+
+    rule: from danlu.triton_kernels.rules; dtypes: Triton's; block: elements of a turn; options: of the
+    compiler, none under the interpreter.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        rule: Any,
+        dtypes: tuple[Any, ...],
+        block: int,
+        options: dict[str, Any],
+    ) -> None:
+        self.tensors = ReducingTensors(rule.reduction, entries, group_bytes(entries[0].param.device))
+        self.table = self.tensors.addresses
+        self._scratch = self.tensors.scratch.view(torch.float64)
+        self._constants = constants(rule, dtypes, block, options)
+        self._calls = [call for group in self.tensors.schedule.groups for call in self._group(group)]
+
+    def compile(self, *arguments: Any) -> None:
+        for call in self._calls:
+            call.kernel.warmup(*self._all(call, *arguments), grid=(call.launch.count,), **call.constants)
+
+    def run(self, *arguments: Any) -> None:
+        for call in self._calls:
+            call.kernel[(call.launch.count,)](*self._all(call, *arguments), **call.constants)
+
+    def _all(
+        self,
+        call: _Call,
+        table: torch.Tensor,
+        rows: torch.Tensor,
+        clip: torch.Tensor,
+        found_inf: torch.Tensor,
+        stride: int,
+    ) -> tuple[Any, ...]:
+        tensors = self.tensors
+        pointers = (table, tensors.geometries, call.places, self._scratch, rows, clip, found_inf)
+        launch, entries = call.launch, call.places.shape[1]
+        numbers = (launch.first, launch.count, int(launch.reverse))
+        return (*pointers, len(tensors.schedule.geometries), stride, entries, *numbers)
+
+    def _group(self, launches: Sequence[Launch]) -> Iterator[_Call]:
+        for launch in launches:
+            if launch.kernel == "collect":
+                yield from self._collect(launch)
+            else:
+                places = self.tensors.maps.get(launch.kernel, self.tensors.maps["step"])
+                yield _Call(_kernel(launch.kernel), places, launch, self._constants[launch.kernel])
+
+    def _collect(self, launch: Launch) -> Iterator[_Call]:
+        """A launch for each width of tiles, which is a constant of the kernel."""
+        schedule = self.tensors.schedule
+        blocks = schedule.maps["collect"]
+        widths: dict[int, Map] = {}
+        for at in range(launch.first, launch.first + launch.count):
+            lanes = schedule.geometries[blocks.tensors[at]].lanes
+            of_width = widths.setdefault(lanes, Map())
+            of_width.tensors.append(blocks.tensors[at])
+            of_width.indices.append(blocks.indices[at])
+        for lanes, of_width in widths.items():
+            table = [of_width.tensors, of_width.indices]
+            places = torch.tensor(table, dtype=torch.int32, device=self.tensors.device)
+            constants = {**self._constants["collect"], "LANES": lanes}
+            yield _Call(_kernel("collect"), places, Launch("collect", 0, len(of_width)), constants)
+
+
+def constants(rule: Any, dtypes: tuple[Any, ...], block: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What each kernel is compiled for; of collect the number of lanes is missing."""
+    from ..triton_kernels.reduce import WARPS
+
+    reduction = rule.reduction
+    common = dict(DTYPES=dtypes, COEFFICIENTS=len(rule.coefficients), **options)
+    wide = {**common, "num_warps": WARPS} if options else common
+    along, turn = dict(ALONG=reduction.along), dict(BLOCK=block)
+    sums = dict(TERMS=reduction.sums)
+    return dict(
+        collect=dict(wide, STATISTIC=rule.statistic, **along),
+        average=dict(wide, AVERAGE=rule.average, ALONG_COLUMNS=rule.along_columns, **along),
+        spread=dict(wide, ALONG_ROWS=rule.along_rows),
+        measure=dict(common, MEASURES=rule.measures, MEASURE=rule.measure, **sums, **along, **turn),
+        settle=dict(common, MEASURES=rule.measures, SETTLE=rule.settle, **sums),
+        step=dict(common, STEP=rule.function, FACTOR_COUNT=rule.factors, **along, **turn),
+        rows=dict(common, MEASURE=rule.measure, SETTLE=rule.settle, STEP=rule.function, **sums, **turn),
+    )
+
+
+def _kernel(name: str) -> Any:
+    from ..triton_kernels import reduce
+
+    return reduce.rows_kernel if name == "rows" else getattr(reduce, name)

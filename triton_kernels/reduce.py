@@ -51,7 +51,7 @@ LINES = tl.constexpr(schedule.ROWS_OF_LANE * schedule.LANES)  # of a turn of one
 PART = tl.constexpr(schedule.ROWS_OF_PART)
 COLUMN_BLOCK = tl.constexpr(schedule.COLUMNS_OF_BLOCK)
 CHUNK = tl.constexpr(schedule.CHUNK_SIZE)
-AHEAD = tl.constexpr(8)  # sums that are on their way at once
+EIGHT = tl.constexpr(8)  # neighbours, of 16 bits each in a wide access
 CHUNKS_AT_ONCE = tl.constexpr(1024)
 
 
@@ -182,53 +182,75 @@ def average(
         return
     coefficients = coefficients_of(row, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
-    batch = tl.load(geometry + BATCH)
-    of_rows, of_columns = tl.load(geometry + ROWS), tl.load(geometry + COLUMNS)
-    column_tiles, row_tiles = tl.load(geometry + COLUMN_TILES), tl.load(geometry + ROW_TILES)
-    first_state = tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2]))
-    second_state = tl.load(table + 3 * tensors + tensor).to(tl.pointer_type(DTYPES[3]))
-    row_blocks = 0
-    if ALONG != "columns":
-        row_blocks = tl.cdiv(batch * tl.load(geometry + PARTS), UNITS)
-    if index < row_blocks:
-        if ALONG != "columns":
-            units, at, mask = _parts(geometry, index)
-            sums = scratch + tl.load(geometry + ROW_SUMS)
-            mean = _total(sums + at, batch * of_rows, column_tiles, mask) / of_columns.to(tl.float64)
-            if ALONG == "both":
-                v = AVERAGE(load(first_state + at, mask), mean, coefficients)
-                store(first_state + at, v, mask)
-                part_sums = scratch + tl.load(geometry + PART_SUMS)
-                total = tl.sum(tl.where(mask, v, 0.0).to(tl.float64), 1)
-                tl.store(part_sums + units, total, units < batch * tl.load(geometry + PARTS))
-            else:
-                places_of = _floats(scratch, geometry, OF_ROWS)
-                v, b = load(first_state + at, mask), load(second_state + at, mask)
-                v, b, of_p, of_g = AVERAGE(v, b, mean, coefficients)
-                store(first_state + at, v, mask)
-                store(second_state + at, b, mask)
-                tl.store(places_of + at, of_p, mask)
-                tl.store(places_of + batch * of_rows + at, of_g, mask)
+    states = (
+        tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2])),
+        tl.load(table + 3 * tensors + tensor).to(tl.pointer_type(DTYPES[3])),
+    )
+    if ALONG == "columns":
+        _average_columns(states, geometry, scratch, index, coefficients, AVERAGE, ALONG_COLUMNS, ALONG)
+    elif ALONG == "rows":
+        _average_rows(states, geometry, scratch, index, coefficients, AVERAGE, ALONG)
     else:
-        if ALONG != "rows":
-            at = (index - row_blocks).to(tl.int64) * COLUMN_BLOCK + tl.arange(0, COLUMN_BLOCK)
-            mask = at < batch * of_columns
-            sums = scratch + tl.load(geometry + COLUMN_SUMS)
-            places_of = _floats(scratch, geometry, OF_COLUMNS)
-            matrix, column = at // of_columns, at % of_columns
-            sums += matrix * row_tiles * of_columns + column
-            mean = _total(sums, of_columns, row_tiles, mask) / of_rows.to(tl.float64)
-            if ALONG == "both":
-                v = AVERAGE(load(second_state + at, mask), mean, coefficients)
-                store(second_state + at, v, mask)
-                tl.store(places_of + at, ALONG_COLUMNS(v, coefficients), mask)
-            else:
-                v, b = load(first_state + at, mask), load(second_state + at, mask)
-                v, b, of_p, of_g = AVERAGE(v, b, mean, coefficients)
-                store(first_state + at, v, mask)
-                store(second_state + at, b, mask)
-                tl.store(places_of + at, of_p, mask)
-                tl.store(places_of + batch * of_columns + at, of_g, mask)
+        row_blocks = tl.cdiv(tl.load(geometry + BATCH) * tl.load(geometry + PARTS), UNITS)
+        if index < row_blocks:
+            _average_rows(states, geometry, scratch, index, coefficients, AVERAGE, ALONG)
+        else:
+            block = index - row_blocks
+            _average_columns(states, geometry, scratch, block, coefficients, AVERAGE, ALONG_COLUMNS, ALONG)
+
+
+@triton.jit
+def _average_rows(states, geometry, scratch, index, coefficients, AVERAGE: tl.constexpr, ALONG: tl.constexpr):
+    batch, rows = tl.load(geometry + BATCH), tl.load(geometry + ROWS)
+    units, at, mask = _parts(geometry, index)
+    sums = scratch + tl.load(geometry + ROW_SUMS) + at
+    total = _total(sums, batch * rows, tl.load(geometry + COLUMN_TILES), mask, 4)
+    mean = total / tl.load(geometry + COLUMNS).to(tl.float64)
+    if ALONG == "both":
+        v = AVERAGE(load(states[0] + at, mask), mean, coefficients)
+        store(states[0] + at, v, mask)
+        part_sums = scratch + tl.load(geometry + PART_SUMS) + units
+        existing = units < batch * tl.load(geometry + PARTS)
+        tl.store(part_sums, tl.sum(tl.where(mask, v, 0.0).to(tl.float64), 1), existing)
+    else:
+        instead = _floats(scratch, geometry, OF_ROWS)
+        _average_pair(states, at, mask, mean, instead, batch * rows, coefficients, AVERAGE)
+
+
+@triton.jit
+def _average_columns(
+    states,
+    geometry,
+    scratch,
+    index,
+    coefficients,
+    AVERAGE: tl.constexpr,
+    ALONG_COLUMNS: tl.constexpr,
+    ALONG: tl.constexpr,
+):
+    batch, columns = tl.load(geometry + BATCH), tl.load(geometry + COLUMNS)
+    row_tiles = tl.load(geometry + ROW_TILES)
+    at = index.to(tl.int64) * COLUMN_BLOCK + tl.arange(0, COLUMN_BLOCK)
+    mask = at < batch * columns
+    of_matrix = at // columns * row_tiles * columns
+    sums = scratch + tl.load(geometry + COLUMN_SUMS) + of_matrix + at % columns
+    mean = _total(sums, columns, row_tiles, mask, 8) / tl.load(geometry + ROWS).to(tl.float64)
+    instead = _floats(scratch, geometry, OF_COLUMNS)
+    if ALONG == "both":
+        v = AVERAGE(load(states[1] + at, mask), mean, coefficients)
+        store(states[1] + at, v, mask)
+        tl.store(instead + at, ALONG_COLUMNS(v, coefficients), mask)
+    else:
+        _average_pair(states, at, mask, mean, instead, batch * columns, coefficients, AVERAGE)
+
+
+@triton.jit
+def _average_pair(states, at, mask, mean, instead, size, coefficients, AVERAGE: tl.constexpr):
+    v, b, of_p, of_g = AVERAGE(load(states[0] + at, mask), load(states[1] + at, mask), mean, coefficients)
+    store(states[0] + at, v, mask)
+    store(states[1] + at, b, mask)
+    tl.store(instead + at, of_p, mask)
+    tl.store(instead + size + at, of_g, mask)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -307,10 +329,10 @@ def measure(
         start = index.to(tl.int64) * CHUNK
         left = tl.minimum(tl.load(geometry + SIZE) - start, CHUNK).to(tl.int32)
         arrays, aligned, bits = _arrays(table, tensor, tensors, start, DTYPES, ALONG)
-        full = tl.where(bits % 16 == 0, left // BLOCK * BLOCK, 0)
+        ends = _ends(bits, left, geometry, ALONG, BLOCK)
         place = _place(geometry, scratch, start, ALONG)
         totals = _measured(
-            arrays, aligned, full, left, place, factor, coefficients, MEASURE, TERMS, ALONG, BLOCK
+            arrays, aligned, ends, place, factor, coefficients, MEASURE, TERMS, ALONG, BLOCK
         )
         sums = scratch + tl.load(geometry + SUMS) + index.to(tl.int64) * TERMS
         for i in tl.static_range(TERMS):
@@ -397,11 +419,9 @@ def step(
     start = index.to(tl.int64) * CHUNK
     left = tl.minimum(tl.load(geometry + SIZE) - start, CHUNK).to(tl.int32)
     arrays, aligned, bits = _arrays(table, tensor, tensors, start, DTYPES, ALONG)
-    full = tl.where(bits % 16 == 0, left // BLOCK * BLOCK, 0)
+    ends = _ends(bits, left, geometry, ALONG, BLOCK)
     place = _place(geometry, scratch, start, ALONG)
-    _stepped(
-        arrays, aligned, full, left, place, factor, store_params, coefficients, factors, STEP, ALONG, BLOCK
-    )
+    _stepped(arrays, aligned, ends, place, factor, store_params, coefficients, factors, STEP, ALONG, BLOCK)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -427,7 +447,8 @@ def rows_kernel(
     TERMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Measure, settle and step of each row by itself."""
+    """Measure, settle and step of each row by itself, with one sum."""
+    tl.static_assert(TERMS == 1)
     tensor, index = _entry(places, entries, first, count, reverse)
     row, idle = _row(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
     if idle:
@@ -440,26 +461,16 @@ def rows_kernel(
     above = index.to(tl.int64) * UNITS
     below = tl.minimum(above + UNITS, tl.load(geometry + BATCH) * tl.load(geometry + ROWS))
     for r in range(above, below):
+        total = tl.full((), 0.0, tl.float64)
+        for at in range(0, columns, CHUNK):
+            arrays, aligned, bits = _arrays(table, tensor, tensors, r * columns + at, DTYPES, "none")
+            ends = _ends(bits, tl.minimum(columns - at, CHUNK).to(tl.int32), geometry, "none", BLOCK)
+            totals = _measured(arrays, aligned, ends, (), factor, coefficients, MEASURE, TERMS, "none", BLOCK)
+            total += totals[0]
+        factors = SETTLE((total,), columns, coefficients)
         arrays, aligned, bits = _arrays(table, tensor, tensors, r * columns, DTYPES, "none")
-        full = tl.where(bits % 16 == 0, columns // BLOCK * BLOCK, 0)
-        totals = _measured(
-            arrays, aligned, full, columns, (), factor, coefficients, MEASURE, TERMS, "none", BLOCK
-        )
-        factors = SETTLE(totals, columns, coefficients)
-        _stepped(
-            arrays,
-            aligned,
-            full,
-            columns,
-            (),
-            factor,
-            store_params,
-            coefficients,
-            factors,
-            STEP,
-            "none",
-            BLOCK,
-        )
+        ends = _ends(bits, columns, geometry, "none", BLOCK)
+        _stepped(arrays, aligned, ends, (), factor, store_params, coefficients, factors, STEP, "none", BLOCK)
 
 
 # what the passes share
@@ -482,7 +493,8 @@ def _row(table, tensor, rows, found_inf, tensors, row_stride, DTYPES: tl.constex
 
 @triton.jit
 def _floats(scratch, geometry, FIELD: tl.constexpr):
-    return (scratch + tl.load(geometry + FIELD)).to(tl.pointer_type(tl.float32), bitcast=True)
+    place = (scratch + tl.load(geometry + FIELD)).to(tl.pointer_type(tl.float32), bitcast=True)
+    return tl.multiple_of(place, 16)
 
 
 @triton.jit
@@ -496,8 +508,8 @@ def _parts(geometry, index):
 
 
 @triton.jit
-def _total(sums, stride, count, mask):
-    """Of arrays `stride` apart, added in their order."""
+def _total(sums, stride, count, mask, AHEAD: tl.constexpr):
+    """Of arrays `stride` apart, added in their order, AHEAD of them on their way at once."""
     total = tl.load(sums, mask, other=0.0)
     together = 1 + (count - 1) // AHEAD * AHEAD
     for at in range(1, together, AHEAD):
@@ -527,21 +539,28 @@ def _arrays(table, tensor, tensors, start, DTYPES: tl.constexpr, ALONG: tl.const
 
 
 @triton.jit
-def _place(geometry, scratch, start, ALONG: tl.constexpr):
-    """Where the element `start` is in its matrix, and what stands in the place of reduced states."""
-    if ALONG == "none":
-        return ()
-    batch, rows, columns = (
-        tl.load(geometry + BATCH),
-        tl.load(geometry + ROWS),
-        tl.load(geometry + COLUMNS),
-    )
-    of_rows, of_columns = _floats(scratch, geometry, OF_ROWS), _floats(scratch, geometry, OF_COLUMNS)
-    return (of_rows, of_columns, start // columns, start % columns, batch, rows, columns)
+def _ends(bits, left, geometry, ALONG: tl.constexpr, BLOCK: tl.constexpr):
+    """Of a chunk's loops: wide accesses to all arrays, the columns' too; to all but these; with a mask."""
+    full = tl.where(bits % 16 == 0, left // BLOCK * BLOCK, 0)
+    even = full * 0
+    if ALONG != "none":
+        even = tl.where(tl.load(geometry + COLUMNS) % EIGHT == 0, full, 0)
+    return even, full, left
 
 
 @triton.jit
-def _states(arrays, place, offsets, mask, ALONG: tl.constexpr):
+def _place(geometry, scratch, start, ALONG: tl.constexpr):
+    """Where the element `start` is in its matrix, and what stands in the place of reduced states."""
+    place = ()
+    if ALONG != "none":
+        batch, rows, columns = tl.load(geometry + BATCH), tl.load(geometry + ROWS), tl.load(geometry + COLUMNS)
+        of_rows, of_columns = _floats(scratch, geometry, OF_ROWS), _floats(scratch, geometry, OF_COLUMNS)
+        place = (of_rows, of_columns, start // columns, start % columns, batch, rows, columns)
+    return place
+
+
+@triton.jit
+def _states(arrays, place, offsets, mask, ALONG: tl.constexpr, EVEN: tl.constexpr):
     """A rule's states: what stands in the place of the reduced ones, then the elementwise ones."""
     states = ()
     if ALONG != "none":
@@ -555,7 +574,10 @@ def _states(arrays, place, offsets, mask, ALONG: tl.constexpr):
         if ALONG != "rows":
             matrix = row // rows + _wraps(further, row % rows, rows)
             at = column + offsets - further.to(tl.int64) * columns
-            y = of_columns + (matrix * columns + at)
+            at += matrix * columns
+            if EVEN:
+                at = tl.max_contiguous(tl.multiple_of(at, EIGHT), EIGHT)
+            y = of_columns + at
             states = states + (tl.load(y, mask),)
             if ALONG == "columns":
                 states = states + (tl.load(y + batch * columns, mask),)
@@ -568,20 +590,20 @@ def _states(arrays, place, offsets, mask, ALONG: tl.constexpr):
 def _wraps(offsets, first, period):
     """How often one comes to the next period, `offsets` on from `first` in one; for offsets below CHUNK.
 
-    The quotient of numbers of 14 bits is less than 1/2 of the divisor's inverse away from what fp32 makes of
-    it; half a step more and no rounding reaches the next whole number.
+    fp32's quotient of such numbers is off by far less than 1/2 of the divisor's inverse: with half an element
+    more no rounding reaches the next whole number.
     """
     ahead = tl.minimum(period - first, CHUNK).to(tl.int32)
-    inverse = tl.div_rn(1.0, tl.minimum(period, CHUNK).to(tl.float32))
-    return tl.floor(((offsets - ahead).to(tl.float32) + 0.5) * inverse).to(tl.int32) + 1
+    divisor = tl.minimum(period, CHUNK).to(tl.int32)
+    inverse = tl.div_rn(1.0, divisor.to(tl.float32))
+    return (((offsets - ahead + divisor).to(tl.float32) + 0.5) * inverse).to(tl.int32)
 
 
 @triton.jit
 def _measured(
     arrays,
     aligned,
-    full,
-    left,
+    ends,
     place,
     factor,
     coefficients,
@@ -590,46 +612,58 @@ def _measured(
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums of the terms, in fp32 over the turns of a chunk, in float64 over all else."""
-    first = tl.zeros((BLOCK,), tl.float64)
-    second = tl.zeros((BLOCK,), tl.float64)
-    for chunk in range(0, left, CHUNK):
-        first32 = tl.zeros((BLOCK,), tl.float32)
-        second32 = tl.zeros((BLOCK,), tl.float32)
-        end = tl.minimum(chunk + CHUNK, full)
-        for at in range(chunk, end, BLOCK):
+    """Sums of the terms of a chunk: each position of a block by itself in fp32, all of these in float64."""
+    even, full, left = ends
+    first = tl.zeros((BLOCK,), tl.float32)
+    second = tl.zeros((BLOCK,), tl.float32)
+    if ALONG != "none":
+        for at in range(0, even, BLOCK):
             offsets = at + tl.arange(0, BLOCK)
-            terms = _terms(aligned, offsets, None, place, factor, coefficients, MEASURE, ALONG)
-            first32 += terms[0]
+            terms = _terms(aligned, offsets, None, place, factor, coefficients, MEASURE, ALONG, True)
+            first += terms[0]
             if TERMS > 1:
-                second32 += terms[1]
-        for at in range(tl.maximum(chunk, end), tl.minimum(chunk + CHUNK, left), BLOCK):
-            offsets = at + tl.arange(0, BLOCK)
-            mask = offsets < left
-            terms = _terms(arrays, offsets, mask, place, factor, coefficients, MEASURE, ALONG)
-            first32 += tl.where(mask, terms[0], 0.0)
-            if TERMS > 1:
-                second32 += tl.where(mask, terms[1], 0.0)
-        first += first32.to(tl.float64)
-        second += second32.to(tl.float64)
+                second += terms[1]
+    for at in range(even, full, BLOCK):
+        offsets = at + tl.arange(0, BLOCK)
+        terms = _terms(aligned, offsets, None, place, factor, coefficients, MEASURE, ALONG, False)
+        first += terms[0]
+        if TERMS > 1:
+            second += terms[1]
+    for at in range(full, left, BLOCK):
+        offsets = at + tl.arange(0, BLOCK)
+        mask = offsets < left
+        terms = _terms(arrays, offsets, mask, place, factor, coefficients, MEASURE, ALONG, False)
+        first += tl.where(mask, terms[0], 0.0)
+        if TERMS > 1:
+            second += tl.where(mask, terms[1], 0.0)
+    totals = (tl.sum(first.to(tl.float64), 0),)
     if TERMS > 1:
-        return tl.sum(first, 0), tl.sum(second, 0)
-    return (tl.sum(first, 0),)
+        totals = totals + (tl.sum(second.to(tl.float64), 0),)
+    return totals
 
 
 @triton.jit
-def _terms(arrays, offsets, mask, place, factor, coefficients, MEASURE: tl.constexpr, ALONG: tl.constexpr):
+def _terms(
+    arrays,
+    offsets,
+    mask,
+    place,
+    factor,
+    coefficients,
+    MEASURE: tl.constexpr,
+    ALONG: tl.constexpr,
+    EVEN: tl.constexpr,
+):
     p = load(arrays[0] + offsets, mask)
     g = load(arrays[1] + offsets, mask) * factor
-    return MEASURE(p, g, _states(arrays, place, offsets, mask, ALONG), coefficients)
+    return MEASURE(p, g, _states(arrays, place, offsets, mask, ALONG, EVEN), coefficients)
 
 
 @triton.jit
 def _stepped(
     arrays,
     aligned,
-    full,
-    left,
+    ends,
     place,
     factor,
     store_params,
@@ -639,13 +673,18 @@ def _stepped(
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    for at in range(0, full, BLOCK):
+    even, full, left = ends
+    numbers = (factor, store_params, coefficients, factors)
+    if ALONG != "none":
+        for at in range(0, even, BLOCK):
+            offsets = at + tl.arange(0, BLOCK)
+            _update(aligned, offsets, None, place, numbers, STEP, ALONG, True)
+    for at in range(even, full, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        _update(aligned, offsets, None, place, factor, store_params, coefficients, factors, STEP, ALONG)
+        _update(aligned, offsets, None, place, numbers, STEP, ALONG, False)
     for at in range(full, left, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        mask = offsets < left
-        _update(arrays, offsets, mask, place, factor, store_params, coefficients, factors, STEP, ALONG)
+        _update(arrays, offsets, offsets < left, place, numbers, STEP, ALONG, False)
 
 
 @triton.jit
@@ -654,16 +693,15 @@ def _update(
     offsets,
     mask,
     place,
-    factor,
-    store_params,
-    coefficients,
-    factors,
+    numbers,
     STEP: tl.constexpr,
     ALONG: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
+    factor, store_params, coefficients, factors = numbers
     p = load(arrays[0] + offsets, mask)
     g = load(arrays[1] + offsets, mask) * factor
-    states = _states(arrays, place, offsets, mask, ALONG)
+    states = _states(arrays, place, offsets, mask, ALONG, EVEN)
     if len(factors):
         amount, states = STEP(p, g, states, coefficients, factors)
     else:

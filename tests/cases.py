@@ -32,11 +32,7 @@ class Case:
 
     @property
     def reduces(self) -> bool:
-        return any(self is case for case in REDUCING)
-
-    def taken_by(self, backend: str) -> str:
-        """The backend that takes the usual tensors where `backend` is asked for."""
-        return "reference" if self.reduces and backend == "triton" else backend
+        return self not in CASES
 
     def agrees(self, a: torch.Tensor, b: torch.Tensor) -> bool:
         """Whether two backends' results are as equal as they must be."""
@@ -78,6 +74,17 @@ REDUCING = [
     Case("amos-full", danlu.Amos, dict(lr=2e-2, eta=0.5, momentum=0.8, reduce_dims=())),
 ]
 ALL = CASES + REDUCING
+# what the kernels have besides: with these every rule and every kind of statistic
+EVERY_REDUCING = [
+    *REDUCING,
+    Case("adafactor-root", danlu.Adafactor, dict(preset="bert4keras", lr=2e-3)),
+    Case("adafactor-root-momentum", danlu.Adafactor, dict(preset="bert4keras", lr=2e-3, beta1=0.8)),
+    Case("lamb-not-adapted", danlu.LAMB, dict(lr=2e-3, weight_decay=0.1, always_adapt=False)),
+    Case("amos-rows", danlu.Amos, dict(lr=2e-2, eta=0.5, extra_l2=0.01, reduce_dims=(-1,))),
+    Case("amos-rows-momentum", danlu.Amos, dict(lr=2e-2, eta=0.5, reduce_dims=(-1,), momentum=0.8)),
+    Case("amos-columns", danlu.Amos, dict(lr=2e-2, eta=0.5, clip_value=1.5, reduce_dims=(-2,))),
+    Case("amos-columns-momentum", danlu.Amos, dict(lr=2e-2, eta=0.5, reduce_dims=(-2,), momentum=0.8)),
+]
 
 
 @dataclass(frozen=True)

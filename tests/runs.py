@@ -32,10 +32,10 @@ def run(
     for i, layout in enumerate(layouts):
         start = values(layout.shape, i, wild=wild).to(device, storage.param)
         params.append(torch.nn.Parameter(layout.param(start)))
-    groups = [
-        {"params": params[::2]},
-        {"params": params[1::2], "lr": 5e-3, "weight_decay": 0.0, "maximize": True},
-    ]
+    other: dict[str, Any] = {"params": params[1::2], "lr": 5e-3, "maximize": True}
+    if case.hyper.get("weight_decay"):
+        other["weight_decay"] = 0.0
+    groups = [{"params": params[::2]}, other]
     opt = case.make(groups, backend=backend, state_dtype=storage.moment, **engine)
     for t in range(steps):
         opt.param_groups[0]["lr"] = case.hyper["lr"] / (t + 1)

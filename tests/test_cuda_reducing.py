@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 import danlu
-from cases import F16, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
+from cases import EVERY_REDUCING, F16, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
 from danlu.backends import cuda as cuda_backend
 from danlu.backends.cuda import CudaPart
+from danlu.backends.schedule import Reduction
 from danlu.testing import same_bits
+from danlu.triton_kernels import rules as triton_rules
 from emulated import STREAM, Emulated
 from layouts import LAYOUTS, Layout, offset
 from runs import Result, run
@@ -19,8 +24,9 @@ from training import all_same, copies, everything, give_gradients, parameters
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
-by_case = pytest.mark.parametrize("case", REDUCING, ids=lambda c: c.id)
-CASE = {case.id: case for case in REDUCING}
+CSRC = Path(__file__).parent.parent / "csrc"
+by_case = pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
+CASE = {case.id: case for case in EVERY_REDUCING}
 DOUBLE = Storage(F64, F64, F32)
 TOLERANCE = 1e-6  # of a tensor's norm after some steps
 # for each number of lanes tiles of one warp and of several; rows and columns end within packs, tiles, parts
@@ -57,8 +63,11 @@ def assert_bits(a: Result, b: Result, layouts: Sequence[Layout]) -> None:
         assert all(same_bits(x[key], y[key]) for key in y), layout.id
 
 
-@pytest.mark.parametrize("layouts", [LAYOUTS, MATRICES], ids=["layouts", "matrices"])
-@by_case
+@pytest.mark.parametrize(
+    ("case", "layouts"),
+    [(case, LAYOUTS) for case in REDUCING] + [(case, MATRICES) for case in EVERY_REDUCING],
+    ids=lambda x: x.id if isinstance(x, Case) else "layouts" if x is LAYOUTS else "matrices",
+)
 def test_close_to_float64(case: Case, layouts: list[Layout]) -> None:
     got = run(case, STORAGES[0], "cuda", wild=False, steps=4, layouts=layouts)
     want = run(case, DOUBLE, "reference", wild=False, steps=4, layouts=layouts)
@@ -126,7 +135,7 @@ def test_alignment_changes_no_bit_of_a_sum(case: Case) -> None:
 
 @by_case
 def test_parameters_without_a_gradient_stay(case: Case) -> None:
-    shapes = [(40, 30), (300, 40), (7,), (70, 300)]
+    shapes = [(40, 30), (300, 40), (1, 7), (70, 300)]
     a, b = (
         case.make(
             [torch.nn.Parameter(values(s, i, wild=False)) for i, s in enumerate(shapes)], backend=backend
@@ -206,6 +215,13 @@ ARRAYS = {  # passes over p, g and the first moment; second moments read; what i
     "amos": ((1, 2, 0), 0, (1, 0, 0)),
     "amos-momentum": ((1, 2, 1), 0, (1, 1, 0)),
     "amos-full": ((1, 1, 1), 2, (1, 1, 2)),
+    "adafactor-root": ((2, 3, 0), 0, (1, 0, 0)),
+    "adafactor-root-momentum": ((2, 3, 1), 0, (1, 1, 0)),
+    "lamb-not-adapted": ((2, 2, 2), 2, (1, 1, 1)),
+    "amos-rows": ((1, 2, 0), 0, (1, 0, 0)),
+    "amos-rows-momentum": ((1, 2, 1), 0, (1, 1, 0)),
+    "amos-columns": ((1, 2, 0), 0, (1, 0, 0)),
+    "amos-columns-momentum": ((1, 2, 1), 0, (1, 1, 0)),
 }
 
 
@@ -282,13 +298,21 @@ def test_sums_beyond_the_precision_of_fp32() -> None:
     assert p[0, 0].item() == pytest.approx(1 - 1e-3, abs=1e-7)
 
 
-def test_rules_say_the_same_as_those_of_the_cpu(cuda: Emulated) -> None:
+def test_every_rule_is_among_the_cases(cuda: Emulated) -> None:
+    """And the list of rules of each backend says the same of it."""
     names = set()
-    for case in REDUCING:
+    for case in EVERY_REDUCING:
         opt = case.make([torch.nn.Parameter(torch.ones(1, 1))])
-        for shape in ((4,), (40, 50), (200, 300)):
+        by_dims = "rows" in case.id or "columns" in case.id
+        for shape in ((1, 4), (40, 50), (200, 300), *([] if by_dims else [(4,)])):
             names.add(opt.rule(opt.param_groups[0], shape))
-    assert {cuda.native.reduction(name) is not None for name in names} == {True}
+    listed = re.findall(r"^REDUCING_RULE\((\w+)", (CSRC / "rules.h").read_text(), re.MULTILINE)
+    assert names == set(listed)
+    for name in names:
+        rule = triton_rules.RULES[name]
+        nothing = Reduction("none", sums=0)  # Triton's element-wise kernel takes such a rule
+        assert dataclasses.astuple(rule.reduction or nothing) == cuda.native.reduction(name)
+        assert rule.coefficients == tuple(cuda.native.coefficient_names(name))
     assert cuda.native.reduction("adamw") is None
     assert cuda.native.reduction("lamb") == ("none", 2, False)
     assert cuda.native.reduction("tiger_rows") == ("none", 1, True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import danlu
-from cases import F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
+from cases import EVERY_REDUCING, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
 from danlu import _cpu
 from danlu.testing import same_bits
 from layouts import LAYOUTS, Layout, offset
@@ -54,7 +54,7 @@ def assert_close(got: Result, want: Result, layouts: list[Layout]) -> None:
 
 @functools.cache
 def oracle(case_id: str, matrices: bool) -> Result:
-    case = next(c for c in REDUCING if c.id == case_id)
+    case = next(c for c in EVERY_REDUCING if c.id == case_id)
     return run(case, DOUBLE, "reference", wild=False, layouts=MATRICES if matrices else LAYOUTS)
 
 
@@ -65,7 +65,7 @@ def test_close_to_float64(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch)
     assert_close(run(case, STORAGES[0], "cpu", wild=False), oracle(case.id, False), LAYOUTS)
 
 
-@by_id("case", REDUCING)
+@by_id("case", EVERY_REDUCING)
 def test_close_to_float64_in_tiles(case: Case) -> None:
     got = run(case, STORAGES[0], "cpu", wild=False, layouts=MATRICES)
     assert_close(got, oracle(case.id, True), MATRICES)
@@ -79,7 +79,7 @@ def test_close_to_the_reference_in_16_bits(case: Case, storage: Storage, backend
     assert_close(got, want, LAYOUTS)
 
 
-@by_id("case", REDUCING)
+@by_id("case", EVERY_REDUCING)
 def test_the_same_bits_for_any_threads_and_instruction_set(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,7 @@ def test_each_group_has_its_own_settings(case: Case, backend: str) -> None:
         for opt in alone:
             opt.step()
     assert all(map(case.agrees, everything(together), [t for opt in alone for t in everything(opt)]))
-    assert {row.backend for row in together.backend_report()} == {case.taken_by(backend)}
+    assert {row.backend for row in together.backend_report()} == {backend}
 
 
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
@@ -325,7 +325,7 @@ def test_a_copy_goes_on_alone_to_the_same_bits(how: str, started: int, case: Cas
     assert all_same(everything(opt), before)
     train(opt, range(started, 5))
     assert all_same(everything(opt), everything(other))
-    assert [row.backend for row in other.backend_report()] == [case.taken_by(backend)] * 4
+    assert [row.backend for row in other.backend_report()] == [backend] * 4
 
 
 @pytest.mark.parametrize("what", ["training step", "step itself"])

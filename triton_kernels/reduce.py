@@ -47,7 +47,7 @@ FACTORS = tl.constexpr(schedule.FIELDS.index("factors"))
 UNITS = tl.constexpr(schedule.WARPS)  # of an entry: tiles of one warp, parts, rows
 WHOLE = tl.constexpr(schedule.WARPS)  # warps of a tile that is an entry by itself
 LANE = tl.constexpr(schedule.COLUMNS_OF_LANE)
-LINES = tl.constexpr(schedule.ROWS_OF_LANE * schedule.LANES)  # of a turn of one lane
+LINES = tl.constexpr(2 * schedule.ROWS_OF_LANE * schedule.LANES)  # rows of a turn, if it were one lane wide
 PART = tl.constexpr(schedule.ROWS_OF_PART)
 COLUMN_BLOCK = tl.constexpr(schedule.COLUMNS_OF_BLOCK)
 CHUNK = tl.constexpr(schedule.CHUNK_SIZE)
@@ -102,7 +102,9 @@ def collect(
         for i in range(tiles_here):
             tile = index.to(tl.int64) * tiles_here + i
             if tile < tiles:
-                _tile(gradient, columns, tile, geometry, scratch, factor, coefficients, STATISTIC, ALONG, LANES)
+                _tile(
+                    gradient, columns, tile, geometry, scratch, factor, coefficients, STATISTIC, ALONG, LANES
+                )
 
 
 @triton.jit
@@ -331,9 +333,7 @@ def measure(
         arrays, aligned, bits = _arrays(table, tensor, tensors, start, DTYPES, ALONG)
         ends = _ends(bits, left, geometry, ALONG, BLOCK)
         place = _place(geometry, scratch, start, ALONG)
-        totals = _measured(
-            arrays, aligned, ends, place, factor, coefficients, MEASURE, TERMS, ALONG, BLOCK
-        )
+        totals = _measured(arrays, aligned, ends, place, factor, coefficients, MEASURE, TERMS, ALONG, BLOCK)
         sums = scratch + tl.load(geometry + SUMS) + index.to(tl.int64) * TERMS
         for i in tl.static_range(TERMS):
             tl.store(sums + i, totals[i])
@@ -553,7 +553,11 @@ def _place(geometry, scratch, start, ALONG: tl.constexpr):
     """Where the element `start` is in its matrix, and what stands in the place of reduced states."""
     place = ()
     if ALONG != "none":
-        batch, rows, columns = tl.load(geometry + BATCH), tl.load(geometry + ROWS), tl.load(geometry + COLUMNS)
+        batch, rows, columns = (
+            tl.load(geometry + BATCH),
+            tl.load(geometry + ROWS),
+            tl.load(geometry + COLUMNS),
+        )
         of_rows, of_columns = _floats(scratch, geometry, OF_ROWS), _floats(scratch, geometry, OF_COLUMNS)
         place = (of_rows, of_columns, start // columns, start % columns, batch, rows, columns)
     return place

@@ -1,4 +1,4 @@
-"""Triton's kernels of rules that reduce, under its interpreter: close to float64, and the same bits always."""
+"""Triton's kernels of rules that reduce, interpreted: close to float64, and the same bits always."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from test_triton_bits import placed
 
 import danlu
 from cases import EVERY_REDUCING, F32, F64, STORAGES, Case, Storage, values
@@ -22,11 +23,10 @@ from danlu.triton_kernels.reduce import _wraps
 from layouts import Layout, offset
 from runs import Result, run
 from test_reducing import assert_close
-from test_triton_bits import placed
 from training import all_same, copies, everything, give_gradients, parameters
 
-# several chunks, tiles and parts in both directions; tiles of one warp and of eight, of 1 to 32 lanes; chunks that
-# begin inside a row and inside a matrix
+# several chunks, tiles and parts in both directions; tiles of one warp and of eight, of 1 to 32 lanes; chunks
+# that begin inside a row and inside a matrix
 MATRICES = [
     Layout("tiles", (130, 300)),
     Layout("wide", (5, 700)),

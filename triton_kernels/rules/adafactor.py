@@ -1,7 +1,7 @@
 """Adafactor (arXiv:1804.04235); the formula and its presets are in python/danlu/optimizers/adafactor.py.
 
-A rule's `direction` sees the second moment, or in the place of its two averages x of the element's row and y of
-its column: their inverse roots.
+A rule's direction sees the second moment, or in the place of its two averages x of the element's row and y
+of its column: their inverse roots.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def elementwise_momentum(p, g, states, coefficients):
     return m, (v, b, m)
 
 
-# One v and one b for each row of a matrix, or for each column. What the pass over elements sees in their place
-# is what multiplies p and g.
+# One v and one b for each row of a matrix, or for each column. In their place the pass over elements sees
+# what multiplies p and g.
 
 
 @triton.jit

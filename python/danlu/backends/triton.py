@@ -112,9 +112,8 @@ class TritonPart(GpuPart):
             for launch, selection in zip(self.launches, self._selections, strict=True):
                 table = launch.table.send(self._native.table(selection), capturing=capturing)
                 calls.append((launch, (table.view(torch.int64), rows, clip, found_inf, self._row_stride)))
-            if (
-                not self._compiled and not interpreted()
-            ):  # all of them, so that none can fail when others have run
+            # all before the first runs, so that none can fail when others have run
+            if not self._compiled and not interpreted():
                 for launch, arguments in calls:
                     launch.compile(*arguments)
                 self._compiled = True

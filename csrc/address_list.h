@@ -53,6 +53,16 @@ class AddressList : public StepList {
     return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int64_t)};
   }
 
+  // The addresses of a selection's gradients, 0 where there is none; as bytes of int64.
+  py::bytes gradients(int selection) const {
+    std::vector<int64_t> values;
+    for (const int i : selections_.at(selection)) {
+      const Tensor& t = tensors()[i];
+      values.push_back(t.row < 0 ? 0 : int64_t(reinterpret_cast<uintptr_t>(t.g.data)));
+    }
+    return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int64_t)};
+  }
+
  private:
   std::vector<int> num_states_;
   std::vector<std::vector<int>> selections_;

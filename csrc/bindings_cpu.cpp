@@ -147,7 +147,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init<py::object, py::module_, py::object, std::pair<int, int>, bool>())
       .def("advance", &AddressList::advance)
       .def("select", &AddressList::select)
-      .def("table", &AddressList::table);
+      .def("table", &AddressList::table)
+      .def("gradients", &AddressList::gradients);
   step_list_class<CpuStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, std::string>())
       .def("gradient_squares", &CpuStep::gradient_squares)

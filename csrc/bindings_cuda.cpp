@@ -11,6 +11,7 @@
 #include "address_list.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
+#include "cuda/norm.h"
 #include "cuda/pass_list.h"
 #include "cuda/stream.h"
 
@@ -75,6 +76,50 @@ class CudaStep : public AddressList {
                      [&](size_t a, size_t b) { return kernels_[a].second < kernels_[b].second; });
   }
 
+  // How many float64 numbers norm() needs.
+  int64_t num_squares() const {
+    int64_t chunks = 0;
+    for (const Tensor& t : tensors()) chunks += norm_chunks(t);
+    return chunks;
+  }
+
+  // Enqueues the norm over all gradients that gather() read. squares: the address of num_squares() numbers on
+  // the device, norm: of a Norm there, grad_scale: of an fp32 number there, or 0.
+  void norm(uintptr_t stream, uintptr_t squares, uintptr_t norm, double max_norm, uintptr_t grad_scale) {
+    const py::gil_scoped_release nogil;
+    const DeviceGuard guard(device_);
+    const auto on = reinterpret_cast<cudaStream_t>(stream);
+    double* const first = reinterpret_cast<double*>(squares);
+    double* next = first;
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
+      LaunchPacker packer(0, 0, norm_chunk, nullptr);
+      const auto enqueue = [&] {
+        if (packer.empty()) return;
+        check_launch(launch_squares(dtype, packer.list(), unsigned(packer.num_blocks()), on), names_[first_],
+                     0);
+        packer.clear();
+      };
+      for (size_t i = 0; i < tensors().size(); i++) {
+        const Tensor& t = tensors()[i];
+        if (t.row < 0 || t.size == 0 || t.g.dtype != dtype) continue;
+        Tensor with_sums = {};
+        with_sums.p.data = next;
+        with_sums.g = t.g;
+        with_sums.size = t.size;
+        if (!packer.add(with_sums, nullptr)) {
+          enqueue();
+          packer.add(with_sums, nullptr);
+        }
+        if (packer.num_tensors() == 1) first_ = i;
+        next += norm_chunks(t);
+      }
+      enqueue();
+    }
+    check_launch(launch_norm(first, next - first, max_norm, reinterpret_cast<const float*>(grad_scale),
+                             reinterpret_cast<Norm*>(norm), on),
+                 names_[0], 0);
+  }
+
   // Enqueues the element-wise step on a stream, counts the step for all tensors, and returns the number of
   // launches, with the `launches` that were made before. rows: as CpuStep::run, without counters on the
   // device; then device_rows is the address of an fp32 row for each tensor added. clip, found_inf: addresses
@@ -115,6 +160,8 @@ class CudaStep : public AddressList {
         kernel.launch(packer.list(), unsigned(packer.num_blocks()), reinterpret_cast<cudaStream_t>(stream)),
         names_[first_], launches);
   }
+
+  static int64_t norm_chunks(const Tensor& t) { return (t.size + norm_chunk - 1) / norm_chunk; }
 
   int device_;
   std::vector<std::pair<const CudaRule*, const CudaKernel*>> kernels_;  // of each tensor
@@ -184,11 +231,12 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
   m.def("reduction", &reduction, "What a rule sums before its step; None if nothing.");
   m.attr("geometry_fields") = split_names(geometry_fields);
-  m.def("rounded_rows", &rounded_rows, "Rows of numbers as bytes of fp32, padded to a common length.");
   step_list_class<CudaStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, int, bool>())
       .def("select", &CudaStep::select)
       .def("table", &CudaStep::table)
+      .def("num_squares", &CudaStep::num_squares)
+      .def("norm", &CudaStep::norm)
       .def("run", &CudaStep::run);
   py::class_<PassList>(m, "PassList", py::module_local())
       .def(py::init<std::string, std::vector<std::string>, std::string, int, int, uintptr_t, uintptr_t>())

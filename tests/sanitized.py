@@ -39,7 +39,7 @@ def main() -> None:
                     set_gradient(p, exact(values(shape, 9 + i, wild=False).to(storage.grad), shift))
                     params.append(p)
             groups = [{"params": params[::2]}, {"params": params[1::2], "lr": 1e-4}]
-            opt = case.make(groups, backend="cuda", state_dtype=storage.moment)
+            opt = case.make(groups, backend="cuda", state_dtype=storage.moment, max_grad_norm=1.0)
             for _ in range(2):
                 opt.step()
             assert {row.backend for row in opt.backend_report()} == {"cuda"}

@@ -69,28 +69,16 @@ struct Elements {
   }
 };
 
-// The tensor and the chunk of it that a block has.
-template <class Rule, class F, class S>
-__device__ __forceinline__ Span<Rule, F> find_span(const LaunchList& list, uint32_t block, int& row) {
+template <class Rule, class F>
+__device__ __forceinline__ Span<Rule, F> span_of(const LaunchList& list, const Chunk& chunk) {
   constexpr int states = Rule::num_states;
-  int tensor = 0;
-  for (int end = list.num_tensors; end - tensor > 1;) {
-    const int middle = (tensor + end) / 2;
-    if (list.first_chunk<states>(middle) <= block)
-      tensor = middle;
-    else
-      end = middle;
-  }
-  const uint64_t packed = list.packed<states>(tensor);
-  const uint32_t next = tensor + 1 < list.num_tensors ? list.first_chunk<states>(tensor + 1) : gridDim.x;
-  const int64_t offset = int64_t(block - uint32_t(packed >> 32)) * S::chunk_size;
-  row = LaunchList::row(packed);
+  const auto pointer = [&](int which) { return list.pointer<states>(chunk.tensor, which); };
   Span<Rule, F> span;
-  span.p = reinterpret_cast<typename F::P*>(list.pointer<states>(tensor, 0)) + offset;
-  span.g = reinterpret_cast<const typename F::G*>(list.pointer<states>(tensor, 1)) + offset;
-  span.m = reinterpret_cast<typename F::M*>(list.pointer<states>(tensor, 2)) + offset;
-  if constexpr (states > 1) span.v = reinterpret_cast<float*>(list.pointer<states>(tensor, 3)) + offset;
-  span.size = block + 1 < next ? S::chunk_size : LaunchList::last_size(packed);
+  span.p = reinterpret_cast<typename F::P*>(pointer(0)) + chunk.offset;
+  span.g = reinterpret_cast<const typename F::G*>(pointer(1)) + chunk.offset;
+  span.m = reinterpret_cast<typename F::M*>(pointer(2)) + chunk.offset;
+  if constexpr (states > 1) span.v = reinterpret_cast<float*>(pointer(3)) + chunk.offset;
+  span.size = chunk.size;
   return span;
 }
 
@@ -104,9 +92,9 @@ template <class Rule, class F, class S>
 __global__ void __launch_bounds__(S::threads, S::min_blocks)
     step_kernel(const LaunchList __grid_constant__ list) {
   if (list.found_inf && *list.found_inf != 0.f) return;
-  int row_index;
-  const Span<Rule, F> span = find_span<Rule, F, S>(list, blockIdx.x, row_index);
-  const Row<Rule> row = load_row<Rule>(list, row_index);
+  const Chunk chunk = find_chunk<Rule::num_states>(list, blockIdx.x, gridDim.x, S::chunk_size);
+  const Span<Rule, F> span = span_of<Rule, F>(list, chunk);
+  const Row<Rule> row = load_row<Rule>(list, chunk.row);
   const bool store_params = row.header.store_params != 0.f;
 
   // Neighbouring threads take neighbouring packs of the narrowest format.

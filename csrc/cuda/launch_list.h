@@ -51,6 +51,31 @@ struct LaunchList {
 
 static_assert(sizeof(LaunchList) <= LaunchList::parameter_bytes);
 
+// The part of a tensor that one block has.
+struct Chunk {
+  int tensor, row;
+  int64_t offset;  // of its first element
+  int size;
+};
+
+template <int num_states>
+__host__ __device__ inline Chunk find_chunk(const LaunchList& list, uint32_t block, uint32_t blocks,
+                                            int chunk_size) {
+  int tensor = 0;
+  for (int end = list.num_tensors; end - tensor > 1;) {
+    const int middle = (tensor + end) / 2;
+    if (list.first_chunk<num_states>(middle) <= block)
+      tensor = middle;
+    else
+      end = middle;
+  }
+  const uint64_t packed = list.packed<num_states>(tensor);
+  const uint32_t next = tensor + 1 < list.num_tensors ? list.first_chunk<num_states>(tensor + 1) : blocks;
+  const int64_t offset = int64_t(block - uint32_t(packed >> 32)) * chunk_size;
+  const int size = block + 1 < next ? chunk_size : LaunchList::last_size(packed);
+  return {tensor, LaunchList::row(packed), offset, size};
+}
+
 // Fills one launch's list after the other.
 class LaunchPacker {
  public:

@@ -6,11 +6,12 @@
 #include "../rule_traits.h"
 #include "formats.cuh"
 #include "passes.h"
+#include "sums.cuh"
 
 namespace danlu {
 namespace DANLU_ISA {
 
-constexpr int pass_threads = 256, warp_size = 32, pass_warps = pass_threads / warp_size;
+constexpr int pass_threads = 256, pass_warps = pass_threads / warp_size;
 constexpr int pass_chunk = 16384;               // elements of a block in a pass over elements
 constexpr int lane_columns = 8, lane_rows = 8;  // that a thread sums at once
 constexpr int part_rows = 256;                  // of a matrix, averaged by one warp
@@ -60,32 +61,6 @@ __device__ __forceinline__ float* reduced_state(const Pass& pass, const Job<Rule
 __device__ __forceinline__ double* doubles(const Pass& pass, int64_t place) { return pass.scratch + place; }
 __device__ __forceinline__ float* floats(const Pass& pass, int64_t place) {
   return reinterpret_cast<float*>(pass.scratch + place);
-}
-
-__device__ __forceinline__ double warp_sum(double x) {
-#pragma unroll
-  for (int distance = warp_size / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
-  return x;
-}
-
-// Of each of n numbers over the block, in thread 0.
-template <int n>
-__device__ __forceinline__ void block_sums(double (&x)[n]) {
-  SHARED_ARRAY(double, partial, n* pass_warps);
-  const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
-#pragma unroll
-  for (int j = 0; j < n; j++) {
-    x[j] = warp_sum(x[j]);
-    if (lane == 0) partial[j * pass_warps + warp] = x[j];
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-#pragma unroll
-    for (int j = 0; j < n; j++) {
-      x[j] = partial[j * pass_warps];
-      for (int i = 1; i < pass_warps; i++) x[j] += partial[j * pass_warps + i];
-    }
-  }
 }
 
 // ---- statistics: sums over the tiles of matrices ----
@@ -651,7 +626,7 @@ __global__ void __launch_bounds__(pass_threads, resident_blocks<Rule>)
   double totals[count];
 #pragma unroll
   for (int j = 0; j < count; j++) totals[j] = sums[j];
-  block_sums(totals);
+  block_sums<pass_threads>(totals);
   if (threadIdx.x > 0) return;
 #pragma unroll
   for (int j = 0; j < count; j++) store(doubles(pass, t.sums) + int64_t(job.index) * count + j, totals[j]);
@@ -670,7 +645,7 @@ __global__ void __launch_bounds__(pass_threads) settle_kernel(const Pass __grid_
 #pragma unroll
       for (int j = 0; j < count; j++) totals[j] += load(doubles(pass, t.sums) + i * count + j);
   }
-  block_sums(totals);
+  block_sums<pass_threads>(totals);
   if (threadIdx.x > 0) return;
   const typename Rule::Factors factors = Rule::settle(totals, t.size, job.row.k);
   static_assert(sizeof factors <= most_factors * sizeof(float));

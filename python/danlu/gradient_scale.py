@@ -39,6 +39,11 @@ class GradientScale:
     def clips(self) -> bool:
         return self._optimizer._max_grad_norm is not None
 
+    @property
+    def unscaled(self) -> bool:
+        """Whether the factor is 1."""
+        return self._grad_scale is None and not self.clips
+
     def skips(self) -> bool:
         """Whether some gradient is not finite, and the step must change nothing."""
         return self._found_inf is not None and float(self._found_inf) != 0
@@ -54,20 +59,22 @@ class GradientScale:
         return self._factor
 
     def factor_on(self, device: torch.device) -> torch.Tensor:
-        """`factor` as a float64 tensor, with no synchronization."""
+        """`factor` as a float32 tensor, with no synchronization."""
         factor = torch.ones((), dtype=torch.float64, device=device)
         if self._grad_scale is not None:
             factor = factor / _scalar_on(device, self._grad_scale)
         if self.clips:
             squares = sum(_scalar_on(device, part) for part in self._squares)
             factor = factor / (_scalar_on(device, squares).sqrt() * factor / self._max_norm).clamp(min=1.0)
-        return factor
+        return factor.float()
+
+    def grad_scale_on(self, device: torch.device) -> torch.Tensor | None:
+        """float32; None for 1."""
+        return None if self._grad_scale is None else _scalar_on(device, self._grad_scale, torch.float32)
 
     def found_inf_on(self, device: torch.device) -> torch.Tensor | None:
         """float32, not 0 where the step must change nothing; None if nobody has looked."""
-        if self._found_inf is None:
-            return None
-        return _scalar_on(device, self._found_inf).float()
+        return None if self._found_inf is None else _scalar_on(device, self._found_inf, torch.float32)
 
     @functools.cached_property
     def _squares(self) -> list[torch.Tensor | float]:
@@ -84,7 +91,7 @@ def is_on_device(value: object) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_cpu
 
 
-def _scalar_on(device: torch.device, value: object) -> torch.Tensor:
+def _scalar_on(device: torch.device, value: object, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
-        return value.to(device=device, dtype=torch.float64).reshape(())
-    return torch.full((), float(value), dtype=torch.float64, device=device)  # type: ignore[arg-type]
+        return value.to(device=device, dtype=dtype).reshape(())
+    return torch.full((), float(value), dtype=dtype, device=device)  # type: ignore[arg-type]

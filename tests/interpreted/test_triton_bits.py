@@ -96,9 +96,10 @@ def test_offsets_beyond_32_bits(size: int, monkeypatch: pytest.MonkeyPatch) -> N
 
     def run_some(launch: _Launch, *arguments: object) -> None:
         chunks = sorted({place // CHUNK for place in places})
-        launch._chunk_indices = torch.tensor(chunks, dtype=torch.int32)
-        launch._chunk_tensors = torch.zeros(len(chunks), dtype=torch.int32)
-        launch.programs = len(chunks)
+        some, (sizes, *_) = launch._chunks, launch._chunks.tensors
+        indices = torch.tensor(chunks, dtype=torch.int32)
+        some.tensors = (sizes, torch.zeros_like(indices), indices)
+        some.programs = len(chunks)
         run_all(launch, *arguments)
 
     monkeypatch.setattr(_Launch, "run", run_some)
@@ -128,7 +129,7 @@ def test_one_launch_for_each_combination_of_dtypes() -> None:
         for i, p in enumerate(params):
             p.grad = values(p.shape, 10 * t + i, wild=False).to(p.dtype)
         opt.step()
-    assert [launch.programs for launch in part_of(opt).launches] == [3, 2]
+    assert [launch._chunks.programs for launch in part_of(opt).launches] == [3, 2]
 
 
 def test_tables_travel_only_when_they_change() -> None:
@@ -138,16 +139,16 @@ def test_tables_travel_only_when_they_change() -> None:
         opt.step()
     part = part_of(opt)
     (launch,) = part.launches
-    assert (launch.table.sent, part._row_table.sent) == (1, 1)
+    assert (launch.table.sent, part._row_mirror.sent) == (1, 1)
     opt.param_groups[0]["lr"] = 0.5
     opt.step()
-    assert (launch.table.sent, part._row_table.sent) == (1, 2)
+    assert (launch.table.sent, part._row_mirror.sent) == (1, 2)
     parameters(opt)[1].grad = values(parameters(opt)[1].shape, 3)
     opt.step()
-    assert (launch.table.sent, part._row_table.sent) == (2, 2)
+    assert (launch.table.sent, part._row_mirror.sent) == (2, 2)
     parameters(opt)[0].grad = None
     opt.step()
-    assert (launch.table.sent, part._row_table.sent) == (3, 2)
+    assert (launch.table.sent, part._row_mirror.sent) == (3, 2)
 
 
 @every_case

@@ -14,7 +14,6 @@ import torch
 
 from ..sharding import dtensor_type
 from .gpu import GpuPart
-from .mirror import Mirror
 from .native import exchange_api, refusal_of_tensors
 from .reducing import ReducingTensors, group_bytes, reducing_tensors
 from .schedule import Reduction
@@ -101,16 +100,16 @@ class CudaPart(GpuPart):
         self._reducing = reducing_tensors(entries, backend.reduction, group_bytes(device))
         self._passes = [self._pass_list(module, index, tensors) for _, tensors in self._reducing]
         self._selections = [self._native.select(indices) for indices, _ in self._reducing]
-        self._row_table = Mirror(4 * self._row_stride * len(entries), device) if self._reducing else None
+        count = 0 if self._max_norm is None else self._native.num_squares()
+        self._squares = torch.empty(count, dtype=torch.float64, device=device)
 
     def launch(self) -> None:
         stream = self._backend.stream(self.device)
         clip = 0 if self._clip is None else self._clip.data_ptr()
         found_inf = 0 if self._found_inf is None else self._found_inf.data_ptr()
         launches = 0
-        rows = 0 if self._device_rows is None else self._device_rows.table.data_ptr()
-        if self._row_table is not None:
-            table = rows or self._row_table.send(self._rounded_rows()).data_ptr()
+        if self._reducing:
+            table = self.row_table().data_ptr()
             addresses = [
                 tensors.addresses.send(self._native.table(selection), capturing=self.is_capturing())
                 for selection, (_, tensors) in zip(self._selections, self._reducing, strict=True)
@@ -119,12 +118,14 @@ class CudaPart(GpuPart):
                 launches = passes.run(
                     stream, sent.data_ptr(), table, self._row_stride, clip, found_inf, launches
                 )
+        rows = 0 if self._device_rows is None else self._device_rows.table.data_ptr()
         self._native.run(self._rows, stream, rows, clip, found_inf, launches)
 
-    def _rounded_rows(self) -> bytes:
-        assert self._backend.native is not None
-        rounded: bytes = self._backend.native.rounded_rows(self._rows, self._row_stride)
-        return rounded
+    def enqueue_norm(self, result: torch.Tensor, grad_scale: torch.Tensor | None) -> None:
+        assert self._max_norm is not None
+        scale = 0 if grad_scale is None else grad_scale.data_ptr()
+        stream = self._backend.stream(self.device)
+        self._native.norm(stream, self._squares.data_ptr(), result.data_ptr(), self._max_norm, scale)
 
     @staticmethod
     def _pass_list(module: ModuleType, index: int, tensors: ReducingTensors) -> Any:

@@ -45,9 +45,7 @@ class DeviceRows:
         self._step_increments: torch.Tensor | None = None
         self._micro_increments: torch.Tensor | None = None
 
-    def prepare(
-        self, optimizer: FusedOptimizer, factor: torch.Tensor, found_inf: torch.Tensor | None
-    ) -> None:
+    def prepare(self, optimizer: FusedOptimizer, found_inf: torch.Tensor | None) -> None:
         """Computes the rows; writes nothing that a user sees."""
         steps = torch.stack(self._steps).double()
         micro_steps = torch.stack(self._micro_steps).double() if self._cycles else torch.zeros_like(steps)
@@ -56,7 +54,7 @@ class DeviceRows:
             entry = self._entries[begin]
             updates[begin:end] = micro_steps[begin:end] + 1 >= entry.cycle
             columns = self._columns(
-                optimizer, entry, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end], factor
+                optimizer, entry, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end]
             )
             self.table[begin:end, : columns.shape[1]].copy_(columns)
 
@@ -79,14 +77,13 @@ class DeviceRows:
         steps: torch.Tensor,
         micro_steps: torch.Tensor,
         updates: torch.Tensor,
-        factor: torch.Tensor,
     ) -> torch.Tensor:
         """The rows of one span: the engine's two words, then the rule's coefficients."""
         group = optimizer.param_groups[entry.group]
         values = optimizer.fold(group, steps, micro_steps, steps.device, entry.variant)
         self._part.checked_names(entry.rule, values)
         store_params = updates & (optimizer.learning_rate(group, steps.device) != 0)
-        columns = [-factor if group["maximize"] else factor, store_params, *values.values()]
+        columns = [-1.0 if group["maximize"] else 1.0, store_params, *values.values()]
         return torch.stack([_vector(column, steps) for column in columns], 1)
 
 

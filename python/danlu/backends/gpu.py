@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 
 from ..gradient_scale import GradientScale
 from .device_rows import DeviceRows
+from .mirror import Mirror
 from .native import ROW_HEADER, CoefficientNames, NativePart
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ class GpuPart(NativePart):
         on_device = optimizer.counters_on_device
         self._device_rows = DeviceRows(self, entries, self._row_stride) if on_device else None
         self._rows: list[tuple[float, ...]] = []
+        self._sharded = any(entry.sharded for entry in entries)
+        self._max_norm = optimizer._max_grad_norm
+        # of the last norm: its squares, and behind them in float32 the factor
+        self._norm = torch.empty(2, dtype=torch.float64, device=self.device)
         # tensors that the kernels read, kept until the next step
         self._clip: torch.Tensor | None = None
         self._found_inf: torch.Tensor | None = None
@@ -43,14 +49,21 @@ class GpuPart(NativePart):
 
     def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
         if self._device_rows is not None:
+            self._clip = None if scale.unscaled else self._factor(scale)
             self._found_inf = scale.found_inf_on(self.device)
-            self._device_rows.prepare(optimizer, scale.factor_on(self.device), self._found_inf)
+            self._device_rows.prepare(optimizer, self._found_inf)
             return
         if self.is_capturing():
             raise RuntimeError("a step inside a CUDA graph's capture needs capturable=True")
         # a norm stays on the device, so that nothing waits for it; the sign of maximize stays in the row
-        self._clip = scale.factor_on(self.device).float() if scale.clips else None
+        self._clip = self._factor(scale) if scale.clips else None
         self._rows = self.rows(optimizer, 1.0 if scale.clips else scale.factor())
+
+    def gradient_squares(self) -> torch.Tensor | float:
+        if self._sharded:  # needs the other ranks
+            return super().gradient_squares()
+        self.enqueue_norm(self._norm, None)
+        return self._norm[0]
 
     def run(self) -> None:
         active = self.active()
@@ -62,6 +75,31 @@ class GpuPart(NativePart):
     def launch(self) -> None:
         """Enqueues the kernels, and counts the step where the counters are on the host."""
         raise NotImplementedError
+
+    def enqueue_norm(self, result: torch.Tensor, grad_scale: torch.Tensor | None) -> None:
+        """Writes the squares of all gradients, float64, and behind them the factor that unscales and clips,
+        float32. grad_scale: float32 on the device, None for 1.
+        """
+        raise NotImplementedError
+
+    def row_table(self) -> torch.Tensor:
+        """The coefficient rows in the device's memory, fp32."""
+        if self._device_rows is not None:
+            return self._device_rows.table
+        from .. import _cpu
+
+        return self._row_mirror.send(_cpu.rounded_rows(self._rows, self._row_stride)).view(torch.float32)
+
+    @functools.cached_property
+    def _row_mirror(self) -> Mirror:
+        return Mirror(4 * self._row_stride * len(self._entries), self.device)
+
+    def _factor(self, scale: GradientScale) -> torch.Tensor:
+        """What multiplies every gradient, float32; by kernels of this part if all gradients are here."""
+        if not scale.clips or self._sharded or len(scale.parts) > 1:
+            return scale.factor_on(self.device)
+        self.enqueue_norm(self._norm, scale.grad_scale_on(self.device))
+        return self._norm.view(torch.float32)[2]
 
     def is_capturing(self) -> bool:
         return self.device.type == "cuda" and bool(torch.cuda.is_current_stream_capturing())

@@ -17,6 +17,7 @@ from .cpu import CPU
 from .gpu import GpuPart
 from .mirror import Mirror
 from .native import STORED, exchange_api, refusal_of_tensors
+from .triton_norm import ChunkMap, GradientNorm
 from .triton_reduce import ReducingLaunches
 
 if TYPE_CHECKING:
@@ -91,23 +92,27 @@ class TritonPart(GpuPart):
                 alike.setdefault((entry.rule, entry.dtypes), []).append(i)
         self.launches = [_launches([entries[i] for i in indices]) for indices in alike.values()]
         self._selections = [self._native.select(indices) for indices in alike.values()]
-        self._row_table = Mirror(4 * self._row_stride * len(entries), device)
+        self._gradient_norm = None
+        if self._max_norm is not None:
+            self._gradient_norm = GradientNorm(
+                self._native,
+                entries,
+                self._max_norm,
+                _engine().CHUNK_SIZE,
+                lambda dtype: _kinds((dtype,))[0],
+                lambda dtype: _block_size((dtype,), device),
+                _options(),
+            )
         self._one = torch.ones((), device=device)
         self._zero = torch.zeros((), device=device)
         self._compiled = False
 
     def launch(self) -> None:
         capturing = self.is_capturing()
-        if self._device_rows is None:
-            from .. import _cpu
-
-            data = _cpu.rounded_rows(self._rows, self._row_stride)
-            rows = self._row_table.send(data).view(torch.float32)
-        else:
-            rows = self._device_rows.table
+        rows = self.row_table()
         clip = self._one if self._clip is None else self._clip
         found_inf = self._zero if self._found_inf is None else self._found_inf
-        with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
+        with self._current_device():
             calls = []
             for launch, selection in zip(self.launches, self._selections, strict=True):
                 table = launch.table.send(self._native.table(selection), capturing=capturing)
@@ -120,6 +125,14 @@ class TritonPart(GpuPart):
             for launch, arguments in calls:
                 launch.run(*arguments)
         self._native.advance()
+
+    def enqueue_norm(self, result: torch.Tensor, grad_scale: torch.Tensor | None) -> None:
+        assert self._gradient_norm is not None
+        with self._current_device():
+            self._gradient_norm.enqueue(result, grad_scale, capturing=self.is_capturing())
+
+    def _current_device(self) -> torch.cuda.device:
+        return torch.cuda.device(self.device if self.device.type == "cuda" else -1)
 
 
 def _launches(entries: Sequence[Entry]) -> _Launch | ReducingLaunches:
@@ -138,13 +151,8 @@ class _Launch:
 
     def __init__(self, rule: str, dtypes: tuple[str, ...], sizes: list[int], device: torch.device) -> None:
         engine = _engine()
-        chunks = [-(-size // engine.CHUNK_SIZE) for size in sizes]
-        self.programs = sum(chunks)
-        tensors = [i for i, count in enumerate(chunks) for _ in range(count)]
-        self._chunk_tensors = torch.tensor(tensors, dtype=torch.int32, device=device)
-        within = [c for count in chunks for c in range(count)]
-        self._chunk_indices = torch.tensor(within, dtype=torch.int32, device=device)
-        self._sizes = torch.tensor(sizes, dtype=torch.int64, device=device)
+        self._tensors = len(sizes)
+        self._chunks = ChunkMap(sizes, engine.CHUNK_SIZE, device)
         self.table = Mirror(8 * (len(dtypes) + 1) * len(sizes), device)
         found = _rule(rule)
         self._constants: dict[str, Any] = dict(
@@ -157,10 +165,10 @@ class _Launch:
         )
 
     def compile(self, *arguments: Any) -> None:
-        _engine().step_kernel.warmup(*self._all(*arguments), grid=(self.programs,), **self._constants)
+        _engine().step_kernel.warmup(*self._all(*arguments), grid=(self._chunks.programs,), **self._constants)
 
     def run(self, *arguments: Any) -> None:
-        _engine().step_kernel[(self.programs,)](*self._all(*arguments), **self._constants)
+        _engine().step_kernel[(self._chunks.programs,)](*self._all(*arguments), **self._constants)
 
     def _all(
         self,
@@ -170,8 +178,7 @@ class _Launch:
         found_inf: torch.Tensor,
         stride: int,
     ) -> tuple[Any, ...]:
-        maps = (self._sizes, self._chunk_tensors, self._chunk_indices)
-        return (table, *maps, rows, clip, found_inf, len(self._sizes), stride)
+        return (table, *self._chunks.tensors, rows, clip, found_inf, self._tensors, stride)
 
 
 @functools.cache

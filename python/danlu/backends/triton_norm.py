@@ -1,0 +1,90 @@
+"""Launches of the Triton kernels that take the norm over all gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .mirror import Mirror
+
+if TYPE_CHECKING:
+    from .._cpu import AddressList
+    from ..plan import Entry
+
+
+class ChunkMap:
+    """Which chunk of which tensor each program takes; `tensors`: sizes, chunk_tensors, chunk_indices."""
+
+    def __init__(self, sizes: Sequence[int], chunk_size: int, device: torch.device) -> None:
+        chunks = [-(-size // chunk_size) for size in sizes]
+        self.programs = sum(chunks)
+        tensors = [i for i, count in enumerate(chunks) for _ in range(count)]
+        within = [c for count in chunks for c in range(count)]
+        self.tensors = (
+            torch.tensor(sizes, dtype=torch.int64, device=device),
+            torch.tensor(tensors, dtype=torch.int32, device=device),
+            torch.tensor(within, dtype=torch.int32, device=device),
+        )
+
+
+class GradientNorm:
+    """The norm over the gradients of a native list of parameters: a launch for each dtype, and one more.
+
+    kind: Triton's dtype of a name; block: elements of a turn for dtypes; options: of the compiler.
+    """
+
+    def __init__(
+        self,
+        native: AddressList,
+        entries: Sequence[Entry],
+        max_norm: float,
+        chunk_size: int,
+        kind: Callable[[str], Any],
+        block: Callable[[str], int],
+        options: dict[str, Any],
+    ) -> None:
+        device = entries[0].param.device
+        self._native = native
+        self._options = options
+        self._max_norm = torch.full((), max_norm, dtype=torch.float64, device=device)
+        self._one = torch.ones((), device=device)
+        alike: dict[str, list[int]] = {}
+        for i, entry in enumerate(entries):
+            if math.prod(entry.shape):
+                alike.setdefault(entry.dtypes[1], []).append(i)
+        self._launches = []
+        for dtype, indices in alike.items():
+            chunks = ChunkMap([math.prod(entries[i].shape) for i in indices], chunk_size, device)
+            constants = dict(DTYPE=kind(dtype), BLOCK=block(dtype), CHUNK=chunk_size, **options)
+            addresses = Mirror(8 * len(indices), device)
+            self._launches.append(_Squares(native.select(indices), addresses, chunks, constants))
+        programs = sum(launch.chunks.programs for launch in self._launches)
+        self._sums = torch.zeros(programs, dtype=torch.float64, device=device)
+
+    def enqueue(self, result: torch.Tensor, grad_scale: torch.Tensor | None, *, capturing: bool) -> None:
+        """Writes the squares, float64, and behind them the factor that unscales and clips, float32."""
+        from ..triton_kernels import norm
+
+        begin = 0
+        for launch in self._launches:
+            addresses = launch.addresses.send(self._native.gradients(launch.selection), capturing=capturing)
+            sums = self._sums[begin:]
+            begin += launch.chunks.programs
+            arguments = (addresses.view(torch.int64), *launch.chunks.tensors, sums)
+            norm.squares[(launch.chunks.programs,)](*arguments, **launch.constants)
+        scale = self._one if grad_scale is None else grad_scale
+        norm.norm[(1,)](self._sums, begin, self._max_norm, scale, result, **self._options)
+
+
+@dataclass
+class _Squares:
+    """The gradients of one dtype."""
+
+    selection: int
+    addresses: Mirror
+    chunks: ChunkMap
+    constants: dict[str, Any]

@@ -53,9 +53,9 @@ def flags() -> list[str]:
 
 @functools.cache
 def compiled(rule: str, kind: str, architecture: int) -> Path:
-    """The cubin or PTX of a rule's instance file, or of stream.cu."""
-    if rule == "stream":
-        source = ROOT / "csrc/cuda/stream.cu"
+    """The cubin or PTX of a rule's instance file, or of stream.cu or norm.cu."""
+    if rule in ("stream", "norm"):
+        source = ROOT / f"csrc/cuda/{rule}.cu"
     else:
         reducing, _, struct, header = next(r for r in LISTED if r[1] == rule)
         text = (ROOT / "csrc/cuda/instance.cu.in").read_text()
@@ -257,3 +257,18 @@ def test_the_stream_is_all_wide_accesses(architecture: int) -> None:
         # the values behind the last whole pack, for each written array
         rest = Counter((op, bits) for _, op, bits in kernel.accesses if bits != 128)
         assert rest == {("LDG", 32): 2 * written, ("STG", 32): written}
+
+
+@every_architecture
+def test_the_norm_reads_wide(architecture: int) -> None:
+    found = functions(compiled("norm", "cubin", architecture))
+    assert len(found) == 4  # squares of three dtypes, the factor
+    for kernel, name in zip(found, demangled([f.name for f in found]), strict=True):
+        assert (kernel.stack, kernel.local) == (0, 0)
+        assert {op for _, op, _ in kernel.accesses} <= {*GLOBAL, "LDS", "STS"}
+        if dtype := re.search(r"squares_kernel<([^>]*)>", name):
+            assert kernel.registers <= (32 if architecture < 100 else 64)
+            assert kernel.hot_loop() == {("LDG", 128): 4}
+            assert {("LDG", 8 * TYPES[dtype[1]].itemsize): 1} in [kernel.within(loop) for loop in kernel.loops]
+        else:
+            assert kernel.hot_loop() == {("LDG", 64): 8}

@@ -267,8 +267,10 @@ def test_the_norm_reads_wide(architecture: int) -> None:
         assert (kernel.stack, kernel.local) == (0, 0)
         assert {op for _, op, _ in kernel.accesses} <= {*GLOBAL, "LDS", "STS"}
         if dtype := re.search(r"squares_kernel<([^>]*)>", name):
-            assert kernel.registers <= (32 if architecture < 100 else 64)
+            # all the threads that a multiprocessor holds; for sm_100 nvcc converts far ahead
+            assert kernel.registers <= (32 if architecture < 100 else 80)
             assert kernel.hot_loop() == {("LDG", 128): 4}
-            assert {("LDG", 8 * TYPES[dtype[1]].itemsize): 1} in [kernel.within(loop) for loop in kernel.loops]
+            one = {("LDG", 8 * TYPES[dtype[1]].itemsize): 1}
+            assert one in [kernel.within(loop) for loop in kernel.loops]
         else:
             assert kernel.hot_loop() == {("LDG", 64): 8}

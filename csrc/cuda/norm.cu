@@ -19,8 +19,7 @@ __device__ __forceinline__ void add_squares(const float (&x)[n], double& sum) {
 }
 
 template <class G>
-__global__ void __launch_bounds__(squares_threads, 4)
-    squares_kernel(const LaunchList __grid_constant__ list) {
+__global__ void __launch_bounds__(squares_threads) squares_kernel(const LaunchList __grid_constant__ list) {
   constexpr int width = Pack<G>::size, stride = squares_threads * width;
   constexpr int together = 4;  // packs that are loaded before the first is used
   const Chunk chunk = find_chunk<0>(list, blockIdx.x, gridDim.x, norm_chunk);

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from danlu.backends.reducing import group_bytes
 from danlu.backends.schedule import (
     CHUNK_SIZE,
     COLUMNS_OF_BLOCK,
@@ -159,3 +162,24 @@ def test_rows_by_themselves() -> None:
 
 def test_kernels_read_these_fields(cuda: Emulated) -> None:
     assert cuda.native.geometry_fields == FIELDS
+
+
+@pytest.mark.parametrize(
+    ("l2_megabytes", "clock", "bits", "grouped"),
+    [
+        pytest.param(50, 2_619_000, 5120, False, id="H100"),  # 3.4 TB/s
+        pytest.param(40, 1_593_000, 5120, False, id="A100"),  # 2.0 TB/s
+        pytest.param(72, 10_501_000, 384, True, id="RTX 4090"),  # 1.0 TB/s
+        pytest.param(48, 6_251_000, 192, True, id="L4"),  # 0.3 TB/s
+        pytest.param(50, 0, 0, False, id="unknown"),
+    ],
+)
+def test_groups_where_the_cache_is_large_for_its_memory(
+    l2_megabytes: int, clock: int, bits: int, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = SimpleNamespace(
+        L2_cache_size=l2_megabytes << 20, memory_clock_rate=clock, memory_bus_width=bits
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert group_bytes(torch.device("cuda", 0)) == (l2_megabytes << 19 if grouped else 2**30)
+    assert group_bytes(torch.device("cpu")) == math.inf

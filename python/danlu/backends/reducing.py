@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 # of the L2 cache, for the gradients of a group: what the passes read beside them has to fit, too
 GRADIENTS_SHARE = 0.5
+# what the passes of a group take beyond their bytes, in seconds: launches that wait for one another
+GROUP_SECONDS = 25e-6
+# where the cache is too small for the memory's speed: keeps the scratch small, costs few launches
+GROUP_BYTES = 2**30
 
 
 class ReducingTensors:
@@ -64,7 +68,14 @@ def reducing_tensors(
 
 
 def group_bytes(device: torch.device) -> float:
-    """Of gradients that shall stay in the device's L2 cache."""
+    """Of gradients that go through all passes together.
+
+    Those that the L2 cache holds, if reading them from there twice saves more time than a group costs.
+    """
     if device.type != "cuda":
         return math.inf
-    return GRADIENTS_SHARE * torch.cuda.get_device_properties(device).L2_cache_size
+    properties = torch.cuda.get_device_properties(device)
+    cached = GRADIENTS_SHARE * properties.L2_cache_size
+    clock, width = (getattr(properties, name, 0) for name in ("memory_clock_rate", "memory_bus_width"))
+    bytes_per_second = 2e3 * clock * width / 8 or math.inf  # at both edges of a clock in kHz
+    return cached if 2 * cached / bytes_per_second > GROUP_SECONDS else GROUP_BYTES

@@ -1,5 +1,5 @@
 // The passes of rules that reduce, on a GPU. Knows no optimizer. All sums are taken in an order that follows
-// from the shapes: up to 4,096 elements in fp32, everything after that in float64.
+// from the shapes: up to 512 elements in fp32, everything after that in float64.
 #pragma once
 #include <type_traits>
 
@@ -144,7 +144,6 @@ __global__ void __launch_bounds__(pass_threads, 2) collect_kernel(const Pass __g
               load_packs(from + (k + i) * (rows_at_once * stride), values[i]);
 #pragma unroll
           for (int i = 0; i < together; i++) add_row(job.row, values[i], rows[k + i], columns);
-          asm volatile("" ::: "memory");  // more loads at once would take more registers
         }
       } else {
 #pragma unroll 1

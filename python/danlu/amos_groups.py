@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from . import checks
+from .model_parameters import CONVOLUTIONS, Patterns, kind, owned_parameters, table
 from .optimizers.amos import check_dims, reduced_dims
 
 Dims = tuple[int, ...] | None
@@ -128,48 +128,6 @@ class AmosGroups(list[dict[str, Any]]):
         return table([("parameter", "shape", "rule", "eta", "reduce_dims"), *rows])
 
 
-# What amos_strategy needs, too.
-
-
-def owned_parameters(model: nn.Module) -> list[tuple[list[tuple[str, nn.Module]], nn.Parameter]]:
-    """Each parameter once, with its names and the modules that own it."""
-    found: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, p in module.named_parameters(path, recurse=False, remove_duplicate=False):
-            found.setdefault(p, []).append((name, module))
-    return [(owners, p) for p, owners in found.items()]
-
-
-Value = TypeVar("Value")
-
-
-class Patterns:
-    """Overrides by regular expressions, and which of these were found in any name."""
-
-    def __init__(self, option: str, values: Mapping[str, Any]) -> None:
-        self._option = option
-        self._values = dict(values)
-        self._found: set[str] = set()
-
-    def find(self, names: Iterable[str], default: Value) -> Value:
-        """The value of the first pattern that is found in one of the names."""
-        matching = [pattern for pattern in self._values if any(re.search(pattern, name) for name in names)]
-        self._found.update(matching)
-        return self._values[matching[0]] if matching else default
-
-    def check(self) -> None:
-        for pattern in self._values:
-            if pattern not in self._found:
-                raise ValueError(f"{self._option}: the pattern {pattern!r} is found in no parameter's name")
-
-
-def table(rows: Iterable[Sequence[object]]) -> str:
-    """Rows with their columns aligned."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)
-
-
 # The table of the docstring.
 
 
@@ -182,27 +140,22 @@ class Default:
     reduce_dims: Dims
 
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-KERNELS = (nn.Linear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
-
-
 def _default(name: str, module: nn.Module, p: nn.Parameter) -> Default:
-    shape = tuple(p.shape)
-    if "bias" in name.rpartition(".")[2]:
-        return Default("bias", 0.5, None)
-    if isinstance(module, NORMS) or ("Norm" in type(module).__name__ and p.ndim < 2):
-        return Default("norm gain", 1.0, None)
-    if isinstance(module, EMBEDDINGS):
-        return Default("embedding", math.sqrt(2 / max(1, shape[1])), (1,))
-    if isinstance(module, KERNELS) and p.ndim == 2:
-        return Default("kernel", math.sqrt(1 / max(1, shape[1])), (1,))
-    if isinstance(module, nn.modules.conv._ConvNd):
+    rule, shape = kind(name, module, p), tuple(p.shape)
+    if rule == "bias":
+        return Default(rule, 0.5, None)
+    if rule == "norm gain":
+        return Default(rule, 1.0, None)
+    if rule == "embedding":
+        return Default(rule, math.sqrt(2 / max(1, shape[1])), (1,))
+    if isinstance(module, CONVOLUTIONS) and rule == "kernel":
         output = 1 if module.transposed else 0
         others = tuple(d for d in range(p.ndim) if d != output)
         # a transposed one has the inputs of all its groups along one dimension
         inputs = math.prod(shape[d] for d in others) // (module.groups if module.transposed else 1)
-        return Default("kernel", math.sqrt(1 / max(1, inputs)), others)
+        return Default(rule, math.sqrt(1 / max(1, inputs)), others)
+    if rule == "kernel":
+        return Default(rule, math.sqrt(1 / max(1, shape[1])), (1,))
     if p.ndim >= 2:
-        return Default("unknown", math.sqrt(1 / max(1, shape[-1])), None)
-    return Default("unknown", 0.5, None)
+        return Default(rule, math.sqrt(1 / max(1, shape[-1])), None)
+    return Default(rule, 0.5, None)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from . import checks
-from .amos_groups import Patterns, owned_parameters, table
+from .model_parameters import Patterns, owned_parameters, table
 
 
 def amos_strategy(

@@ -72,6 +72,12 @@ def test_numbers_whose_squares_fp32_does_not_hold() -> None:
     assert measured([torch.zeros(5)]) == (0.0, 1.0)
 
 
+def test_many_sums() -> None:
+    """More than the last block has threads, and than a launch has gradients."""
+    assert measured([torch.ones(3) for _ in range(4099)])[0] == 3 * 4099
+    assert measured([torch.ones(CHUNK * 1100 + 1)])[0] == CHUNK * 1100 + 1
+
+
 def test_a_gradient_that_goes_away_no_longer_counts() -> None:
     params = with_gradients([torch.full((CHUNK + 5,), 2.0), torch.ones(9)])
     opt = danlu.Lion(params, backend="cuda", max_grad_norm=1.0)
@@ -129,11 +135,12 @@ def test_with_parameters_elsewhere() -> None:
 
 def test_a_scale_on_the_device() -> None:
     (p,) = with_gradients([torch.full((4,), 1024.0)])
-    opt = danlu.AdamW([p], backend="cuda", max_grad_norm=0.5, capturable=True)
-    opt.grad_scale = torch.tensor([1024.0])  # type: ignore[attr-defined]
-    opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
-    opt.step()
-    assert part_of(opt)._clip == 0.25 / 1024
+    for max_norm, factor in ((0.5, 0.25), (5.0, 1.0)):
+        opt = danlu.AdamW([p], backend="cuda", max_grad_norm=max_norm, capturable=True)
+        opt.grad_scale = torch.tensor([1024.0])  # type: ignore[attr-defined]
+        opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
+        opt.step()
+        assert part_of(opt)._clip == factor / 1024
 
 
 def test_a_launch_that_fails_changes_nothing(cuda: Emulated) -> None:

@@ -14,9 +14,10 @@ import torch
 
 from cases import BF16, CASES, F16, F32, STORAGES, Case, Storage
 from danlu.backends import triton as backend
-from danlu.triton_kernels import engine
+from danlu.backends import triton_reduce
+from danlu.triton_kernels import engine, norm, reduce
 from danlu.triton_kernels.rules import RULES
-from machine_code import GENERIC, LOCAL, functions
+from machine_code import GENERIC, LOCAL, Function, functions
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -116,6 +117,179 @@ def test_code_for_amd(rule: str, storage: Storage) -> None:
     wide = {4} if len({dtype.itemsize for dtype in dtypes_of(rule, storage)}) == 1 else {2, 4}
     assert {int(width) for kind, width in widths if kind == "store"} >= {max(wide)}
     assert {int(width) for _, width in widths} & wide
+
+
+# rules that reduce
+
+REDUCING = [name for name, rule in RULES.items() if rule.reduction is not None]
+PASS_POINTERS = {
+    **{"table": "*i64", "geometries": "*i64", "places": "*i32", "scratch": "*fp64"},
+    **{"rows": "*fp32", "clip": "*fp32", "found_inf": "*fp32"},
+}
+
+
+def states_of(rule: str, storage: Storage) -> list[torch.dtype]:
+    if rule == "lamb":
+        return [storage.moment, F32]
+    if rule.startswith("tiger"):
+        return [storage.moment]
+    full = [F32] if RULES[rule].reduction.along == "none" else [F32, F32]
+    return full + [storage.moment] * rule.endswith("momentum")
+
+
+def reduced_of(rule: str) -> int:
+    """How many of the states are averages."""
+    return 0 if RULES[rule].reduction.along == "none" else 2
+
+
+def passes_of(rule: str) -> list[str]:
+    reduction = RULES[rule].reduction
+    if reduction.row_by_row:
+        return ["rows"]
+    statistics = ["collect", "average"] if reduction.along != "none" else []
+    statistics += ["spread"] if reduction.along == "both" else []
+    return [*statistics, *(["measure", "settle"] if reduction.sums else []), "step"]
+
+
+@cache
+def compiled_pass(rule: str, storage: Storage, target: GPUTarget, name: str, lanes: int = 32) -> Any:
+    dtypes = [storage.param, storage.grad, *states_of(rule, storage)]
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    block = engine.block_size((*names[:2], *names[2 + reduced_of(rule) :]), target.warp_size)
+    kinds = tuple(KINDS[dtype] for dtype in dtypes)
+    constants = triton_reduce.constants(RULES[rule], kinds, block, dict(engine.OPTIONS))[name]
+    options = {key: constants.pop(key) for key in (*engine.OPTIONS, "maxnreg") if key in constants}
+    if target.backend == "hip":
+        options.pop("maxnreg", None)
+    if name == "collect":
+        constants["LANES"] = lanes
+    kernel = reduce.rows_kernel if name == "rows" else getattr(reduce, name)
+    signature = {
+        **PASS_POINTERS,
+        **dict.fromkeys(reduce.NUMBERS, "i32"),
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    return compiled_for(kernel, signature, constants, target, options)
+
+
+def compiled_for(
+    kernel: Any,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    target: GPUTarget,
+    options: dict[str, Any],
+) -> Any:
+    pointers = sum(kind.startswith("*") for kind in signature.values())
+    aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(pointers)}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=target, options=options)
+
+
+def hot_of_pass(rule: str, name: str, storage: Storage) -> Counter[tuple[str, int]]:
+    """The accesses of a turn of `measure` or `step`, for a thread's 4 or 8 elements."""
+    elementwise = states_of(rule, storage)[reduced_of(rule) :]
+    read = [storage.param, storage.grad, *elementwise]
+    written = [storage.param, *elementwise]
+    elements = 4 if F32 in read else 8
+    if name == "measure":
+        written = []
+        if rule == "tiger_matrix":
+            read = [storage.param]
+        elif rule.startswith("adafactor") and rule.endswith("momentum"):
+            read.pop()
+    along = RULES[rule].reduction
+    found = Counter(("LDG", 8 * elements * dtype.itemsize) for dtype in read)
+    found += Counter(("STG", 8 * elements * dtype.itemsize) for dtype in written)
+    found["LDG", 128] += along.of_columns * elements // 4
+    found["LDG", 32] += along.of_rows * elements
+    return +found
+
+
+def some_passes() -> list[Any]:
+    """Every rule in fp32, some in other formats and for other GPUs."""
+    several = ["adafactor_factored", "adafactor_momentum", "lamb", "tiger_rows", "amos_rows", "amos_columns"]
+    some = [(rule, Storage(F32, F32, F32), HOPPER) for rule in REDUCING]
+    some += [(rule, storage, HOPPER) for rule in several for storage in (MIXED, STORAGES[3])]
+    some += [(rule, MIXED, target) for rule in ("adafactor_factored", "lamb") for target in NVIDIA]
+    return [
+        pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}")
+        for rule, storage, target in dict.fromkeys(some)
+    ]
+
+
+def function_of(kernel: Any, folder: Path) -> Function:
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    (function,) = functions(cubin)
+    return function
+
+
+@pytest.mark.parametrize(("rule", "storage", "target"), some_passes())
+def test_machine_code_of_passes(rule: str, storage: Storage, target: GPUTarget, tmp_path: Path) -> None:
+    for name in passes_of(rule):
+        kernel = compiled_pass(rule, storage, target, name)
+        ptx = kernel.asm["ptx"]
+        assert not re.findall(r"\bfma\.|\bmad\.\w*f\d+|\.ftz|\.approx|\bdiv\.full|\b(?:atom|red)\.", ptx)
+        function = function_of(kernel, tmp_path)
+        assert (function.stack, function.local) == (0, 0), name
+        if name != "average":  # a small launch, whose threads have many sums on their way
+            assert function.registers <= 128, name
+        assert not {op for _, op, _ in function.accesses} & {*LOCAL, *GENERIC}
+        turns = [found for loop in function.loops if (found := function.within(loop))]
+        if name in ("measure", "step"):
+            want = hot_of_pass(rule, name, storage)
+            # perhaps unrolled
+            assert any(
+                found == Counter({k: n * want[k] for k in want}) for found in turns for n in (1, 2, 4)
+            ), name
+        if name == "collect":  # 16 elements of a thread
+            assert any(found["LDG", 128] == storage.grad.itemsize for found in turns)
+        if name == "rows":
+            narrowest = 128 if len({d.itemsize for d in (storage.param, storage.moment)}) == 1 else 64
+            assert any(min(bits for _, bits in found) >= narrowest for found in turns)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16])
+def test_collect_of_narrow_matrices(lanes: int, tmp_path: Path) -> None:
+    for rule in ("adafactor_factored", "amos_rows", "amos_columns"):
+        for storage in (STORAGES[0], MIXED):
+            function = function_of(compiled_pass(rule, storage, HOPPER, "collect", lanes), tmp_path)
+            assert (function.stack, function.local) == (0, 0)
+            turns = [function.within(loop) for loop in function.loops]
+            assert any(found["LDG", 128] == storage.grad.itemsize for found in turns)
+
+
+@pytest.mark.parametrize("rule", ["adafactor_factored", "lamb", "tiger_rows", "amos_columns"])
+def test_passes_for_amd(rule: str) -> None:
+    for name in passes_of(rule):
+        kernel = compiled_pass(rule, MIXED, AMD, name)
+        assert not re.search(r"\bscratch_(load|store)|ScratchSize: [1-9]", kernel.asm["amdgcn"])
+        assert not re.search(r"llvm\.fmuladd|\bcontract\b|\bfast\b", kernel.asm["llir"])
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("target", NVIDIA, ids=lambda t: f"sm{t.arch}")
+def test_the_norm_reads_wide(dtype: torch.dtype, target: GPUTarget, tmp_path: Path) -> None:
+    name = str(dtype).removeprefix("torch.")
+    block = engine.block_size((name,), target.warp_size)
+    constants = dict(DTYPE=KINDS[dtype], BLOCK=block, CHUNK=engine.CHUNK_SIZE)
+    pointers = {"addresses": "*i64", "sizes": "*i64", "chunk_tensors": "*i32", "chunk_indices": "*i32"}
+    signature = {**pointers, "sums": "*fp64", **dict.fromkeys(constants, "constexpr")}
+    kernel = compiled_for(norm.squares, signature, constants, target, dict(engine.OPTIONS))
+    function = function_of(kernel, tmp_path)
+    assert (function.stack, function.local) == (0, 0)
+    assert function.registers <= 64
+    turns = [function.within(loop) for loop in function.loops]
+    assert any(found and set(found) == {("LDG", 128)} for found in turns)
+    signature = {
+        "sums": "*fp64",
+        "count": "i32",
+        "max_norm": "*fp64",
+        "grad_scale": "*fp32",
+        "result": "*fp64",
+    }
+    last = function_of(compiled_for(norm.norm, signature, {}, target, dict(engine.OPTIONS)), tmp_path)
+    assert (last.stack, last.local) == (0, 0)
 
 
 class Driver:

@@ -312,6 +312,7 @@ def measure(
     count,
     reverse,
     MEASURES: tl.constexpr,
+    MEASURES_P: tl.constexpr,
     MEASURE: tl.constexpr,
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
@@ -333,7 +334,12 @@ def measure(
         arrays, aligned, bits = _arrays(table, tensor, tensors, start, DTYPES, ALONG)
         ends = _ends(bits, left, geometry, ALONG, BLOCK)
         place = _place(geometry, scratch, start, ALONG)
-        totals = _measured(arrays, aligned, ends, place, factor, coefficients, MEASURE, TERMS, ALONG, BLOCK)
+        with_p = tl.full((), True, tl.int1)
+        if MEASURES_P is not None:
+            with_p = MEASURES_P(coefficients)
+        totals = _measured(
+            arrays, aligned, ends, place, factor, coefficients, with_p, MEASURE, TERMS, ALONG, BLOCK
+        )
         sums = scratch + tl.load(geometry + SUMS) + index.to(tl.int64) * TERMS
         for i in tl.static_range(TERMS):
             tl.store(sums + i, totals[i])
@@ -465,7 +471,10 @@ def rows_kernel(
         for at in range(0, columns, CHUNK):
             arrays, aligned, bits = _arrays(table, tensor, tensors, r * columns + at, DTYPES, "none")
             ends = _ends(bits, tl.minimum(columns - at, CHUNK).to(tl.int32), geometry, "none", BLOCK)
-            totals = _measured(arrays, aligned, ends, (), factor, coefficients, MEASURE, TERMS, "none", BLOCK)
+            with_p = tl.full((), True, tl.int1)
+            totals = _measured(
+                arrays, aligned, ends, (), factor, coefficients, with_p, MEASURE, TERMS, "none", BLOCK
+            )
             total += totals[0]
         factors = SETTLE((total,), columns, coefficients)
         arrays, aligned, bits = _arrays(table, tensor, tensors, r * columns, DTYPES, "none")
@@ -579,12 +588,13 @@ def _states(arrays, place, offsets, mask, ALONG: tl.constexpr, EVEN: tl.constexp
             matrix = row // rows + _wraps(further, row % rows, rows)
             at = column + offsets - further.to(tl.int64) * columns
             at += matrix * columns
+            second = of_columns + batch * columns
             if EVEN:
                 at = tl.max_contiguous(tl.multiple_of(at, EIGHT), EIGHT)
-            y = of_columns + at
-            states = states + (tl.load(y, mask),)
+                second = tl.multiple_of(second, 16)
+            states = states + (tl.load(of_columns + at, mask),)
             if ALONG == "columns":
-                states = states + (tl.load(y + batch * columns, mask),)
+                states = states + (tl.load(second + at, mask),)
     for i in tl.static_range(len(arrays) - 2):
         states = states + (load(arrays[2 + i] + offsets, mask),)
     return states
@@ -611,6 +621,7 @@ def _measured(
     place,
     factor,
     coefficients,
+    with_p,
     MEASURE: tl.constexpr,
     TERMS: tl.constexpr,
     ALONG: tl.constexpr,
@@ -623,20 +634,20 @@ def _measured(
     if ALONG != "none":
         for at in range(0, even, BLOCK):
             offsets = at + tl.arange(0, BLOCK)
-            terms = _terms(aligned, offsets, None, place, factor, coefficients, MEASURE, ALONG, True)
+            terms = _terms(aligned, offsets, None, place, factor, coefficients, with_p, MEASURE, ALONG, True)
             first += terms[0]
             if TERMS > 1:
                 second += terms[1]
     for at in range(even, full, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        terms = _terms(aligned, offsets, None, place, factor, coefficients, MEASURE, ALONG, False)
+        terms = _terms(aligned, offsets, None, place, factor, coefficients, with_p, MEASURE, ALONG, False)
         first += terms[0]
         if TERMS > 1:
             second += terms[1]
     for at in range(full, left, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
         mask = offsets < left
-        terms = _terms(arrays, offsets, mask, place, factor, coefficients, MEASURE, ALONG, False)
+        terms = _terms(arrays, offsets, mask, place, factor, coefficients, with_p, MEASURE, ALONG, False)
         first += tl.where(mask, terms[0], 0.0)
         if TERMS > 1:
             second += tl.where(mask, terms[1], 0.0)
@@ -654,11 +665,16 @@ def _terms(
     place,
     factor,
     coefficients,
+    with_p,
     MEASURE: tl.constexpr,
     ALONG: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    p = load(arrays[0] + offsets, mask)
+    """Without p, which then counts as 0, it is not read; the compiler drops loads that nothing needs."""
+    wanted = tl.broadcast_to(with_p, offsets.shape)
+    if mask is not None:
+        wanted = wanted & mask
+    p = tl.where(wanted, load(arrays[0] + offsets, wanted), 0.0)
     g = load(arrays[1] + offsets, mask) * factor
     return MEASURE(p, g, _states(arrays, place, offsets, mask, ALONG, EVEN), coefficients)
 

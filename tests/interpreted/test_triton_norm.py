@@ -86,8 +86,9 @@ def test_with_parameters_elsewhere_and_a_scale() -> None:
     assert clip.item() == pytest.approx(1 / math.sqrt(5 + 96), rel=1e-7)
 
     (p,) = with_gradients([torch.full((4,), 1024.0)])
-    opt = danlu.AdamW([p], backend="triton", max_grad_norm=0.5, capturable=True)
-    opt.grad_scale = torch.tensor([1024.0])  # type: ignore[attr-defined]
-    opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
-    opt.step()
-    assert part_of(opt)._clip == 0.25 / 1024
+    for max_norm, factor in ((0.5, 0.25), (5.0, 1.0)):
+        opt = danlu.AdamW([p], backend="triton", max_grad_norm=max_norm, capturable=True)
+        opt.grad_scale = torch.tensor([1024.0])  # type: ignore[attr-defined]
+        opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
+        opt.step()
+        assert part_of(opt)._clip == factor / 1024

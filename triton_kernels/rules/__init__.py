@@ -27,6 +27,7 @@ class Rule(NamedTuple):
     along_rows: Any = None  # (average of a row, mean over rows, coefficients) -> what stands in its place
     along_columns: Any = None  # (average of a column, coefficients) -> what stands in its place
     measures: Any = None  # (coefficients) -> whether sums are needed
+    measures_p: Any = None  # (coefficients) -> whether p is; None: always
     measure: Any = None  # (p, g, states, coefficients) -> terms
     settle: Any = None  # (sums, size, coefficients) -> factors
     factors: int = 0
@@ -71,6 +72,7 @@ def _adafactor(step: Any, measure: Any, along: str = "none") -> Rule:
         Reduction(along, sums=2),
         **(averages if along == "both" else {}),
         measures=adafactor.measures,
+        measures_p=adafactor.measures_p,
         measure=measure,
         settle=adafactor.settle,
         factors=3,

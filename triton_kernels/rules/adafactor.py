@@ -81,6 +81,12 @@ def measures(coefficients):
 
 
 @triton.jit
+def measures_p(coefficients):
+    _, _, _, _, _, _, _, _, scaled, _, _, _, _, _ = coefficients
+    return scaled != 0
+
+
+@triton.jit
 def measure_full(p, g, states, coefficients):
     u, _ = full(g, states, coefficients)
     return p * p, u * u

@@ -101,15 +101,26 @@ def constants(rule: Any, dtypes: tuple[Any, ...], block: int, options: dict[str,
     reduction = rule.reduction
     common = dict(DTYPES=dtypes, COEFFICIENTS=len(rule.coefficients), **options)
     wide = {**common, "num_warps": WARPS} if options else common
+    # on its own ptxas stops at 64 or 80 registers, and spills some
+    registers = dict(maxnreg=128) if options and torch.version.hip is None else {}
     along, turn = dict(ALONG=reduction.along), dict(BLOCK=block)
     sums = dict(TERMS=reduction.sums)
     return dict(
-        collect=dict(wide, STATISTIC=rule.statistic, **along),
+        collect=dict(wide, STATISTIC=rule.statistic, **along, **registers),
         average=dict(wide, AVERAGE=rule.average, ALONG_COLUMNS=rule.along_columns, **along),
-        spread=dict(wide, ALONG_ROWS=rule.along_rows),
-        measure=dict(common, MEASURES=rule.measures, MEASURE=rule.measure, **sums, **along, **turn),
+        spread=dict(wide, ALONG_ROWS=rule.along_rows, **registers),
+        measure=dict(
+            common,
+            MEASURES=rule.measures,
+            MEASURES_P=rule.measures_p,
+            MEASURE=rule.measure,
+            **sums,
+            **along,
+            **turn,
+            **registers,
+        ),
         settle=dict(common, MEASURES=rule.measures, SETTLE=rule.settle, **sums),
-        step=dict(common, STEP=rule.function, FACTOR_COUNT=rule.factors, **along, **turn),
+        step=dict(common, STEP=rule.function, FACTOR_COUNT=rule.factors, **along, **turn, **registers),
         rows=dict(common, MEASURE=rule.measure, SETTLE=rule.settle, STEP=rule.function, **sums, **turn),
     )
 

@@ -671,7 +671,7 @@ def _terms(
     EVEN: tl.constexpr,
 ):
     """Without p, which then counts as 0, it is not read; the compiler drops loads that nothing needs."""
-    wanted = tl.broadcast_to(with_p, offsets.shape)
+    wanted = tl.where(with_p, offsets >= 0, False)  # the interpreter cannot spread a truth value
     if mask is not None:
         wanted = wanted & mask
     p = tl.where(wanted, load(arrays[0] + offsets, wanted), 0.0)

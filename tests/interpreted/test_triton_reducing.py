@@ -42,11 +42,17 @@ MATRICES = [
 ]
 FEW = [MATRICES[i] for i in (0, 4, 5)]
 DOUBLE = Storage(F64, F64, F32)
-STEPS = 3
+STEPS = 2
 
 CASE = {case.id: case for case in EVERY_REDUCING}
 
+# one of each kind: what is summed along and how often, with momentum and without
+KINDS = [
+    CASE[name] for name in ("adafactor-root-momentum", "lamb", "tiger-rows", "amos-rows", "amos-columns")
+]
+
 every_case = pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
+each_kind = pytest.mark.parametrize("case", KINDS, ids=lambda c: c.id)
 
 
 @pytest.fixture(autouse=True)
@@ -77,14 +83,17 @@ def test_close_to_float64(case: Case) -> None:
     assert_close(on_triton(case.id), want, MATRICES)
 
 
-@pytest.mark.parametrize("storage", [STORAGES[1], STORAGES[3], STORAGES[6], STORAGES[8]], ids=lambda s: s.id)
-@every_case
+@pytest.mark.parametrize(
+    ("case", "storage"),
+    [(case, STORAGES[1 + (i + 4 * j) % 8]) for i, case in enumerate(EVERY_REDUCING) for j in (0, 1)],
+    ids=lambda x: x.id,
+)
 def test_close_to_the_reference_in_16_bits(case: Case, storage: Storage) -> None:
     got, want = (run(case, storage, b, wild=False, steps=2, layouts=FEW) for b in ("triton", "reference"))
     assert_close(got, want, FEW)
 
 
-@every_case
+@each_kind
 def test_the_same_bits_again_and_with_coefficients_from_the_device(case: Case) -> None:
     for engine in (dict(), dict(capturable=True)):
         got = run(case, STORAGES[0], "triton", wild=False, steps=STEPS, layouts=MATRICES, **engine)
@@ -101,7 +110,7 @@ def launches_of(opt: danlu.FusedOptimizer) -> list[ReducingLaunches]:
     return [launch for launch in part.launches if isinstance(launch, ReducingLaunches)]
 
 
-@every_case
+@each_kind
 def test_the_same_bits_in_several_groups(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them reuses the scratch of the one before."""
     bytes_of_group = 20000.0
@@ -135,6 +144,18 @@ def test_tiles_of_several_batches_of_rows() -> None:
         assert_close(got, run(case, DOUBLE, "reference", wild=False, steps=1, layouts=layouts), layouts)
 
 
+def test_parameters_are_measured_only_for_their_scale() -> None:
+    """A NaN shows where it was read."""
+    for scaled in (False, True):
+        p = torch.nn.Parameter(torch.full((24, 200), math.nan))
+        p.grad = torch.ones_like(p)
+        opt = danlu.Adafactor([p], lr=0.1, scale_parameter=scaled, backend="triton")
+        opt.step()
+        (launches,) = launches_of(opt)
+        place = launches.tensors.schedule.geometries[0].sums
+        assert launches.tensors.scratch.view(F64)[place].isnan() == scaled
+
+
 @pytest.mark.parametrize("case", [CASE["adafactor"], CASE["lamb"], CASE["tiger-rows"]], ids=lambda c: c.id)
 def test_what_lies_around_stays(case: Case) -> None:
     for shape in ((9, 33), (70, 260)):
@@ -154,7 +175,7 @@ def some_matrices() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(values(shape, i, wild=False)) for i, shape in enumerate(shapes)]
 
 
-@every_case
+@each_kind
 def test_parameters_without_a_gradient_stay(case: Case) -> None:
     opt = case.make(some_matrices(), backend="triton")
     alone = [case.make([p], backend="triton") for p in some_matrices()]
@@ -169,7 +190,7 @@ def test_parameters_without_a_gradient_stay(case: Case) -> None:
     assert all_same(everything(opt), [t for one in alone for t in everything(one)])
 
 
-@every_case
+@each_kind
 def test_found_inf_touches_nothing(case: Case) -> None:
     opt = case.make(some_matrices(), backend="triton", capturable=True)
     give_gradients(parameters(opt), 0)

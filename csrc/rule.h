@@ -41,6 +41,31 @@ RULE_FN double square_root(double x) {
 #endif
 }
 
+// What becomes of the number that step() returns: subtracted from the parameter, or its new value; or the
+// rule leaves the parameter alone.
+enum class Outcome { subtracted, assigned, none };
+
+// What a rule needs besides its states. One that says nothing of `uses` is an optimizer's.
+struct Uses {
+  bool parameter, gradient;
+  Outcome outcome;
+};
+
+template <class Rule, class = void>
+struct UsesOf {
+  static constexpr Uses value = {true, true, Outcome::subtracted};
+};
+template <class Rule>
+struct UsesOf<Rule, decltype(void(Rule::uses))> {
+  static constexpr Uses value = Rule::uses;
+};
+
+// The parameter after a step, from what it was and what step() returned.
+template <class Rule>
+RULE_FN float outcome(float p, float result) {
+  return UsesOf<Rule>::value.outcome == Outcome::assigned ? result : p - result;
+}
+
 // What a rule may sum of the gradient before its step: see cpu/reduce.h.
 enum class Along { none, rows, columns, both };
 

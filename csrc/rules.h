@@ -9,6 +9,11 @@ RULE(adax, AdaX, adax)
 RULE(adaxw_inside, AdaXWInside, adax)
 RULE(adax_inside, AdaXInside, adax)
 
+// not optimizers, but what is done around them
+RULE(accumulate, Accumulate, accumulate)
+RULE(average, Average, average)
+RULE(lookahead, Lookahead, lookahead)
+
 #ifdef REDUCING_RULE
 REDUCING_RULE(tiger_matrix, TigerMatrix, tiger)
 REDUCING_RULE(tiger_rows, TigerRows, tiger)

@@ -39,6 +39,7 @@ class StepList {
     r.row_set = entry.attr("row_set").cast<int>();
     r.cycle = entry.attr("cycle").cast<int>();
     r.sharded = entry.attr("sharded").cast<bool>();
+    r.takes_gradient = entry.attr("takes_gradient").cast<bool>();
     r.num_states = num_states;
     const auto shape = entry.attr("shape").cast<std::vector<int64_t>>();
     r.ndim = int(shape.size());
@@ -106,7 +107,7 @@ class StepList {
       Record& r = records_[i];
       Tensor& t = tensors_[i];
       t.row = -1;
-      PyObject* g = hold(PyObject_GetAttr(r.param, grad));
+      PyObject* g = r.takes_gradient ? hold(PyObject_GetAttr(r.param, grad)) : nullptr;
       if (g == Py_None) continue;
       if (!addresses(r, t, g)) {
         release();
@@ -189,8 +190,9 @@ class StepList {
     size_t first_tensor, first_dim, first_line;   // of its states, its shape and strides, its cache lines
     int num_tensors = 0;  // moments, then step, then micro_step where there is a cycle
     int num_states, num_lines, ndim, row_set;
-    int cycle;     // gradients for one update
-    bool sharded;  // a DTensor: the local tensors are what is updated
+    int cycle;            // gradients for one update
+    bool sharded;         // a DTensor: the local tensors are what is updated
+    bool takes_gradient;  // else every step takes the parameter, and reads no gradient
   };
 
   struct Place {
@@ -249,13 +251,14 @@ class StepList {
     return i == order_.size();
   }
 
+  // g: the gradient, or null if none is read
   bool addresses(Record& r, Tensor& t, PyObject* g) {
-    if (Py_TYPE(g) != reinterpret_cast<PyTypeObject*>((r.sharded ? sharded_type_ : plain_type_).ptr()))
+    if (g && Py_TYPE(g) != reinterpret_cast<PyTypeObject*>((r.sharded ? sharded_type_ : plain_type_).ptr()))
       return false;
     const Layout layout = layout_of(r.ndim, r.first_dim, t.size);
     const StateTensor* tensors = &state_tensors_[r.first_tensor];
     t.g.data = nullptr;  // another tensor may lie where the last one did
-    if (!viewer_.address(local(r, g), t.g.dtype, layout, &t.g.data)) return false;
+    if (g && !viewer_.address(local(r, g), t.g.dtype, layout, &t.g.data)) return false;
     if (!viewer_.address(local(r, r.param), t.p.dtype, layout, &t.p.data)) return false;
     for (int j = 0; j < r.num_states; j++)
       if (!viewer_.address(local(r, tensors[j].tensor), t.states[j].dtype,

@@ -34,6 +34,7 @@ def step_kernel(
     tensors,  # how many
     row_stride,
     RULE: tl.constexpr,  # rule(p, g, states, coefficients) -> (amount to subtract, states)
+    OUTCOME: tl.constexpr,  # what becomes of the amount: "subtracted", "assigned", "none"
     DTYPES: tl.constexpr,  # of parameter, gradient, states
     COEFFICIENTS: tl.constexpr,  # how many
     BLOCK: tl.constexpr,  # elements of one turn
@@ -64,10 +65,10 @@ def step_kernel(
     full = tl.where(bits % 16 == 0, left // BLOCK * BLOCK, 0)
     for at in range(0, full, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        _update(aligned, offsets, None, factor, store_params, coefficients, RULE)
+        _update(aligned, offsets, None, factor, store_params, coefficients, RULE, OUTCOME)
     for at in range(full, left, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        _update(arrays, offsets, offsets < left, factor, store_params, coefficients, RULE)
+        _update(arrays, offsets, offsets < left, factor, store_params, coefficients, RULE, OUTCOME)
 
 
 @triton.jit
@@ -79,14 +80,20 @@ def coefficients_of(row, COEFFICIENTS: tl.constexpr):
 
 
 @triton.jit
-def _update(arrays, offsets, mask, factor, store_params, coefficients, RULE: tl.constexpr):
+def _update(
+    arrays, offsets, mask, factor, store_params, coefficients, RULE: tl.constexpr, OUTCOME: tl.constexpr
+):
+    """The compiler drops loads of what the rule has no use for."""
     p = load(arrays[0] + offsets, mask)
     g = load(arrays[1] + offsets, mask) * factor
     states = ()
     for i in tl.static_range(len(arrays) - 2):
         states = states + (load(arrays[2 + i] + offsets, mask),)
     amount, states = RULE(p, g, states, coefficients)
-    if store_params:
-        store(arrays[0] + offsets, p - amount, mask)
+    if OUTCOME == "subtracted":
+        amount = p - amount
+    if OUTCOME != "none":  # noqa: SIM102  known when it is compiled, which the other condition is not
+        if store_params:
+            store(arrays[0] + offsets, amount, mask)
     for i in tl.static_range(len(arrays) - 2):
         store(arrays[2 + i] + offsets, states[i], mask)

@@ -7,10 +7,12 @@
 namespace danlu {
 namespace DANLU_ISA {
 
-// The whole update of n fp32 elements, vectorised by the compiler.
+// The whole update of n fp32 elements, vectorised by the compiler. Arrays that the rule has no use for are
+// null.
 template <class Rule, bool StoreParams>
 void step_block(float* __restrict p, const float* __restrict g, float* const (&states)[2], int64_t n,
                 const float* row) {
+  constexpr Uses uses = UsesOf<Rule>::value;
   RowHeader header;
   typename Rule::Coeffs k;
   __builtin_memcpy(&header, row, sizeof header);
@@ -21,8 +23,11 @@ void step_block(float* __restrict p, const float* __restrict g, float* const (&s
     float s[Rule::num_states];
     s[0] = first[i];
     if constexpr (Rule::num_states > 1) s[1] = second[i];
-    const float amount = Rule::step(p[i], header.factor * g[i], s, k);
-    if constexpr (StoreParams) p[i] = p[i] - amount;
+    float old = 0.f, gradient = 0.f;
+    if constexpr (uses.parameter) old = p[i];
+    if constexpr (uses.gradient) gradient = header.factor * g[i];
+    const float result = Rule::step(old, gradient, s, k);
+    if constexpr (StoreParams) p[i] = outcome<Rule>(old, result);
     first[i] = s[0];
     if constexpr (Rule::num_states > 1) second[i] = s[1];
   }
@@ -31,18 +36,23 @@ void step_block(float* __restrict p, const float* __restrict g, float* const (&s
 template <class Rule>
 void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
   static_assert(Rule::num_states <= 2);
-  const bool store_params = reinterpret_cast<const RowHeader*>(row)->store_params != 0.f;
+  constexpr Uses uses = UsesOf<Rule>::value;
+  const bool store_params =
+      uses.outcome != Outcome::none && reinterpret_cast<const RowHeader*>(row)->store_params != 0.f;
   Lane p(t.p), g(t.g), first(t.states[0]), second(t.states[Rule::num_states - 1]);
-  bool direct = p.direct() && g.direct() && first.direct() && second.direct();
+  const bool direct =
+      (!uses.parameter || p.direct()) && (!uses.gradient || g.direct()) && first.direct() && second.direct();
   const int64_t block = direct ? end - begin : Lane::buffer_size;
   for (int64_t at = begin; at < end; at += block) {
     const int64_t n = end - at < block ? end - at : block;
     float* const states[2] = {first.load(at, n), Rule::num_states > 1 ? second.load(at, n) : nullptr};
+    float* const params = uses.parameter ? p.load(at, n) : nullptr;
+    const float* const gradients = uses.gradient ? g.load(at, n) : nullptr;
     if (store_params) {
-      step_block<Rule, true>(p.load(at, n), g.load(at, n), states, n, row);
+      step_block<Rule, true>(params, gradients, states, n, row);
       p.store(at, n);
     } else {
-      step_block<Rule, false>(p.load(at, n), g.load(at, n), states, n, row);
+      step_block<Rule, false>(params, gradients, states, n, row);
     }
     first.store(at, n);
     if constexpr (Rule::num_states > 1) second.store(at, n);

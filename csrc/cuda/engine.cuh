@@ -22,6 +22,7 @@ using DefaultShape = Shape<256, 8, 4, 16384>;
 template <class Rule, class F>
 struct Span {
   static constexpr bool second_moment = Rule::num_states > 1;
+  static constexpr Uses uses = UsesOf<Rule>::value;
 
   typename F::P* p;
   const typename F::G* g;
@@ -30,9 +31,10 @@ struct Span {
   int size;
 
   __device__ __forceinline__ bool aligned() const {
-    const uintptr_t bits = reinterpret_cast<uintptr_t>(p) | reinterpret_cast<uintptr_t>(g) |
-                           reinterpret_cast<uintptr_t>(m) |
-                           (second_moment ? reinterpret_cast<uintptr_t>(v) : 0);
+    uintptr_t bits = reinterpret_cast<uintptr_t>(m);
+    if constexpr (uses.parameter) bits |= reinterpret_cast<uintptr_t>(p);
+    if constexpr (uses.gradient) bits |= reinterpret_cast<uintptr_t>(g);
+    if constexpr (second_moment) bits |= reinterpret_cast<uintptr_t>(v);
     return bits % pack_bytes == 0;
   }
 };
@@ -41,29 +43,30 @@ struct Span {
 template <class Rule, int n>
 struct Elements {
   static constexpr bool second_moment = Rule::num_states > 1;
+  static constexpr Uses uses = UsesOf<Rule>::value;
 
-  float p[n], g[n], m[n], v[second_moment ? n : 1];
+  float p[n] = {}, g[n] = {}, m[n], v[second_moment ? n : 1];
 
   template <class F>
   __device__ __forceinline__ void load_all(const Span<Rule, F>& s, int at) {
-    load_packs(s.p + at, p);
-    load_packs(s.g + at, g);
-    load_packs(s.m + at, m);
-    if constexpr (second_moment) load_packs(s.v + at, v);
+    if constexpr (uses.parameter) load_values(s.p + at, p);
+    if constexpr (uses.gradient) load_values(s.g + at, g);
+    load_values(s.m + at, m);
+    if constexpr (second_moment) load_values(s.v + at, v);
   }
 
   template <class F>
   __device__ __forceinline__ void store_all(const Span<Rule, F>& s, int at, bool store_params) const {
-    if (store_params) store_packs(s.p + at, p);
-    store_packs(s.m + at, m);
-    if constexpr (second_moment) store_packs(s.v + at, v);
+    if (uses.outcome != Outcome::none && store_params) store_values(s.p + at, p);
+    store_values(s.m + at, m);
+    if constexpr (second_moment) store_values(s.v + at, v);
   }
 
   __device__ __forceinline__ void update(int j, const Row<Rule>& row) {
     float s[Rule::num_states];
     s[0] = m[j];
     if constexpr (second_moment) s[1] = v[j];
-    p[j] = p[j] - Rule::step(p[j], row.header.factor * g[j], s, row.k);
+    p[j] = outcome<Rule>(p[j], Rule::step(p[j], row.header.factor * g[j], s, row.k));
     m[j] = s[0];
     if constexpr (second_moment) v[j] = s[1];
   }
@@ -119,14 +122,9 @@ __global__ void __launch_bounds__(S::threads, S::min_blocks)
 #pragma unroll 1
   for (int at = vector_end + threadIdx.x; at < span.size; at += S::threads) {
     Elements<Rule, 1> e;
-    e.p[0] = load(span.p + at);
-    e.g[0] = load(span.g + at);
-    e.m[0] = load(span.m + at);
-    if constexpr (Rule::num_states > 1) e.v[0] = load(span.v + at);
+    e.load_all(span, at);
     e.update(0, row);
-    if (store_params) store(span.p + at, e.p[0]);
-    store(span.m + at, e.m[0]);
-    if constexpr (Rule::num_states > 1) store(span.v + at, e.v[0]);
+    e.store_all(span, at, store_params);
   }
 }
 

@@ -79,4 +79,21 @@ __device__ __forceinline__ void store_packs(T* p, const float (&from)[n]) {
   }
 }
 
+// One value from any address, or some as load_packs() has them.
+template <int n, class T>
+__device__ __forceinline__ void load_values(const T* p, float (&to)[n]) {
+  if constexpr (n > 1)
+    load_packs(p, to);
+  else
+    to[0] = load(p);
+}
+
+template <int n, class T>
+__device__ __forceinline__ void store_values(T* p, const float (&from)[n]) {
+  if constexpr (n > 1)
+    store_packs(p, from);
+  else
+    store(p, from[0]);
+}
+
 }  // namespace danlu

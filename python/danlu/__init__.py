@@ -11,9 +11,13 @@ from .optimizers.amos import Amos
 from .optimizers.lamb import LAMB
 from .optimizers.lion import Lion
 from .optimizers.tiger import Tiger
+from .wrappers.ema import EMA
+from .wrappers.gradient_accumulation import GradientAccumulation
+from .wrappers.lookahead import Lookahead
 
 __version__ = "0.1.0"
 __all__ = [
+    "EMA",
     "LAMB",
     "AdaX",
     "AdaXW",
@@ -22,7 +26,9 @@ __all__ = [
     "AdamW",
     "Amos",
     "FusedOptimizer",
+    "GradientAccumulation",
     "Lion",
+    "Lookahead",
     "Tiger",
     "amos_groups",
     "amos_strategy",

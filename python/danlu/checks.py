@@ -29,6 +29,13 @@ def unit_interval(name: str, value: Any, *, zero: bool = True) -> None:
         raise ValueError(f"{name} must be in {'[' if zero else '('}0, 1), got {value}")
 
 
+def share(name: str, value: Any) -> None:
+    """(0, 1]."""
+    _number(name, value)
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value}")
+
+
 def pair(name: str, value: Any) -> None:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise ValueError(f"{name} must be two numbers, got {value!r}")

@@ -63,6 +63,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     state_names: ClassVar[tuple[str, ...]]
     # whether the rule sums over tensors: then shards of a tensor cannot be stepped one by one
     reduces: ClassVar[bool] = False
+    # whether a step needs a gradient; one that does not steps every parameter
+    takes_gradients: ClassVar[bool] = True
+    # what becomes of what `reference` returns: "subtracted" from the parameter, "assigned" to it, or "none"
+    outcome: ClassVar[str] = "subtracted"
 
     _rule: ClassVar[str]
     _counter_names: ClassVar[tuple[str, ...]]
@@ -70,8 +74,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "coefficients" in vars(cls) or "reference" in vars(cls):
+        if "_rule" not in vars(cls) and ("coefficients" in vars(cls) or "reference" in vars(cls)):
             cls._rule = cls.__name__.lower()  # a subclass that only sets defaults keeps the rule
+        if not hasattr(cls, "coefficients"):  # a base class of some
+            return
         names = inspect.signature(cls.coefficients).parameters
         cls._counter_names = tuple(name for name in names if name in state.COUNTERS)
         cls._hyper_names = tuple(name for name in names if name not in ("math", *state.COUNTERS))
@@ -236,7 +242,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         None if the group has none, because the rule has a schedule of its own.
         """
-        lr = group["lr"]
+        lr = group.get("lr")
         if lr is None:
             return None
         if device is not None and gradient_scale.is_on_device(lr):
@@ -249,6 +255,21 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The group's hyper-parameters as `coefficients` and `reference` take them."""
         values = {name: group[name] for name in self._hyper_names}
         return {**values, "lr": self.learning_rate(group, device)}
+
+    def sign(self, group: dict[str, Any]) -> float:
+        """What multiplies every gradient of the group, beside its scaling."""
+        return -1.0 if group["maximize"] else 1.0
+
+    def moves(self, group: dict[str, Any], device: torch.device | None = None) -> bool | torch.Tensor:
+        """Whether a step may write the group's parameters; with `device`, an answer that may be there."""
+        return self.learning_rate(group, device) != 0
+
+    def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """The state `name` of `p` before its first step."""
+        dtype = self.state_dtype(name, p)
+        if shape == p.shape:
+            return torch.zeros_like(p, dtype=dtype, requires_grad=False)
+        return torch.zeros(shape, dtype=dtype, device=p.device)
 
     def fold(
         self,
@@ -288,7 +309,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         scale = gradient_scale.GradientScale(self)
         if not self.counters_on_device:
             if scale.on_device or any(
-                gradient_scale.is_on_device(group["lr"]) for group in self.param_groups
+                gradient_scale.is_on_device(group.get("lr")) for group in self.param_groups
             ):
                 self.counters_on_device = True
                 self._plan = None

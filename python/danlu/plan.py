@@ -26,6 +26,7 @@ class Entry:
     group: int
     rule: str
     cycle: int  # gradients for one update
+    takes_gradient: bool
     sharded: bool
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -35,6 +36,11 @@ class Entry:
     state_names: tuple[str, ...]
     state: dict[str, Any]
     row_set: int = -1  # the backend's number for group and variant
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        """None if the parameter takes no part in this step."""
+        return self.param.grad if self.takes_gradient else self.param
 
 
 class Plan:
@@ -50,7 +56,7 @@ class Plan:
         self._waiting: list[torch.Tensor] = []  # no gradient so far
         taken: dict[tuple[backends.Backend, torch.device], list[Entry]] = {}
         for group, name, p in named_parameters(optimizer):
-            if p.grad is None and p not in optimizer.state:
+            if optimizer.takes_gradients and p.grad is None and p not in optimizer.state:
                 self._waiting.append(p)
                 continue
             entry = describe(optimizer, group, name, p)
@@ -105,7 +111,7 @@ class Plan:
             held = optimizer.state.get(entry.param)
             if held is not entry.state or any(name not in held for name in entry.state_names):
                 return False
-            if entry.param.grad is None:
+            if entry.gradient is None:
                 continue
             now = describe(optimizer, entry.group, entry.name, entry.param)
             if choose(optimizer, now)[0] is not backends.REFERENCE:
@@ -129,7 +135,8 @@ def named_parameters(optimizer: FusedOptimizer) -> Iterator[tuple[int, str, torc
 def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Tensor) -> Entry:
     """Validates a parameter, its gradient and states; states that are not made yet count as declared."""
     group = optimizer.param_groups[group_index]
-    shard, g, held = local(p), p.grad, optimizer.state.get(p, {})
+    shard, held = local(p), optimizer.state.get(p, {})
+    g = p.grad if optimizer.takes_gradients else None
     checks.parameter(name, shard)
     if optimizer.reduces and is_sharded(p):
         raise ValueError(f"{name}: {type(optimizer).__name__} sums over whole tensors and takes no DTensor")
@@ -158,6 +165,7 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
         group=group_index,
         rule=optimizer.rule(group, tuple(shard.shape)),
         cycle=optimizer.cycle(group),
+        takes_gradient=optimizer.takes_gradients,
         sharded=is_sharded(p),
         shape=tuple(shard.shape),
         strides=tuple(shard.stride()),

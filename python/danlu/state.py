@@ -23,7 +23,7 @@ def shapes(
 
 
 def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """The parameter's state, with zeros for every key that it does not have yet."""
+    """The parameter's state, with a first value for every key that it does not have yet."""
     state: dict[str, Any] = optimizer.state[p]
     for name, shape in shapes(optimizer, group, tuple(p.shape)).items():
         if name in COUNTERS:
@@ -34,11 +34,7 @@ def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) ->
             elif held.device != device:
                 state[name] = held.to(device)
         elif name not in state:
-            dtype = optimizer.state_dtype(name, p)
-            if shape == p.shape:
-                state[name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
-            else:
-                state[name] = torch.zeros(shape, dtype=dtype, device=p.device)
+            state[name] = optimizer.initial_state(name, p, shape)
     return state
 
 

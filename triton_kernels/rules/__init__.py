@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 from ...backends.schedule import Reduction
 from . import adafactor, amos, lamb
 from . import tiger as tigers
+from .accumulate import accumulate
 from .adam import adam, adamw
 from .adax import adax, adax_inside, adaxw, adaxw_inside
+from .average import average
 from .lion import lion
+from .lookahead import lookahead
 
 
 class Rule(NamedTuple):
@@ -19,7 +22,7 @@ class Rule(NamedTuple):
     their place, and are given back unchanged.
     """
 
-    function: Any  # (p, g, states, coefficients) -> (amount to subtract, states)
+    function: Any  # (p, g, states, coefficients) -> (amount to subtract or other `outcome`, states)
     coefficients: tuple[str, ...]
     reduction: Reduction | None = None
     statistic: Any = None  # (g, coefficients) -> what is averaged
@@ -31,6 +34,7 @@ class Rule(NamedTuple):
     measure: Any = None  # (p, g, states, coefficients) -> terms
     settle: Any = None  # (sums, size, coefficients) -> factors
     factors: int = 0
+    outcome: str = "subtracted"  # what becomes of the step: that, or "assigned" to the parameter, or "none"
 
 
 _ADAM = ("beta1", "weight1", "beta2", "weight2", "lr1", "root2", "eps")
@@ -93,6 +97,9 @@ RULES = {
     "adax": Rule(adax, (*_ADAX, "eps_t", "lr", "weight_decay")),
     "adaxw_inside": Rule(adaxw_inside, (*_ADAX, "eps", "lr", "decay")),
     "adax_inside": Rule(adax_inside, (*_ADAX, "eps", "lr", "weight_decay")),
+    "accumulate": Rule(accumulate, ("fresh", "weight"), outcome="none"),
+    "average": Rule(average, ("decay", "weight"), outcome="none"),
+    "lookahead": Rule(lookahead, ("alpha",), outcome="assigned"),
     "tiger_matrix": _tiger_scaled(Reduction("none", sums=1)),
     "tiger_rows": _tiger_scaled(Reduction("none", sums=1, row_by_row=True)),
     "lamb": Rule(

@@ -82,8 +82,8 @@ class DeviceRows:
         group = optimizer.param_groups[entry.group]
         values = optimizer.fold(group, steps, micro_steps, steps.device, entry.variant)
         self._part.checked_names(entry.rule, values)
-        store_params = updates & (optimizer.learning_rate(group, steps.device) != 0)
-        columns = [-1.0 if group["maximize"] else 1.0, store_params, *values.values()]
+        store_params = updates & optimizer.moves(group, steps.device)
+        columns = [optimizer.sign(group), store_params, *values.values()]
         return torch.stack([_vector(column, steps) for column in columns], 1)
 
 

@@ -74,6 +74,7 @@ class NativePart:
         self._entries = entries
         self._names = {entry.rule: rules.coefficient_names(entry.rule) for entry in entries}
         self._params = [entry.param for entry in entries]
+        self._writes = optimizer.outcome != "none"
         self._structures = {
             entry.group: optimizer.structure(optimizer.param_groups[entry.group]) for entry in entries
         }
@@ -95,7 +96,7 @@ class NativePart:
         return True
 
     def gradient_squares(self) -> torch.Tensor | float:
-        return sum_of_squares([p.grad for p in self._params if p.grad is not None])
+        return sum_of_squares([g for g in (entry.gradient for entry in self._entries) if g is not None])
 
     def release(self) -> None:
         self._list.release()
@@ -111,6 +112,8 @@ class NativePart:
 
     def count_writes(self, active: Sequence[bool] | None) -> None:
         """Tells autograd which parameters this step writes."""
+        if not self._writes:
+            return
         torch.autograd.graph.increment_version(
             self._params if active is None else _where(self._params, active)
         )
@@ -134,8 +137,8 @@ class NativePart:
         group = optimizer.param_groups[entry.group]
         folded = optimizer.fold(group, step, micro_step, variant=entry.variant)
         values = self.checked_names(entry.rule, folded)
-        store_params = optimizer.learning_rate(group) != 0 and micro_step + 1 >= entry.cycle
-        return (-factor if group["maximize"] else factor, float(store_params), *values.values())
+        store_params = bool(optimizer.moves(group)) and micro_step + 1 >= entry.cycle
+        return (optimizer.sign(group) * factor, float(store_params), *values.values())
 
 
 def exchange_api() -> object:
@@ -151,7 +154,7 @@ def _where(items: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
 
 def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
     """What must look like the parameter: its gradient and its states, as far as there are any."""
-    if entry.param.grad is not None:
+    if entry.takes_gradient and entry.param.grad is not None:
         yield "gradient", entry.param.grad
     for name in entry.state_names:
         if name in entry.state and name not in state.COUNTERS:

@@ -46,20 +46,20 @@ class ReferencePart:
         return True  # the plan looks at every entry of the reference itself
 
     def gradient_squares(self) -> torch.Tensor | float:
-        gradients = [entry.param.grad for entry in self._entries if entry.param.grad is not None]
+        gradients = [g for g in (entry.gradient for entry in self._entries) if g is not None]
         return sum_of_squares(gradients)
 
     def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
         self._optimizer, self._factor = optimizer, scale.factor()
         for entry in self._entries:
-            if entry.param.grad is not None:
+            if entry.gradient is not None:
                 group = optimizer.param_groups[entry.group]
                 optimizer.fold(group, *_counters(entry), variant=entry.variant)  # may raise
 
     def run(self) -> None:
         assert self._optimizer is not None
         for entry in self._entries:
-            g = entry.param.grad
+            g = entry.gradient
             if g is not None:
                 self._step(self._optimizer, entry, g)
 
@@ -75,15 +75,15 @@ class ReferencePart:
 
         p = local(entry.param)
         wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-        factor = -self._factor if group["maximize"] else self._factor
+        factor = optimizer.sign(group) * self._factor
         stored = [local(held[name]) for name in entry.state_names if name not in COUNTERS]
         states = [s.to(wide) for s in stored]
-        amount = optimizer.reference(p.to(wide), local(g).to(wide) * factor, *states, **counters, **hyper)
+        result = optimizer.reference(p.to(wide), local(g).to(wide) * factor, *states, **counters, **hyper)
         for old, new in zip(stored, states, strict=True):
             if old is not new:
                 old.copy_(new)
-        if updates and hyper["lr"] != 0:
-            p.copy_(p.to(wide) - amount)
+        if updates and optimizer.outcome != "none" and optimizer.moves(group):
+            p.copy_(result if optimizer.outcome == "assigned" else p.to(wide) - result)
 
         if entry.cycle > 1:
             held["micro_step"].fill_(0 if updates else micro_step + 1)

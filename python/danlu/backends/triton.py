@@ -157,6 +157,7 @@ class _Launch:
         found = _rule(rule)
         self._constants: dict[str, Any] = dict(
             RULE=found.function,
+            OUTCOME=found.outcome,
             DTYPES=_kinds(dtypes),
             COEFFICIENTS=len(found.coefficients),
             BLOCK=_block_size(dtypes, device),

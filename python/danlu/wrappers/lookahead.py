@@ -1,0 +1,148 @@
+"""Lookahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import checks, state
+from .parameter_pass import ParameterPass
+from .wrapper import Wrapper
+
+
+class Lookahead(Wrapper):
+    """Slow weights that follow the optimizer's fast ones (Zhang et al. 2019, arXiv:1907.08610).
+
+        slow = p                                     before the first step
+        slow = slow + alpha * (p - slow)             after every k steps,
+        p = slow                                     from where the optimizer goes on with the state it has
+
+    One pass every k steps reads and writes p and slow: 16 bytes a parameter in fp32. Slow weights are float32
+    whatever the parameter's dtype.
+
+    Args:
+        optimizer: one of danlu's or of torch's, or `EMA` around one.
+        k: steps of the optimizer to one of the slow weights, at least 1.
+        alpha: the slow weights' step size, in (0, 1].
+
+    `eval()` puts the slow weights in the parameters' place, `train()` the fast ones back; a step between them
+    raises RuntimeError, as one inside the capture of a CUDA graph does, which cannot count to k. A parameter
+    that joins late has its slow weights from then on. The state_dict holds `slow` for each parameter and the
+    steps since the last synchronization, beside the optimizer's state.
+
+    Raises:
+        ValueError: k or alpha is out of its range.
+        TypeError: the optimizer cannot be wrapped.
+
+    >>> p = torch.nn.Parameter(torch.tensor([0.0]))
+    >>> opt = danlu.Lookahead(danlu.Lion([p], lr=1.0), k=3, alpha=0.5)
+    >>> for _ in range(3):
+    ...     p.grad = torch.tensor([-1.0])
+    ...     opt.step()
+    ...     print(p.item())
+    1.0
+    2.0
+    1.5
+    """
+
+    rank = 3
+    position_key = "lookahead_steps"
+    _pass: _Slow
+
+    def __init__(self, optimizer: torch.optim.Optimizer, k: int = 5, alpha: float = 0.5) -> None:
+        self.check_order(optimizer)
+        checks.positive_int("k", k)
+        checks.share("alpha", alpha)
+        super().__init__(optimizer, _Slow(optimizer, alpha=alpha))
+        self.k = k
+        self._fast: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    @property
+    def alpha(self) -> float:
+        return float(self._pass._hyper["alpha"])
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        if self._fast is not None:
+            raise RuntimeError("Lookahead: the slow weights are in place; train() puts the fast ones back")
+        self.refuse_capture()
+        self._pass.start()
+        loss = self.optimizer.step(closure)
+        self.stepped = getattr(self.optimizer, "stepped", True)
+        if self.stepped:
+            self.position += 1
+            if self.position >= self.k:
+                self._pass.step()
+                self.position = 0
+        return loss
+
+    def eval(self) -> None:
+        """Puts the slow weights in place; holds a copy of the fast ones until `train()`."""
+        if self._fast is not None:
+            return
+        self._pass.start()
+        self._fast = [(p, p.detach().clone()) for p in self._pass.state]
+        with torch.no_grad():
+            for p, held in self._pass.state.items():
+                p.copy_(held["slow"])
+
+    def train(self) -> None:
+        """Puts the fast weights back."""
+        if self._fast is None:
+            return
+        with torch.no_grad():
+            for p, weights in self._fast:
+                p.copy_(weights)
+        self._fast = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's, with the slow weights and the place in the cycle.
+
+        Raises:
+            RuntimeError: between `eval()` and `train()`: beside slow weights in the model the fast ones would
+                be lost.
+        """
+        if self._fast is not None:
+            raise RuntimeError("Lookahead: the slow weights are in place; call train() before state_dict()")
+        return super().state_dict()
+
+    def check_position(self, position: Any) -> None:
+        if not isinstance(position, int) or not position >= 0:
+            raise ValueError(f"{self.position_key} must be an integer of at least 0, got {position!r}")
+
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.k, "alpha": self.alpha}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "k": self.k, "_fast": self._fast}
+
+
+class _Slow(ParameterPass):
+    _rule = "lookahead"
+    state_names = ("slow",)
+    takes_gradients = False
+    outcome = "assigned"
+
+    def start(self) -> None:
+        """Takes the parameters that have no slow weights yet as such."""
+        if len(self.state) == sum(len(group["params"]) for group in self.param_groups):
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                state.ensure(self, p, group)
+
+    def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        dtype = self.state_dtype(name, p)
+        return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(p.detach())
+
+    @staticmethod
+    def coefficients(math: Any, *, step: Any, alpha: float) -> dict[str, Any]:
+        return dict(alpha=alpha)
+
+    @staticmethod
+    def reference(
+        p: torch.Tensor, g: torch.Tensor, slow: torch.Tensor, *, step: float, alpha: float
+    ) -> torch.Tensor:
+        slow.add_((p - slow) * alpha)
+        return slow

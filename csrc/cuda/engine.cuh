@@ -6,6 +6,11 @@
 
 namespace danlu {
 
+using DANLU_ISA::outcome;
+using DANLU_ISA::Outcome;
+using DANLU_ISA::Uses;
+using DANLU_ISA::UsesOf;
+
 // How the work is cut; docs/cuda_engine.md says what was tried.
 template <int threads_, int elements_, int min_blocks_, int chunk_size_>
 struct Shape {

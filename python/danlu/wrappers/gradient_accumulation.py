@@ -10,7 +10,7 @@ import torch
 
 from .. import checks
 from ..optimizer import FusedOptimizer
-from .parameter_pass import ParameterPass
+from .parameter_pass import ParameterPass, innermost
 from .wrapper import Wrapper
 
 
@@ -135,7 +135,7 @@ class _Mean(ParameterPass):
     @contextmanager
     def as_gradients(self) -> Iterator[None]:
         """Lets every parameter have its mean as gradient; what it had is back in the end."""
-        takes_fp32 = isinstance(_innermost(self._of), FusedOptimizer)
+        takes_fp32 = isinstance(innermost(self._of), FusedOptimizer)
         kept: list[tuple[torch.Tensor, torch.Tensor | None, torch.dtype | None]] = []
         try:
             for _, p in self.names():
@@ -180,9 +180,3 @@ def _set_gradient(p: torch.Tensor, g: torch.Tensor | None, dtype: torch.dtype | 
         p.grad = None
         p.grad_dtype = dtype
     p.grad = g
-
-
-def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    while isinstance(optimizer, Wrapper):
-        optimizer = optimizer.optimizer
-    return optimizer

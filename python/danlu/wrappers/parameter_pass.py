@@ -25,12 +25,13 @@ class ParameterPass(FusedOptimizer):
     def __init__(self, optimizer: torch.optim.Optimizer, **hyper: Any) -> None:
         self._of = optimizer
         self._hyper = hyper
+        stepping = innermost(optimizer)
         capturable = any(group.get("capturable") for group in optimizer.param_groups)
         super().__init__(
             [{"params": []}],  # torch wants a group
             {},
-            backend=getattr(optimizer, "backend", "auto"),
-            capturable=getattr(optimizer, "capturable", capturable),
+            backend=getattr(stepping, "backend", "auto"),
+            capturable=getattr(stepping, "capturable", capturable),
         )
         self.defaults = {}
 
@@ -96,3 +97,11 @@ class ParameterPass(FusedOptimizer):
         state = super().__getstate__()
         del state["param_groups"]
         return {**state, "_of": self._of, "_hyper": self._hyper}
+
+
+def innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer that steps, inside all wrappers."""
+    while not isinstance(optimizer, FusedOptimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer

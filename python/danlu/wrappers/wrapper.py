@@ -42,7 +42,7 @@ class Wrapper(torch.optim.Optimizer):
 
     def __init__(self, optimizer: torch.optim.Optimizer, own_pass: ParameterPass) -> None:
         # torch's own __init__ would make groups and state
-        super().__setstate__({"optimizer": optimizer, "_pass": own_pass, "position": 0, "stepped": False})
+        self.__setstate__({"optimizer": optimizer, "_pass": own_pass, "position": 0, "stepped": False})
 
     @classmethod
     def check_order(cls, optimizer: Any) -> None:
@@ -195,6 +195,13 @@ class Wrapper(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("optimizer", "_pass", "position", "stepped")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        defaults = state["optimizer"].defaults
+        before = dict(defaults)
+        super().__setstate__(state)  # adds to them
+        for name in defaults.keys() - before.keys():
+            del defaults[name]
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.settings().items())

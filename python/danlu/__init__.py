@@ -11,6 +11,8 @@ from .optimizers.amos import Amos
 from .optimizers.lamb import LAMB
 from .optimizers.lion import Lion
 from .optimizers.tiger import Tiger
+from .param_groups import param_groups
+from .piecewise_linear_lr import PiecewiseLinearLR
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "Amos",
     "FusedOptimizer",
     "Lion",
+    "PiecewiseLinearLR",
     "Tiger",
     "amos_groups",
     "amos_strategy",
     "custom",
+    "param_groups",
 ]

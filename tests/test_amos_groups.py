@@ -24,6 +24,7 @@ class CustomNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
+        self.channels = nn.Parameter(torch.ones(3, 1, 1))
         self.table = nn.Parameter(torch.ones(2, 3))
 
 
@@ -49,7 +50,14 @@ MODULES: list[tuple[nn.Module, Found]] = [
     (nn.GroupNorm(2, 4), dict(weight=("norm gain", 1.0, None), bias=("bias", 0.25, None))),
     (nn.BatchNorm2d(4), dict(weight=("norm gain", 1.0, None), bias=("bias", 0.25, None))),
     (nn.InstanceNorm1d(4, affine=True), dict(weight=("norm gain", 1.0, None), bias=("bias", 0.25, None))),
-    (CustomNorm(), dict(weight=("norm gain", 1.0, None), table=("unknown", 1 / 3, None))),
+    (
+        CustomNorm(),
+        dict(
+            weight=("norm gain", 1.0, None),
+            channels=("norm gain", 1.0, None),
+            table=("unknown", 1 / 3, None),
+        ),
+    ),
     (nn.Conv1d(6, 9, 4), dict(weight=("kernel", 1 / 24, (1, 2)), bias=("bias", 0.25, None))),
     (
         nn.Conv2d(6, 9, (2, 5), groups=3),
@@ -155,6 +163,11 @@ def test_tied_parameters_are_taken_once() -> None:
     for pattern in ("^embed", "^head.weight"):
         assert danlu.amos_groups(model, eta={pattern: 0.1}).rows[0].eta == 0.1
     assert danlu.amos_groups(model, eta={"^again.0.weight": 0.1}).rows[2].eta == 0.1
+    # or by the types of the modules that it is in
+    found = {
+        row.name: row.eta for row in danlu.amos_groups(model, eta={nn.Embedding: 0.2, nn.Linear: 0.1}).rows
+    }
+    assert (found["head.weight"], found["head.bias"]) == (0.2, 0.1)
 
 
 def test_overrides() -> None:
@@ -303,7 +316,8 @@ def test_sigma_overrides() -> None:
     nn.init.zeros_(model.mlp[2].weight)
     with pytest.raises(ValueError, match=r"^mlp.2.weight: a standard deviation of 0.0 is no scale"):
         danlu.amos_strategy(model, half_life=10)
-    strategy = danlu.amos_strategy(model, half_life=10, sigma={"2.weight$": 0.1, "2": 0.2, "embed": 0.3})
+    sigma = {"2.weight$": 0.1, "2": 0.2, nn.Embedding: 0.3}
+    strategy = danlu.amos_strategy(model, half_life=10, sigma=sigma)
     found = {row.name: row.sigma for row in strategy.rows}
     assert (found["mlp.2.weight"], found["mlp.2.bias"], found["head.weight"]) == (0.1, 0.2, 0.3)
     lines = str(strategy).splitlines()

@@ -69,6 +69,8 @@ def test_the_readmes_own_rule(tmp_path: Path) -> None:
         *(f"optimizers.{name}" for name in ("lion", "tiger", "adam", "adax", "adafactor", "lamb", "amos")),
         "amos_groups",
         "amos_strategy",
+        "param_groups",
+        "piecewise_linear_lr",
         "testing",
     ],
 )
@@ -86,6 +88,8 @@ def test_public_docstrings_are_whole(thing: type) -> None:
         words = ["Keyword arguments", "Raises"]
     elif not isinstance(thing, type):
         words = ["Args:", "Raises:"]
+    elif not issubclass(thing, danlu.FusedOptimizer):
+        words = ["Args:", "Raises:", ">>>"]
     elif "Arguments, state and errors are" in text:
         words = [">>>", "arXiv"]
     else:

@@ -11,6 +11,8 @@ from .optimizers.amos import Amos
 from .optimizers.lamb import LAMB
 from .optimizers.lion import Lion
 from .optimizers.tiger import Tiger
+from .param_groups import param_groups
+from .piecewise_linear_lr import PiecewiseLinearLR
 from .wrappers.ema import EMA
 from .wrappers.gradient_accumulation import GradientAccumulation
 from .wrappers.lookahead import Lookahead
@@ -29,8 +31,10 @@ __all__ = [
     "GradientAccumulation",
     "Lion",
     "Lookahead",
+    "PiecewiseLinearLR",
     "Tiger",
     "amos_groups",
     "amos_strategy",
     "custom",
+    "param_groups",
 ]

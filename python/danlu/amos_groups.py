@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from . import checks
-from .model_parameters import CONVOLUTIONS, Patterns, kind, owned_parameters, table
+from .model_parameters import CONVOLUTIONS, Pattern, Patterns, add_to_group, kind, owned_parameters, table
 from .optimizers.amos import check_dims, reduced_dims
 
 Dims = tuple[int, ...] | None
@@ -19,9 +19,9 @@ Dims = tuple[int, ...] | None
 def amos_groups(
     model: nn.Module,
     *,
-    eta: Mapping[str, float] | None = None,
-    reduce_dims: Mapping[str, Dims] | None = None,
-    mlp_outputs: Sequence[str] = (),
+    eta: Mapping[Pattern, float] | None = None,
+    reduce_dims: Mapping[Pattern, Dims] | None = None,
+    mlp_outputs: Sequence[Pattern] = (),
 ) -> AmosGroups:
     """Parameter groups with the eta and reduce_dims that Amos's authors give each kind of parameter.
 
@@ -35,14 +35,15 @@ def amos_groups(
         unknown      all others, with 2 or more dimensions            sqrt(1 / last)     all
                      and with fewer                                   0.5                all
 
-    (arXiv:2210.11693 and its code.) A norm is one of torch's, or for vectors a module with "Norm" in the name
-    of its type. What an output of a convolution sums over counts as its inputs. A parameter that is tied is
-    taken once, as an embedding if it is one anywhere.
+    (arXiv:2210.11693 and its code.) A norm is one of torch's, or for vectors, of which all sizes but one are
+    1, a module with "Norm" in the name of its type. What an output of a convolution sums over counts as its
+    inputs. A parameter that is tied is taken once, as an embedding if it is one anywhere.
 
     Args:
         model: whose parameters are taken, trained or not. Only their shapes are read.
         eta: what overrides the table, {pattern: value}. A pattern is a regular expression that is searched in
-            a parameter's name, any of them if it is tied; the first that is found counts.
+            a parameter's name, any of them if it is tied, or a type of modules that it is in; the first that
+            is found counts.
         reduce_dims: likewise, as `danlu.Amos` takes it: None for all dimensions, () for none.
         mlp_outputs: patterns of the kernels that are the second of an MLP, which no type tells.
 
@@ -73,18 +74,18 @@ def amos_groups(
     for pattern, reduced in (reduce_dims or {}).items():
         check_dims(f"reduce_dims[{pattern!r}]", reduced)
     groups = AmosGroups()
-    for owners, p in owned_parameters(model):
-        names = [name for name, _ in owners]
-        defaults = [_default(name, module, p) for name, module in owners]
+    for owned in owned_parameters(model):
+        p, name = owned.p, owned.names[0]
+        defaults = [_default(name, module, p) for name, module in owned.owners]
         found = next((default for default in defaults if default.rule == "embedding"), defaults[0])
-        if found.rule == "kernel" and outputs.find(names, False):
+        if found.rule == "kernel" and outputs.find(owned, False):
             found = Default("mlp output", math.sqrt(2) * found.eta, found.reduce_dims)
-        chosen_eta, chosen_dims = etas.find(names, found.eta), dims.find(names, found.reduce_dims)
+        chosen_eta, chosen_dims = etas.find(owned, found.eta), dims.find(owned, found.reduce_dims)
         try:
             reduced_dims(chosen_dims, p.ndim)
         except ValueError as error:
-            raise ValueError(f"{names[0]}: {error}") from None
-        groups.add(p, Row(names[0], tuple(p.shape), found.rule, chosen_eta, chosen_dims))
+            raise ValueError(f"{name}: {error}") from None
+        groups.add(p, Row(name, tuple(p.shape), found.rule, chosen_eta, chosen_dims))
     for patterns in (etas, dims, outputs):
         patterns.check()
     return groups
@@ -111,14 +112,7 @@ class AmosGroups(list[dict[str, Any]]):
     def add(self, p: nn.Parameter, row: Row) -> None:
         """Puts the parameter with those of equal settings."""
         self.rows.append(row)
-        for group in self:
-            if (group["eta"], group["reduce_dims"]) == (row.eta, row.reduce_dims):
-                break
-        else:
-            group = dict(params=[], param_names=[], eta=row.eta, reduce_dims=row.reduce_dims)
-            self.append(group)
-        group["params"].append(p)
-        group["param_names"].append(row.name)
+        add_to_group(self, p, row.name, eta=row.eta, reduce_dims=row.reduce_dims)
 
     def __str__(self) -> str:
         def dims(row: Row) -> object:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from . import checks
-from .model_parameters import Patterns, owned_parameters, table
+from .model_parameters import Pattern, Patterns, add_to_group, owned_parameters, table
 
 
 def amos_strategy(
@@ -22,7 +22,7 @@ def amos_strategy(
     *,
     half_life: float,
     step_rms: float = 1.0,
-    sigma: Mapping[str, float] | None = None,
+    sigma: Mapping[Pattern, float] | None = None,
 ) -> AmosStrategy:
     """Su's strategy from the analysis of Amos for other optimizers (Jianlin Su 2022, kexue.fm/archives/9344).
 
@@ -44,7 +44,8 @@ def amos_strategy(
         half_life: the number of steps after which lr and decay are half of what they were at first.
         step_rms: root mean square of the optimizer's steps at lr 1, without decay.
         sigma: what overrides the parameters' scales, {pattern: value}. A pattern is a regular expression that
-            is searched in a parameter's name, any of them if it is tied; the first that is found counts.
+            is searched in a parameter's name, any of them if it is tied, or a type of modules that it is in;
+            the first that is found counts.
 
     Returns:
         The parameter groups with `params`, `param_names`, `lr` and `weight_decay`, and a function that makes
@@ -72,12 +73,12 @@ def amos_strategy(
         _positive(f"sigma[{pattern!r}]", value)
     overrides = Patterns("sigma", sigma or {})
     strategy = AmosStrategy(float(half_life))
-    for owners, p in owned_parameters(model):
-        names = [name for name, _ in owners]
-        scale = overrides.find(names, None)
+    for owned in owned_parameters(model):
+        p, name = owned.p, owned.names[0]
+        scale = overrides.find(owned, None)
         if scale is None:
-            scale = _measured(names[0], p) if p.ndim >= 2 else 0.5
-        row = Row(names[0], tuple(p.shape), scale, alpha0 * scale / step_rms, alpha0 * step_rms / (2 * scale))
+            scale = _measured(name, p) if p.ndim >= 2 else 0.5
+        row = Row(name, tuple(p.shape), scale, alpha0 * scale / step_rms, alpha0 * step_rms / (2 * scale))
         strategy.add(p, row)
     overrides.check()
     return strategy
@@ -109,14 +110,7 @@ class AmosStrategy:
     def add(self, p: nn.Parameter, row: Row) -> None:
         """Puts the parameter with those of equal sigma."""
         self.rows.append(row)
-        for group in self.groups:
-            if group["lr"] == row.lr:
-                break
-        else:
-            group = dict(params=[], param_names=[], lr=row.lr, weight_decay=row.weight_decay)
-            self.groups.append(group)
-        group["params"].append(p)
-        group["param_names"].append(row.name)
+        add_to_group(self.groups, p, row.name, lr=row.lr, weight_decay=row.weight_decay)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.groups, self.scheduler))

@@ -4,41 +4,102 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
 
 
-def owned_parameters(model: nn.Module) -> list[tuple[list[tuple[str, nn.Module]], nn.Parameter]]:
-    """Each parameter once, with its names and the modules that own it."""
-    found: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+@dataclass
+class OwnedParameter:
+    """A parameter with each of its names and the module that owns it there, and all modules that it is in."""
+
+    p: nn.Parameter
+    owners: list[tuple[str, nn.Module]] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.owners]
+
+
+def owned_parameters(model: nn.Module) -> list[OwnedParameter]:
+    """Each parameter once, in the order of `model.parameters()`."""
+    found: dict[nn.Parameter, OwnedParameter] = {}
+    around: dict[str, list[nn.Module]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        around[path] = [*around.get(path.rpartition(".")[0], []), module]
         for name, p in module.named_parameters(path, recurse=False, remove_duplicate=False):
-            found.setdefault(p, []).append((name, module))
-    return [(owners, p) for p, owners in found.items()]
+            owned = found.setdefault(p, OwnedParameter(p))
+            owned.owners.append((name, module))
+            owned.modules.extend(around[path])
+    return list(found.values())
 
 
+def add_to_group(groups: list[dict[str, Any]], p: nn.Parameter, name: str, **settings: Any) -> int:
+    """Puts the parameter with those of equal settings, or into a new group; which one it was."""
+    found = [{key: group[key] for key in group if key not in ("params", "param_names")} for group in groups]
+    if settings not in found:
+        found.append(settings)
+        groups.append(dict(params=[], param_names=[], **settings))
+    index = found.index(settings)
+    groups[index]["params"].append(p)
+    groups[index]["param_names"].append(name)
+    return index
+
+
+Pattern: TypeAlias = str | type[nn.Module]
 Value = TypeVar("Value")
 
 
 class Patterns:
-    """Overrides by regular expressions, and which of these were found in any name."""
+    """Settings by patterns, and which of these were found anywhere.
 
-    def __init__(self, option: str, values: Mapping[str, Any]) -> None:
+    A pattern is a regular expression that is searched in a parameter's names, or a type of the modules that
+    the parameter is in.
+    """
+
+    def __init__(self, option: str, values: Mapping[Any, Any]) -> None:
         self._option = option
         self._values = dict(values)
-        self._found: set[str] = set()
+        self._found: set[Pattern] = set()
+        for pattern in self._values:
+            if isinstance(pattern, type) and issubclass(pattern, nn.Module):
+                continue
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError):
+                raise ValueError(
+                    f"{option}: {pattern!r} is neither a regular expression nor a type of modules"
+                ) from None
 
-    def find(self, names: Iterable[str], default: Value) -> Value:
-        """The value of the first pattern that is found in one of the names."""
-        matching = [pattern for pattern in self._values if any(re.search(pattern, name) for name in names)]
+    def matching(self, owned: OwnedParameter) -> dict[Pattern, Any]:
+        """The patterns that are found, with their values."""
+        matching = {pattern: value for pattern, value in self._values.items() if _matches(pattern, owned)}
         self._found.update(matching)
-        return self._values[matching[0]] if matching else default
+        return matching
+
+    def find(self, owned: OwnedParameter, default: Value) -> Value:
+        """The value of the first pattern that is found."""
+        return next(iter(self.matching(owned).values()), default)
 
     def check(self) -> None:
         for pattern in self._values:
-            if pattern not in self._found:
-                raise ValueError(f"{self._option}: the pattern {pattern!r} is found in no parameter's name")
+            if pattern in self._found:
+                continue
+            where = "in no parameter's modules" if isinstance(pattern, type) else "in no parameter's name"
+            raise ValueError(f"{self._option}: the pattern {text(pattern)} is found {where}")
+
+
+def text(pattern: Any) -> str:
+    """A pattern as it is written."""
+    return pattern.__name__ if isinstance(pattern, type) else repr(pattern)
+
+
+def _matches(pattern: Pattern, owned: OwnedParameter) -> bool:
+    if isinstance(pattern, type):
+        return any(isinstance(module, pattern) for module in owned.modules)
+    return any(re.search(pattern, name) for name in owned.names)
 
 
 def table(rows: Iterable[Sequence[object]]) -> str:
@@ -58,7 +119,8 @@ def kind(name: str, module: nn.Module, p: nn.Parameter) -> str:
     """What a parameter is in the module that owns it: bias, norm gain, embedding, kernel or unknown."""
     if "bias" in name.rpartition(".")[2]:
         return "bias"
-    if isinstance(module, NORMS) or ("Norm" in type(module).__name__ and p.ndim < 2):
+    vector = p.numel() == max(p.shape, default=1)  # as (channels, 1, 1) is, too
+    if isinstance(module, NORMS) or ("Norm" in type(module).__name__ and vector):
         return "norm gain"
     if isinstance(module, EMBEDDINGS):
         return "embedding"

@@ -82,7 +82,55 @@ def adafactor() -> tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]:
     return lambda lr, **hyper: optax.adafactor(lr, **hyper), lambda state: {}
 
 
-RULES = dict(lamb=lamb, amos=amos, adafactor=adafactor)
+def accumulated_adam() -> tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]:
+    import optax
+
+    return lambda lr, steps: optax.MultiSteps(optax.adam(lr), every_k_schedule=steps), lambda state: {}
+
+
+def lookahead_adam() -> tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]:
+    import optax
+
+    def make(lr: float, k: int, alpha: float) -> Any:
+        both = optax.lookahead(optax.adam(lr), sync_period=k, slow_step_size=alpha)
+
+        def update(g: Any, state: Any, p: Any) -> Any:
+            inner, slow = state
+            updates, inner = both.update(g, inner, optax.LookaheadParams(p, slow))
+            return updates.fast, (inner, slow + updates.slow)
+
+        return optax.GradientTransformation(
+            lambda p: (both.init(optax.LookaheadParams.init_synced(p)), p),
+            update,  # type: ignore[arg-type]
+        )
+
+    return make, lambda state: dict(slow=state[1])
+
+
+def averaged_adam() -> tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]:
+    import optax
+
+    def make(lr: float, decay: float) -> Any:
+        adam, ema = optax.adam(lr), optax.ema(decay, debias=True)
+
+        def update(g: Any, state: Any, p: Any) -> Any:
+            updates, inner = adam.update(g, state[0], p)
+            mean, averaged = ema.update(optax.apply_updates(p, updates), state[1])
+            return updates, (inner, averaged, mean)
+
+        return optax.GradientTransformation(lambda p: (adam.init(p), ema.init(p), p), update)  # type: ignore[arg-type]
+
+    return make, lambda state: dict(mean=state[2])
+
+
+RULES = dict(
+    lamb=lamb,
+    amos=amos,
+    adafactor=adafactor,
+    accumulated_adam=accumulated_adam,
+    lookahead_adam=lookahead_adam,
+    averaged_adam=averaged_adam,
+)
 
 
 def main(given: str, result: str) -> None:

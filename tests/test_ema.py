@@ -1,0 +1,98 @@
+"""The average of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import danlu
+from cases import BF16, values
+from oracles.itself import normwise
+from oracles.jax_optimizers import Run, trajectories
+from training import all_same, everything, parameters, some_params, train
+from wrapped import MAKERS
+
+
+def averages(opt: danlu.EMA) -> list[torch.Tensor]:
+    with opt.swap():
+        return [p.detach().clone() for p in parameters(opt)]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_formula(name: str) -> None:
+    """In float64, around everything: a weighted mean of the parameters after each step."""
+    params = [torch.nn.Parameter(p.detach().double()) for p in some_params()]
+    opt = danlu.EMA(MAKERS[name](params), decay=0.7)
+    history = []
+    for t in range(6):
+        for i, p in enumerate(params):
+            p.grad = values(p.shape, 100 * t + i, wild=False).double()
+        opt.step()
+        history.append([p.detach().clone() for p in params])
+        weights = [0.7 ** (t - s) for s in range(t + 1)]
+        for i, got in enumerate(averages(opt)):
+            want = sum(w * past[i] for w, past in zip(weights, history, strict=True)) / sum(weights)
+            assert normwise(got, want) < 1e-14, t  # type: ignore[arg-type]
+        assert all(torch.equal(p, q) for p, q in zip(params, history[-1], strict=True))
+
+
+def test_as_optax_has_it(tmp_path: Path) -> None:
+    start, gradients = values((20,), 0, wild=False).double(), values((10, 20), 1, wild=False).double()
+    p = torch.nn.Parameter(start.clone())
+    opt = danlu.EMA(danlu.Adam([p], lr=0.1), decay=0.9)
+    (theirs,) = trajectories(
+        tmp_path, [Run("averaged_adam", start.numpy(), gradients.numpy(), [0.1] * 10, dict(decay=0.9))]
+    )
+    for g in gradients:
+        p.grad = g.clone()
+        opt.step()
+    assert (averages(opt)[0] - torch.from_numpy(theirs["mean"])).abs().max() < 1e-14
+
+
+def test_swap_puts_everything_back() -> None:
+    """Also when the evaluation raises."""
+    opt, plain = danlu.EMA(danlu.AdamW(some_params(), lr=0.1)), danlu.AdamW(some_params(), lr=0.1)
+    for t in range(3):
+        train(opt, [t])
+        train(plain, [t])
+        with opt.swap():
+            assert t == 0 or not torch.equal(parameters(opt)[0], parameters(plain)[0])
+            with pytest.raises(RuntimeError, match=r"inside swap\(\) would train the averages"):
+                opt.step()
+            with pytest.raises(RuntimeError, match="in place already"), opt.swap():
+                pass
+        with pytest.raises(ZeroDivisionError), opt.swap():
+            raise ZeroDivisionError
+    assert all_same(everything(opt), everything(plain))
+
+
+def test_no_average_before_the_first_step() -> None:
+    opt = danlu.EMA(danlu.AdamW(some_params()))
+    with pytest.raises(RuntimeError, match="no average before the first step"), opt.swap():
+        pass
+
+
+def test_a_parameter_that_joins_late() -> None:
+    """Its average counts the steps since."""
+    opt = danlu.EMA(torch.optim.SGD(some_params(1), lr=0.0), decay=0.5)
+    train(opt, range(3))
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.full((2,), 3.0))]})
+    train(opt, range(1))
+    assert torch.equal(averages(opt)[1], torch.full((2,), 3.0))
+
+
+def test_averages_of_bf16_parameters_are_fp32() -> None:
+    """In bf16 an average would stop: 0.001 of a step is less than half of its spacing."""
+    p = torch.nn.Parameter(torch.zeros(4, dtype=BF16))
+    opt = danlu.EMA(torch.optim.SGD([p], lr=1.0), decay=0.999)
+    p.grad = torch.zeros_like(p)
+    for _ in range(100):
+        opt.step()
+    p.data.fill_(1.0)
+    for _ in range(100):
+        opt.step()
+    ema = opt.state_dict()["state"][0]["ema"]
+    assert ema.dtype == torch.float32
+    assert ema[0].item() == pytest.approx(1 - 0.999**100, rel=1e-5)

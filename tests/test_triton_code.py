@@ -15,7 +15,9 @@ import torch
 from cases import BF16, CASES, F16, F32, STORAGES, Case, Storage
 from danlu.backends import triton as backend
 from danlu.backends import triton_reduce
-from danlu.triton_kernels import engine, norm, reduce
+from danlu.triton_kernels import engine, norm
+from danlu.triton_kernels.reduce import KERNELS
+from danlu.triton_kernels.reduce.job import NUMBERS
 from danlu.triton_kernels.rules import RULES
 from machine_code import GENERIC, LOCAL, Function, functions
 
@@ -163,10 +165,10 @@ def compiled_pass(rule: str, storage: Storage, target: GPUTarget, name: str, lan
         options.pop("maxnreg", None)
     if name == "collect":
         constants["LANES"] = lanes
-    kernel = reduce.rows_kernel if name == "rows" else getattr(reduce, name)
+    kernel = KERNELS[name]
     signature = {
         **PASS_POINTERS,
-        **dict.fromkeys(reduce.NUMBERS, "i32"),
+        **dict.fromkeys(NUMBERS, "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
     return compiled_for(kernel, signature, constants, target, options)

@@ -41,7 +41,7 @@ class StandIns {
       column = past - below * columns_;
     }
     if constexpr (n > 1)
-      if (columns_ % n != 0) return load_each(row, column, states);
+      if (matrix_stride_ % n != 0) return load_each(row, column, states);
     load_rows<n>(row, states);
     load_columns<n>(row, column, states);
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import danlu
-from cases import CASES, Case
+from cases import ALL, CASES, Case
 from danlu import gradient_scale, state
 from danlu.backends.gpu import GpuPart
 from training import all_same, copies, everything, give_gradients, parameters, some_params
@@ -144,6 +145,26 @@ def test_rows_and_counters_stay_where_they_are(case: Case) -> None:
         counters = [x.data_ptr() for state in opt.state.values() for x in state.values()]
         addresses.append([part._device_rows.table.data_ptr(), *counters])  # type: ignore[attr-defined]
     assert addresses[0] == addresses[1] == addresses[2]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in ALL if case.id in ("lion", "adafactor")], ids=lambda c: c.id
+)
+def test_what_a_graph_has_captured_outlives_a_new_plan(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay reads the tables again that the captured step has read."""
+    opt = case.make(groups(), backend="cuda", capturable=True)
+    give_gradients(parameters(opt), 0)
+    opt.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(GpuPart, "is_capturing", lambda part: True)
+        opt.step()
+    captured = weakref.ref(opt._plan)  # type: ignore[arg-type]
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3, 5))]})
+    opt.step()
+    plain = weakref.ref(opt._plan)
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    assert captured() is not None
+    assert plain() is None
 
 
 def test_counters_move_to_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:

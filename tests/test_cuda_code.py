@@ -26,6 +26,12 @@ LISTED = re.findall(
 RULES = [name for reducing, name, _, _ in LISTED if not reducing]
 COMPILED = [s for s in STORAGES if s.moment != F16]
 ROOTED = {"adamw", "adam", "adaxw", "adax", "adaxw_inside", "adax_inside"}
+# what is read and written around an optimizer's step
+AROUND = {
+    "accumulate": (("grad", "moment"), ("moment",)),
+    "average": (("param", "moment"), ("moment",)),
+    "lookahead": (("param", "moment"), ("param", "moment")),
+}
 SHAPE = re.search(r"DefaultShape = Shape<(\d+), (\d+), (\d+), ", (ROOT / "csrc/cuda/engine.cuh").read_text())
 assert SHAPE
 THREADS, ELEMENTS, BLOCKS = map(int, SHAPE.groups())
@@ -94,6 +100,9 @@ def kernels(rule: str, architecture: int) -> dict[str, Function]:
 
 def itemsizes(rule: str, storage: Storage) -> dict[str, list[int]]:
     """Of the arrays that are loaded and of those that are stored."""
+    if rule in AROUND:
+        read, written = ([getattr(storage, name).itemsize for name in names] for names in AROUND[rule])
+        return {"LDG": read, "STG": written}
     second = [F32] if rule in ROOTED else []
     stored = [dtype.itemsize for dtype in (storage.param, storage.moment, *second)]
     return {"LDG": [*stored, storage.grad.itemsize], "STG": stored}

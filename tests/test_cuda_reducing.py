@@ -38,10 +38,24 @@ MATRICES = [
     Layout("tall", (34_000, 9)),
     Layout("long-row", (1, 70_001)),
     Layout("long-rows", (3, 20_000)),
+    Layout("long-odd-rows", (3, 20_001)),
     Layout("many-small", (41, 5, 3, 3)),
     Layout("batch", (3, 150, 260), offset(1), offset(3)),
     Layout("batch-of-narrow", (4, 300, 12)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pass reads what no pass of its step has written."""
+    launch = CudaPart.launch
+
+    def launch_poisoned(part: CudaPart) -> None:
+        for _, tensors in part._reducing:
+            tensors.scratch.fill_(0xFF)  # NaN in float32 and in float64
+        launch(part)
+
+    monkeypatch.setattr(CudaPart, "launch", launch_poisoned)
 
 
 def far(got: Result, want: Result, layouts: Sequence[Layout], tolerance: float = TOLERANCE) -> list[str]:
@@ -97,6 +111,30 @@ def test_the_same_bits_from_run_to_run(case: Case) -> None:
     first, *others = (run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES) for _ in range(3))
     for other in others:
         assert_bits(other, first, MATRICES)
+
+
+@by_case
+def test_blocks_and_threads_in_another_order(case: Case, cuda: Emulated) -> None:
+    """Nothing reads what another block of its launch writes, or another thread between two barriers."""
+    forwards = run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES)
+    cuda.native.machine().backwards = True
+    assert_bits(run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES), forwards, MATRICES)
+
+
+@pytest.mark.parametrize(
+    "case", [CASE["adafactor"], CASE["amos-rows"], CASE["amos-columns"]], ids=lambda c: c.id
+)
+@pytest.mark.parametrize("shape", [(3, 20_001), (2, 2, 16_387), (3, 4999)])
+def test_rows_end_within_a_pack(case: Case, shape: tuple[int, ...]) -> None:
+    """Each element sees what stands for its own row and column, which differ by far from their neighbours."""
+    scales = 10.0 ** torch.arange(shape[-2])[:, None] * (1 + torch.arange(shape[-1]) % 7)
+    results = []
+    for backend, dtype in (("cuda", F32), ("reference", F64)):
+        p = torch.nn.Parameter(values(shape, 0, wild=False).to(dtype))
+        set_gradient(p, (values(shape, 1, wild=False) * scales).to(dtype))
+        case.make([p], backend=backend).step()
+        results.append(p.detach().double() - values(shape, 0, wild=False).double())
+    assert ((results[0] - results[1]).abs() <= 1e-4 * results[1].abs() + 1e-6).all()  # p is rounded
 
 
 @by_case

@@ -31,6 +31,12 @@ def test_a_barrier_that_not_all_threads_reach(cuda: Emulated) -> None:
     assert cuda.native.block_sums([1.0, 2.0], 32)[0] == 3.0  # goes on afterwards
 
 
+def test_lanes_of_a_warp_in_different_shuffles(cuda: Emulated) -> None:
+    """On a GPU they would wait for one another, or exchange nothing."""
+    with pytest.raises(RuntimeError, match="lanes of a warp in different shuffles"):
+        cuda.native.torn_shuffle()
+
+
 def test_a_misaligned_access(cuda: Emulated) -> None:
     with pytest.raises(RuntimeError, match="misaligned address"):
         cuda.native.misaligned()

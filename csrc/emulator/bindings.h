@@ -28,6 +28,7 @@ inline void bind_emulator(pybind11::module_& m) {
       .def_readwrite("fail_launch", &Machine::fail_launch)
       .def_readwrite("first_block", &Machine::first_block)
       .def_readwrite("end_block", &Machine::end_block)
+      .def_readwrite("backwards", &Machine::backwards)
       .def_readonly("launches", &Machine::launches)
       .def_property_readonly("bytes_read", [](const Machine& m) { return m.read.bytes; })
       .def_property_readonly("bytes_written", [](const Machine& m) { return m.written.bytes; })
@@ -37,6 +38,7 @@ inline void bind_emulator(pybind11::module_& m) {
   m.def("block_sums", &emulator::block_sums, "Sums of a block's numbers by shuffles and shared memory.");
   m.def("transposed", &emulator::transposed, "A square matrix through shared memory, 2-D threads.");
   m.def("torn_barrier", &emulator::torn_barrier, "A barrier that half the threads skip: an error.");
+  m.def("torn_shuffle", &emulator::torn_shuffle, "Halves of a warp in different shuffles: an error.");
   m.def("misaligned", &emulator::misaligned, "A 16-byte access one value off: an error.");
 }
 

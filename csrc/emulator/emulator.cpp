@@ -111,6 +111,7 @@ void run_block(dim3 index) {
   for (size_t w = 0; w < block.warps.size(); w++)
     block.warps[w].expected = std::min(32, threads - int(w) * 32);
   block.slots.resize(threads);
+  block.sites.resize(threads);
   while (int(scheduler.stacks.size()) < threads) scheduler.stacks.emplace_back(new char[stack_bytes]);
 
   std::vector<Fiber> fibers(threads);
@@ -122,7 +123,8 @@ void run_block(dim3 index) {
   }
   for (int left = threads; left > 0;) {
     scheduler.progress = false;
-    for (Fiber& fiber : fibers) {
+    for (int i = 0; i < threads; i++) {
+      Fiber& fiber = fibers[machine().backwards ? threads - 1 - i : i];
       if (fiber.done) continue;
       scheduler.fiber = &fiber;
       into_fiber(fiber);
@@ -170,9 +172,11 @@ void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
   scheduler.block = block;
   scheduler.kernel = &kernel;
   const danlu::IeeeArithmetic scope;  // a GPU flushes nothing
-  const uint64_t end = std::min(grid.count(), machine().end_block);
-  for (uint64_t i = machine().first_block; i < end; i++)
-    run_block(dim3(unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)));
+  const uint64_t first = machine().first_block, end = std::min(grid.count(), machine().end_block);
+  for (uint64_t i = first; i < end; i++) {
+    const uint64_t at = machine().backwards ? end - 1 - (i - first) : i;
+    run_block(dim3(unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)));
+  }
 }
 
 cudaError_t begin_launch(dim3 grid, dim3 block, cudaStream_t stream) {

@@ -70,6 +70,7 @@ struct Machine {
   int fail_launch = -1;  // index of a launch that fails, counted from now
   cudaError_t failure = cudaErrorNoKernelImageForDevice;
   uint64_t first_block = 0, end_block = ~uint64_t{0};  // only these blocks of a grid run
+  bool backwards = false;                              // the last block and the last thread go first
   std::vector<Launch> launches;
   Traffic read, written;
 };
@@ -85,6 +86,7 @@ struct Block {
   Barrier all;
   std::vector<Barrier> warps;
   std::vector<uint64_t> slots;  // one for each thread: what it gives in a shuffle
+  std::vector<int> sites;       // ... and which shuffle of the source text that is
   std::map<const void*, std::unique_ptr<char[]>> shared;
 };
 
@@ -108,13 +110,17 @@ inline void check_aligned(const void* p, uintptr_t bytes) {
   if (reinterpret_cast<uintptr_t>(p) % bytes) throw std::runtime_error("emulator: misaligned address");
 }
 
+// A warp whose lanes wait in different shuffles would hang, or exchange nothing.
 template <class T>
-T exchange(T value, int source_lane) {
+T exchange(T value, int source_lane, int site) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   Fiber& self = current();
   Barrier& warp = self.block->warps[self.rank / 32];
   std::memcpy(&self.block->slots[self.rank], &value, sizeof value);
+  self.block->sites[self.rank] = site;
   wait(warp);
+  if (self.block->sites[self.rank / 32 * 32] != site)
+    throw std::runtime_error("emulator: lanes of a warp in different shuffles");
   T received = value;
   if (source_lane >= 0 && source_lane < warp.expected)
     std::memcpy(&received, &self.block->slots[self.rank / 32 * 32 + source_lane], sizeof received);
@@ -140,20 +146,8 @@ inline void __syncwarp(unsigned = ~0u) {
   emulator::wait(emulator::current().block->warps[emulator::current().rank / 32]);
 }
 
-template <class T>
-T __shfl_sync(unsigned, T value, int lane) {
-  return emulator::exchange(value, lane);
-}
-
-template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
-  return emulator::exchange(value, emulator::lane() ^ mask);
-}
-
-template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned by) {
-  return emulator::exchange(value, emulator::lane() + int(by));
-}
+#define __shfl_sync(mask, value, lane) emulator::exchange(value, lane, __COUNTER__)
+#define __shfl_xor_sync(mask, value, bits) emulator::exchange(value, emulator::lane() ^ (bits), __COUNTER__)
 
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDevice(int* device);

@@ -30,6 +30,13 @@ __global__ void torn_kernel(int threads) {
   if (int(threadIdx.x) < threads) __syncthreads();
 }
 
+__global__ void torn_shuffle_kernel() {
+  if (threadIdx.x < 16)
+    __shfl_xor_sync(~0u, 1.0, 16);
+  else
+    __shfl_xor_sync(~0u, 2.0, 16);
+}
+
 __global__ void misaligned_kernel(const float* values) {
   float loaded[4];
   danlu::load_packs(values + 1, loaded);
@@ -62,6 +69,8 @@ void torn_barrier() {
   void* arguments[] = {&threads};
   cudaLaunchKernel(torn_kernel, dim3(1), dim3(64), arguments, 0, nullptr);
 }
+
+void torn_shuffle() { cudaLaunchKernel(torn_shuffle_kernel, dim3(1), dim3(32), nullptr, 0, nullptr); }
 
 void misaligned() {
   alignas(16) float values[8] = {};

@@ -7,6 +7,7 @@ namespace emulator {
 std::vector<double> block_sums(const std::vector<double>& values, unsigned threads);
 std::vector<float> transposed(const std::vector<float>& matrix, unsigned size);
 void torn_barrier();
+void torn_shuffle();
 void misaligned();
 
 }  // namespace emulator

@@ -68,6 +68,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     # what becomes of what `reference` returns: "subtracted" from the parameter, "assigned" to it, or "none"
     outcome: ClassVar[str] = "subtracted"
 
+    _plan: Plan | None = None
+    _captured_plans: tuple[Plan, ...] = ()
+
     _rule: ClassVar[str]
     _counter_names: ClassVar[tuple[str, ...]]
     _hyper_names: ClassVar[tuple[str, ...]]
@@ -109,7 +112,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._max_grad_norm = max_grad_norm
         self.capturable = capturable
         self.counters_on_device = capturable
-        self._plan: Plan | None = None
         if fused:
             self._step_supports_amp_scaling = True
         super().__init__(params, dict(defaults, maximize=maximize))
@@ -193,7 +195,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             self._check_group(param_group)
         super().add_param_group(param_group)
-        self._plan = None
+        self._drop_plan()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, or of the torch optimizer of the same name.
@@ -218,7 +220,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, loaded: dict[str, Any]) -> None:
         super().__setstate__(loaded)
         self.defaults.pop("differentiable", None)  # torch adds it
-        self._plan = None
+        self._drop_plan()
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -312,15 +314,21 @@ class FusedOptimizer(torch.optim.Optimizer):
                 gradient_scale.is_on_device(group.get("lr")) for group in self.param_groups
             ):
                 self.counters_on_device = True
-                self._plan = None
+                self._drop_plan()
             elif scale.skips():
                 return
         if self._plan is not None and self._plan.step(self, scale):
             return
-        self._plan = None  # should making the next one raise, the old one is no use
+        self._drop_plan()  # should making the next one raise, the old one is no use
         self._plan = Plan(self)
         if not self._plan.step(self, scale):
             raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
+
+    def _drop_plan(self) -> None:
+        """The next step makes a new one; a plan that a graph has captured stays for its replays."""
+        if self._plan is not None and self._plan.captured:
+            self._captured_plans += (self._plan,)
+        self._plan = None
 
     def _check_group(self, group: dict[str, Any]) -> None:
         merged = {name: group.get(name, default) for name, default in self.defaults.items()}

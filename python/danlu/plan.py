@@ -73,6 +73,11 @@ class Plan:
         ]
         self._parts = [backend.part(optimizer, entries) for (backend, _), entries in taken.items()]
 
+    @property
+    def captured(self) -> bool:
+        """Whether a graph has recorded a step, whose replays read the tables of the parts."""
+        return any(part.captured for part in self._parts)
+
     def step(self, optimizer: FusedOptimizer, scale: GradientScale) -> bool:
         """Makes one step; False, with nothing written, if the plan is out of date.
 

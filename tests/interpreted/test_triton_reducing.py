@@ -19,7 +19,7 @@ from danlu.backends.schedule import CHUNK_SIZE, WANTED_ROW_TILES
 from danlu.backends.triton import TritonPart
 from danlu.backends.triton_reduce import ReducingLaunches
 from danlu.testing import same_bits
-from danlu.triton_kernels.reduce import _wraps
+from danlu.triton_kernels.reduce.stand_ins import wraps
 from layouts import Layout, offset
 from runs import Result, run
 from test_reducing import assert_close
@@ -205,9 +205,9 @@ def test_found_inf_touches_nothing(case: Case) -> None:
 
 
 @triton.jit
-def wraps(out, first, period, COUNT: tl.constexpr):  # noqa: N803
+def count_wraps(out, first, period, COUNT: tl.constexpr):  # noqa: N803
     offsets = tl.arange(0, COUNT)
-    tl.store(out + offsets, _wraps(offsets, tl.load(first), tl.load(period)))
+    tl.store(out + offsets, wraps(offsets, tl.load(first), tl.load(period)))
 
 
 def test_positions_are_exact() -> None:
@@ -216,7 +216,7 @@ def test_positions_are_exact() -> None:
     for period in [1, 2, 3, 5, 7, 127, 128, 129, 1000, 5461, 8191, 16383, 16384, 16385, 50257, 2**40 + 1]:
         for first in {0, period // 2, period - 1}:
             got = torch.empty(CHUNK_SIZE, dtype=torch.int32)
-            wraps[(1,)](got, torch.tensor([first]), torch.tensor([period]), CHUNK_SIZE)
+            count_wraps[(1,)](got, torch.tensor([first]), torch.tensor([period]), CHUNK_SIZE)
             assert bool((got == (first + offsets) // period).all()), (period, first)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Part(Protocol):
     """The parameters of a plan that one backend takes on one device. A step calls these in their order."""
 
+    captured: bool  # whether a graph has recorded a step of it
+
     def gather(self, optimizer: FusedOptimizer) -> bool:
         """Reads and validates what the step needs, writes nothing; False if the plan is out of date."""
         ...

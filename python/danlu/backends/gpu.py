@@ -68,6 +68,7 @@ class GpuPart(NativePart):
     def run(self) -> None:
         active = self.active()
         self.count_writes(active)
+        self.captured = self.captured or self.is_capturing()
         self.launch()
         if self._device_rows is not None:
             self._device_rows.advance(active)

@@ -63,6 +63,8 @@ class CoefficientNames(Protocol):
 class NativePart:
     """A native list of parameters, which borrows every object: the entries here keep them alive."""
 
+    captured = False
+
     def __init__(
         self,
         native: StepList,

@@ -36,6 +36,7 @@ class ReferencePart:
     """One parameter after the other with the optimizer's `reference`: fp32, or fp64 for fp64 parameters."""
 
     reads_host = True
+    captured = False
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._entries = entries

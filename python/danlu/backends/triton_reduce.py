@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .reducing import ReducingTensors, group_bytes
-from .schedule import Launch, Map
+from .schedule import WARPS, Launch, Map
 
 if TYPE_CHECKING:
     from ..plan import Entry
@@ -96,10 +96,9 @@ class ReducingLaunches:
 
 def constants(rule: Any, dtypes: tuple[Any, ...], block: int, options: dict[str, Any]) -> dict[str, Any]:
     """What each kernel is compiled for; of collect the number of lanes is missing."""
-    from ..triton_kernels.reduce import WARPS
-
     reduction = rule.reduction
     common = dict(DTYPES=dtypes, COEFFICIENTS=len(rule.coefficients), **options)
+    # of collect, average, spread; of the others as many as the engine's
     wide = {**common, "num_warps": WARPS} if options else common
     # on its own ptxas stops at 64 or 80 registers, and spills some
     registers = dict(maxnreg=128) if options and torch.version.hip is None else {}
@@ -126,6 +125,6 @@ def constants(rule: Any, dtypes: tuple[Any, ...], block: int, options: dict[str,
 
 
 def _kernel(name: str) -> Any:
-    from ..triton_kernels import reduce
+    from ..triton_kernels.reduce import KERNELS
 
-    return reduce.rows_kernel if name == "rows" else getattr(reduce, name)
+    return KERNELS[name]

@@ -1,0 +1,61 @@
+// What a block of a pass works on, and where that is in memory.
+#pragma once
+#include "../../rule_traits.h"
+#include "../formats.cuh"
+#include "../passes.h"
+#include "../sums.cuh"
+
+namespace danlu {
+namespace DANLU_ISA {
+
+constexpr int pass_threads = 256, pass_warps = pass_threads / warp_size;
+constexpr int pass_chunk = 16384;  // elements of a block in a pass over elements
+
+// What a block works on.
+template <class Rule>
+struct Job {
+  int tensor, index;
+  const Geometry* geometry;
+  Row<Rule> row;
+};
+
+// False if the block has nothing to do.
+template <class Rule>
+__device__ __forceinline__ bool find_job(const Pass& pass, Job<Rule>& job) {
+  if (pass.found_inf && *pass.found_inf != 0.f) return false;
+  const int block = int(pass.reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+  job.tensor = pass.tensors ? pass.tensors[block] : pass.first_tensor + block;
+  job.index = pass.tensors ? pass.indices[block] : 0;
+  job.geometry = pass.geometries + job.tensor;
+  const int64_t row = pass.addresses[int64_t(2 + Rule::num_states) * pass.num_tensors + job.tensor];
+  if (row < 0) return false;
+  job.row = row_at<Rule>(pass.rows + row * pass.row_stride, pass.clip);
+  return true;
+}
+
+// Accesses by addresses that were read from memory are generic unless the compiler is told.
+template <class T>
+__device__ __forceinline__ T* global(T* p) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(p));
+#endif
+  return p;
+}
+
+template <class T>
+__device__ __forceinline__ T* array(const Pass& pass, int which, int tensor) {
+  return global(reinterpret_cast<T*>(pass.addresses[int64_t(which) * pass.num_tensors + tensor]));
+}
+
+template <class Rule>
+__device__ __forceinline__ float* reduced_state(const Pass& pass, const Job<Rule>& job, int which) {
+  return array<float>(pass, 2 + which, job.tensor);
+}
+
+__device__ __forceinline__ double* doubles(const Pass& pass, int64_t place) { return pass.scratch + place; }
+__device__ __forceinline__ float* floats(const Pass& pass, int64_t place) {
+  return reinterpret_cast<float*>(pass.scratch + place);
+}
+
+}  // namespace DANLU_ISA
+}  // namespace danlu

@@ -1,0 +1,197 @@
+"""From the sums over tiles the new averages of rows and columns, and what stands in their place in the passes
+over elements.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ...backends import schedule
+from ..engine import coefficients_of
+from ..storage import load, store
+from .job import (
+    BATCH,
+    COLUMN_SUMS,
+    COLUMN_TILES,
+    COLUMNS,
+    FIELDS,
+    NUMBERS,
+    OF_COLUMNS,
+    OF_ROWS,
+    PART_SUMS,
+    PARTS,
+    ROW_SUMS,
+    ROW_TILES,
+    ROWS,
+    UNITS,
+    entry,
+    floats,
+    row_of,
+)
+
+PART = tl.constexpr(schedule.ROWS_OF_PART)
+COLUMN_BLOCK = tl.constexpr(schedule.COLUMNS_OF_BLOCK)
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def average(
+    table,
+    geometries,
+    places,
+    scratch,
+    rows,
+    clip,
+    found_inf,
+    tensors,
+    row_stride,
+    entries,
+    first,
+    count,
+    reverse,
+    AVERAGE: tl.constexpr,
+    ALONG_COLUMNS: tl.constexpr,
+    DTYPES: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+    ALONG: tl.constexpr,
+):
+    """The reduced states, and what stands in their stand_ins but for rows beside columns."""
+    tensor, index = entry(places, entries, first, count, reverse)
+    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    if idle:
+        return
+    coefficients = coefficients_of(row, COEFFICIENTS)
+    geometry = geometries + tensor * FIELDS
+    states = (
+        tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2])),
+        tl.load(table + 3 * tensors + tensor).to(tl.pointer_type(DTYPES[3])),
+    )
+    if ALONG == "columns":
+        _average_columns(states, geometry, scratch, index, coefficients, AVERAGE, ALONG_COLUMNS, ALONG)
+    elif ALONG == "rows":
+        _average_rows(states, geometry, scratch, index, coefficients, AVERAGE, ALONG)
+    else:
+        row_blocks = tl.cdiv(tl.load(geometry + BATCH) * tl.load(geometry + PARTS), UNITS)
+        if index < row_blocks:
+            _average_rows(states, geometry, scratch, index, coefficients, AVERAGE, ALONG)
+        else:
+            block = index - row_blocks
+            _average_columns(states, geometry, scratch, block, coefficients, AVERAGE, ALONG_COLUMNS, ALONG)
+
+
+@triton.jit
+def _average_rows(states, geometry, scratch, index, coefficients, AVERAGE: tl.constexpr, ALONG: tl.constexpr):
+    batch, rows = tl.load(geometry + BATCH), tl.load(geometry + ROWS)
+    units, at, mask = _parts(geometry, index)
+    sums = scratch + tl.load(geometry + ROW_SUMS) + at
+    total = _total(sums, batch * rows, tl.load(geometry + COLUMN_TILES), mask, 4)
+    mean = total / tl.load(geometry + COLUMNS).to(tl.float64)
+    if ALONG == "both":
+        v = AVERAGE(load(states[0] + at, mask), mean, coefficients)
+        store(states[0] + at, v, mask)
+        part_sums = scratch + tl.load(geometry + PART_SUMS) + units
+        existing = units < batch * tl.load(geometry + PARTS)
+        tl.store(part_sums, tl.sum(tl.where(mask, v, 0.0).to(tl.float64), 1), existing)
+    else:
+        instead = floats(scratch, geometry, OF_ROWS)
+        _average_pair(states, at, mask, mean, instead, batch * rows, coefficients, AVERAGE)
+
+
+@triton.jit
+def _average_columns(
+    states,
+    geometry,
+    scratch,
+    index,
+    coefficients,
+    AVERAGE: tl.constexpr,
+    ALONG_COLUMNS: tl.constexpr,
+    ALONG: tl.constexpr,
+):
+    batch, columns = tl.load(geometry + BATCH), tl.load(geometry + COLUMNS)
+    row_tiles = tl.load(geometry + ROW_TILES)
+    at = index.to(tl.int64) * COLUMN_BLOCK + tl.arange(0, COLUMN_BLOCK)
+    mask = at < batch * columns
+    of_matrix = at // columns * row_tiles * columns
+    sums = scratch + tl.load(geometry + COLUMN_SUMS) + of_matrix + at % columns
+    mean = _total(sums, columns, row_tiles, mask, 8) / tl.load(geometry + ROWS).to(tl.float64)
+    instead = floats(scratch, geometry, OF_COLUMNS)
+    if ALONG == "both":
+        v = AVERAGE(load(states[1] + at, mask), mean, coefficients)
+        store(states[1] + at, v, mask)
+        tl.store(instead + at, ALONG_COLUMNS(v, coefficients), mask)
+    else:
+        _average_pair(states, at, mask, mean, instead, batch * columns, coefficients, AVERAGE)
+
+
+@triton.jit
+def _average_pair(states, at, mask, mean, instead, size, coefficients, AVERAGE: tl.constexpr):
+    v, b, of_p, of_g = AVERAGE(load(states[0] + at, mask), load(states[1] + at, mask), mean, coefficients)
+    store(states[0] + at, v, mask)
+    store(states[1] + at, b, mask)
+    tl.store(instead + at, of_p, mask)
+    tl.store(instead + size + at, of_g, mask)
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def spread(
+    table,
+    geometries,
+    places,
+    scratch,
+    rows,
+    clip,
+    found_inf,
+    tensors,
+    row_stride,
+    entries,
+    first,
+    count,
+    reverse,
+    ALONG_ROWS: tl.constexpr,
+    DTYPES: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+):
+    """What stands in the place of a row's average, beside the mean over its matrix."""
+    tensor, index = entry(places, entries, first, count, reverse)
+    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    if idle:
+        return
+    coefficients = coefficients_of(row, COEFFICIENTS)
+    geometry = geometries + tensor * FIELDS
+    parts = tl.load(geometry + PARTS)
+    state = tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2]))
+    units, at, mask = _parts(geometry, index)
+    existing = units < tl.load(geometry + BATCH) * parts
+    part_sums = scratch + tl.load(geometry + PART_SUMS) + units // parts * parts
+    total = tl.zeros((UNITS, PART), tl.float64)
+    for i in range(0, parts, PART):
+        others = i + tl.arange(0, PART)
+        existing_parts = existing[:, None] & (others < parts)[None, :]
+        total += tl.load(part_sums[:, None] + others[None, :], existing_parts, other=0.0)
+    mean = tl.sum(total, 1) / tl.load(geometry + ROWS).to(tl.float64)
+    x = ALONG_ROWS(load(state + at, mask), mean[:, None], coefficients)
+    tl.store(floats(scratch, geometry, OF_ROWS) + at, x, mask)
+
+
+@triton.jit
+def _parts(geometry, index):
+    """Of the units of an entry: their numbers, the rows of each, and which of these there are."""
+    rows, parts = tl.load(geometry + ROWS), tl.load(geometry + PARTS)
+    units = index.to(tl.int64) * UNITS + tl.arange(0, UNITS)
+    row = (units % parts * PART)[:, None] + tl.arange(0, PART)[None, :]
+    mask = (units < tl.load(geometry + BATCH) * parts)[:, None] & (row < rows)
+    return units, (units // parts * rows)[:, None] + row, mask
+
+
+@triton.jit
+def _total(sums, stride, count, mask, AHEAD: tl.constexpr):
+    """Of arrays `stride` apart, added in their order, AHEAD of them on their way at once."""
+    total = tl.load(sums, mask, other=0.0)
+    together = 1 + (count - 1) // AHEAD * AHEAD
+    for at in range(1, together, AHEAD):
+        for i in tl.static_range(AHEAD):
+            total += tl.load(sums + (at + i) * stride, mask, other=0.0)
+    for at in range(together, count):
+        total += tl.load(sums + at * stride, mask, other=0.0)
+    return total

@@ -105,9 +105,13 @@ def test_machine_code(rule: str, storage: Storage, target: GPUTarget, tmp_path: 
     assert wide
     hot = min(wide, key=Counter.total)  # beside it there may be an unrolled copy
     assert all(bits >= narrowest for _, bits in hot)
-    loads, stores = (sum(n for (kind, _), n in hot.items() if kind == op) for op in ("LDG", "STG"))
     read, written = ARRAYS.get(rule, (len(dtypes), len(dtypes) - 1))
-    assert loads * written == stores * read
+    # of the small rules the compiler makes a loop for either outcome of their condition
+    proportions = [
+        [sum(n for (kind, _), n in turn.items() if kind == op) for op in ("LDG", "STG")]
+        for turn in (wide if rule in ARRAYS else [hot])
+    ]
+    assert any(loads * written == stores * read for loads, stores in proportions)
 
 
 @pytest.mark.parametrize("storage", [STORAGES[0], STORAGES[3], MIXED], ids=lambda s: s.id)

@@ -1,5 +1,5 @@
 """What torch offers beside its own optimizers: Lion in torch operations, as it is usually written (the
-formula of arXiv:2302.06675), and a step that torch.compile made.
+formula of arXiv:2302.06675), and steps that torch.compile made.
 """
 
 from __future__ import annotations
@@ -69,4 +69,17 @@ def compiled_adamw(params: ParamsT) -> torch.optim.AdamW:
     """AdamW whose step torch.compile makes at the first call; counters are on the device."""
     optimizer = torch.optim.AdamW(params, capturable=True, foreach=True)
     optimizer.step = torch.compile(optimizer.step)  # type: ignore[method-assign]
+    return optimizer
+
+
+def compiled_adafactor(params: ParamsT) -> torch.optim.Adafactor:
+    """Adafactor's step as one graph: numbers that it asks the device for are values of the graph."""
+    optimizer = torch.optim.Adafactor(params, foreach=True)
+    compiled = torch.compile(optimizer.step)
+
+    def step() -> None:
+        with torch._dynamo.config.patch(capture_scalar_outputs=True):
+            compiled()
+
+    optimizer.step = step  # type: ignore[method-assign, assignment]
     return optimizer

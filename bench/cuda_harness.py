@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import danlu
+from cuda_memory import peak_allocated, scratch_bytes
 from danlu.backends import BACKENDS
 from harness import MOST_WRITTEN, Model, Turn, use_of_memory
 from workloads import Workload
@@ -69,6 +70,7 @@ class OnCuda:
     def memory(self, contender: Contender) -> dict[str, Any]:
         optimizer = self._optimizer(contender)
         used = use_of_memory(optimizer, self._workload.elements, peak_allocated)
+        used["peak_extra_bytes"] += scratch_bytes(optimizer)
         if isinstance(optimizer, danlu.FusedOptimizer):
             for row in optimizer.backend_report():
                 if row.backend != (contender.backend or BACKEND):
@@ -144,7 +146,7 @@ class CudaStream:
     """What the memory gives to a step: a kernel over fp32 arrays that makes its reads and writes, and adds.
 
     Args:
-        elements: of the largest model to compare with.
+        elements: of the largest model to compare with. More bytes than its arrays have take as much longer.
     """
 
     def __init__(self, elements: int) -> None:
@@ -154,17 +156,19 @@ class CudaStream:
         """For as many bytes; Lion updates two arrays in place from another one, AdamW three."""
         from danlu import _cuda
 
+        wanted = touched / (4 * (2 * written + 1))
+        elements = min(int(wanted), len(self._arrays[0]))
         *updated, read = (array.data_ptr() for array in self._arrays)
         arguments = (
             updated[:written],
             read,
-            touched // (4 * (2 * written + 1)),
+            elements,
             torch.cuda.current_device(),
             torch.cuda.current_stream().cuda_stream,
         )
         step = functools.partial(_cuda.stream, *arguments)
         step()
-        return time_on_gpu(step, 1e-4)[0]
+        return time_on_gpu(step, 1e-4)[0] * wanted / elements
 
 
 def copy_bandwidth() -> float:
@@ -173,16 +177,6 @@ def copy_bandwidth() -> float:
     step = functools.partial(target.copy_, source)
     step()
     return 2 * source.nbytes / time_on_gpu(step, 1e-4)[0]
-
-
-def peak_allocated(step: Step) -> int:
-    """The most bytes that torch's allocator held at once during a step, beyond what it held before."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - held
 
 
 def kernels(step: Step) -> list[tuple[str, float]]:

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bars
 import step_report
 
-MOST_LINES = 80
+MOST_LINES = 120
 MOST_FAILURES = 5
 
 
 def lines(stages: dict[str, Any]) -> list[str]:
-    """At most 80, for a reader who sees only the end of the output."""
+    """At most 120, for a reader who sees only the end of the output."""
     results = {name: entry["result"] for name, entry in stages.items() if "result" in entry}
     found: list[str] = []
     for name, section in SECTIONS.items():
@@ -33,7 +34,8 @@ def lines(stages: dict[str, Any]) -> list[str]:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """As for bench/step_time.py, where at least one workload was measured."""
-    workloads = [*results.get("models", []), *filter(None, [results.get("small_tensors")])]
+    measured = [*results.get("models", []), *results.get("reductions", [])]
+    workloads = [*measured, *filter(None, [results.get("small_tensors")])]
     if workloads:
         step_report.plot({"workloads": workloads, "environment": results["environment"]}, path)
 
@@ -55,10 +57,10 @@ def _ceiling(result: dict[str, Any]) -> Iterator[str]:
 
 def _models(result: list[dict[str, Any]]) -> Iterator[str]:
     for measured in result:
-        yield from _small_tensors(measured)
+        yield from _table(measured)
 
 
-def _small_tensors(measured: dict[str, Any]) -> Iterator[str]:
+def _table(measured: dict[str, Any]) -> Iterator[str]:
     head = f"{'ms':>9} {'ratio':>6} {'GB/s':>6} {'stream':>7} {'kernels':>8} {'launches':>8} {'host ms':>8}"
     yield f"{measured['id']:20} {head} {'B/param':>8} {'extra MB':>9}"
     for row in measured["contenders"]:
@@ -76,6 +78,59 @@ def _small_tensors(measured: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _reductions(result: list[dict[str, Any]]) -> Iterator[str]:
+    for measured in result:
+        head = f"{'ms':>9} {'times torch foreach':>20} {'stream':>7} {'launches':>8} {'extra MB':>9}"
+        yield f"{measured['id']:28} {head}"
+        by_foreach = {pair["name"]: pair["ratio"] for pair in measured["pairs"] if "foreach" in pair["than"]}
+        for row in measured["contenders"]:
+            if "failed" in row:
+                yield f"{row['name']:28} {row['failed'][:90]}"
+                continue
+            times = step_report.text(by_foreach.get(row["name"]), ".2f")
+            asked = "; ".join(map(bars.text, measured["bars"].get(row["name"], [])))
+            yield (
+                f"{row['name']:28} {row['ms']['median']:8.3f}{'*' if row['host_bound'] else ' '} {times:>20} "
+                f"{row['share_of_stream']['median']:7.0%} {row.get('launches', ''):>8} "
+                f"{row['peak_extra_bytes'] / 1e6:9.1f}  {asked}"
+            ).rstrip()
+
+
+def _gradient_norm(result: list[dict[str, Any]]) -> Iterator[str]:
+    alike: dict[str, list[str]] = {}
+    for row in result:
+        share = f"{row['share_of_reading']['median']:.2f} of reading"
+        shown = bars.text(row["bar"]) if "bar" in row else share
+        alike.setdefault(f"norm, {row['dtype']} on {row['workload']}", []).append(
+            f"{row['name']} {row['ms']['median']:.3f} ms, {shown}"
+        )
+    for head, ways in alike.items():
+        yield f"{head}: {'; '.join(ways)}"
+
+
+def _groups(result: list[dict[str, Any]]) -> Iterator[str]:
+    for row in result:
+        times = ", ".join(
+            f"{one['size']} {one['ms']['median']:.3f} ({one['by_default']['median']:.2f})"
+            for one in row["sizes"]
+        )
+        head = f"adafactor's groups, {row['dtype']} on {row['workload']}, ms (by the default's)"
+        yield f"{head}: {times}; best {row['best']}"
+
+
+def _small_tensors(measured: dict[str, Any]) -> Iterator[str]:
+    yield f"{measured['id']}, ms (times torch-adamw), launches:"
+    shown = []
+    for row in measured["contenders"]:
+        if "failed" in row:
+            yield f"  {row['name']}: {row['failed'][:100]}"
+            continue
+        ratio = f" ({row['ratio']['median']:.2f})" if row["ratio"] else ""
+        shown.append(f"{row['name']} {row['ms']['median']:.3f}{ratio}, {row.get('launches', '?')}")
+    for at in range(0, len(shown), 4):
+        yield f"  {'; '.join(shown[at : at + 4])}"
+
+
 def _zero_gradients(result: list[dict[str, Any]]) -> Iterator[str]:
     ratios = ", ".join(f"{row['name']} {row['zero_to_usual']['median']:.3f}" for row in result)
     yield f"time over zero gradients by time over others: {ratios}"
@@ -87,7 +142,7 @@ def _cuda_graph(result: list[dict[str, Any]]) -> Iterator[str]:
             f"{name} {row[f'{name}_ms']['median']:.3f} (host {row[f'{name}_host_ms']['median']:.3f})"
             for name in ("eager", "capturable", "replay")
         )
-        yield f"adamw on {row['workload']}, ms: {times}"
+        yield f"{row['optimizer']} on {row['workload']}, ms: {times}"
 
 
 def _host_time(measured: dict[str, Any]) -> Iterator[str]:
@@ -97,9 +152,12 @@ def _host_time(measured: dict[str, Any]) -> Iterator[str]:
 
 
 def _profiles(result: list[dict[str, Any]]) -> Iterator[str]:
-    for row in result:
-        counts = ", ".join(f"{name} {row[name]['kernels']}" for name in ("replay", "capturable"))
-        yield f"kernels of adamw on {row['workload']}: {counts}"
+    ways = ("replay", "capturable")
+    counts = ", ".join(
+        f"{row['optimizer']} on {row['workload']} {' and '.join(str(row[way]['kernels']) for way in ways)}"
+        for row in result
+    )
+    yield f"kernels of a replay and of a capturable step: {counts}"
 
 
 def _shapes(result: list[dict[str, Any]]) -> Iterator[str]:
@@ -117,6 +175,14 @@ def _shapes(result: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
+def _compiled_adafactor(measured: dict[str, Any]) -> Iterator[str]:
+    for row in measured["contenders"]:
+        took = row["failed"][:100] if "failed" in row else f"{step_report.text(row['ms'], '.3f')} ms"
+        yield f"{row['name']}: {took}"
+    for pair in measured["pairs"]:
+        yield f"{pair['name']}: {step_report.text(pair['ratio'], '.2f')} times as fast as {pair['than']}"
+
+
 def _memcheck(result: dict[str, Any]) -> Iterator[str]:
     yield f"memcheck: {result['outcome']}"
 
@@ -126,12 +192,16 @@ SECTIONS = {
     "tests": _tests,
     "ceiling": _ceiling,
     "models": _models,
+    "reductions": _reductions,
+    "gradient_norm": _gradient_norm,
+    "groups": _groups,
     "small_tensors": _small_tensors,
     "zero_gradients": _zero_gradients,
     "cuda_graph": _cuda_graph,
     "host_time": _host_time,
     "profiles": _profiles,
     "shapes": _shapes,
-    "compiled": _small_tensors,
+    "compiled": _table,
+    "compiled_adafactor": _compiled_adafactor,
     "memcheck": _memcheck,
 }

@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 
+import bars
 import contenders
 import cuda_harness
-import danlu
+import gpu_graphs
+import gpu_groups
+import gpu_norm
 from contenders import Contender
-from cuda_harness import CudaStream, OnCuda, kernels, time_on_gpu, time_on_host
-from harness import ROOT, Model
+from cuda_harness import CudaStream, OnCuda
+from harness import ROOT
 from rounds import measure, profile, spread
 from workloads import Workload, gpt2_small, llama_1b, llama_8b_list, many_small
 
@@ -29,7 +32,9 @@ BUILD = ROOT / "build" / "gpu"
 TESTS = ROOT / "tests" / "gpu"
 MODELS = [llama_1b(), gpt2_small()]
 GPT2, MANY_SMALL, LLAMA_8B = gpt2_small(), many_small(), llama_8b_list()
-CONTENDERS = [c for c in contenders.ON_CUDA if c is not contenders.TORCH_COMPILED]
+REDUCING = [*contenders.TORCH_ADAFACTOR, *contenders.REDUCING_ON_CUDA]
+COMPILED = [contenders.TORCH_COMPILED, contenders.TORCH_ADAFACTOR_COMPILED]
+CONTENDERS = [c for c in contenders.ON_CUDA if c not in (*REDUCING, *COMPILED)]
 ROUNDS = 4
 STREAM_ELEMENTS = 1 << 28  # 1 GiB an array
 TEST_SECONDS, TUNE_SECONDS, MEMCHECK_SECONDS = 210.0, 60.0, 60.0
@@ -73,6 +78,20 @@ def models(_: Results) -> list[Results]:
     return [compare(workload, CONTENDERS) for workload in MODELS]
 
 
+def reductions(_: Results) -> list[Results]:
+    """Rules that reduce, against torch's Adafactor; with what is asked of them."""
+    found = [compare(workload, REDUCING) for workload in MODELS]
+    return [{**measured, "bars": bars.of_steps(measured)} for measured in found]
+
+
+def gradient_norm(_: Results) -> list[Results]:
+    return gpu_norm.measured(MODELS, ROUNDS)
+
+
+def groups(_: Results) -> list[Results]:
+    return gpu_groups.swept(MODELS, ROUNDS)
+
+
 def zero_gradients(_: Results) -> list[Results]:
     """Whether zeros, in all state too, take another time than other numbers."""
     chosen = [c for c in CONTENDERS if c.id in ("adamw", "adax", "lion")]
@@ -97,45 +116,11 @@ def small_tensors(_: Results) -> Results:
 
 
 def cuda_graph(_: Results) -> list[Results]:
-    """AdamW: a captured step's replay beside eager steps, with coefficients from the host and the device."""
-    result = []
-    for workload in (MANY_SMALL, GPT2):
-        model = Model(workload, torch.float32, cuda_harness.DEVICE)
-        model.hold_gradients()
-        optimizer = danlu.AdamW(model.parameters)
-        capturable, graph = captured(model)
-        steps = {"eager": optimizer.step, "capturable": capturable.step, "replay": graph.replay}
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-        for _ in range(ROUNDS):
-            for name, step in steps.items():
-                step()
-                host = time_on_host(step)
-                times[name].append((host, time_on_gpu(step, host)[0]))
-        row: Results = {"workload": workload.id}
-        for name, pairs in times.items():
-            row[f"{name}_host_ms"] = spread(1e3 * host for host, _ in pairs)
-            row[f"{name}_ms"] = spread(1e3 * seconds for _, seconds in pairs)
-        result.append(row)
-    return result
-
-
-def captured(model: Model) -> tuple[torch.optim.Optimizer, torch.cuda.CUDAGraph]:
-    """An optimizer with its coefficients on the device, and a step of it as a graph."""
-    optimizer = danlu.AdamW(model.parameters, capturable=True)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(cuda_harness.WARM_UPS):
-            optimizer.step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        optimizer.step()
-    return optimizer, graph
+    return gpu_graphs.times([MANY_SMALL, GPT2], ROUNDS)
 
 
 def host_time(_: Results) -> Results:
-    return compare(LLAMA_8B, CONTENDERS)
+    return compare(LLAMA_8B, [*CONTENDERS, *contenders.REDUCING_ON_CUDA])
 
 
 def profiles(results: Results) -> list[Results]:
@@ -143,21 +128,12 @@ def profiles(results: Results) -> list[Results]:
 
     After everything that is timed on the host: the profiler may leave its mark on the time of launches.
     """
-    measured = [*results.get("models", []), *filter(None, [results.get("small_tensors")])]
     workloads = {w.id: w for w in (*MODELS, MANY_SMALL)}
-    for one in measured:
-        profile(workloads[one["id"]], CONTENDERS, one)
-    result = []
-    for workload in (MANY_SMALL, GPT2):
-        model = Model(workload, torch.float32, cuda_harness.DEVICE)
-        model.hold_gradients()
-        optimizer, graph = captured(model)
-        row: Results = {"workload": workload.id}
-        for name, step in (("replay", graph.replay), ("capturable", optimizer.step)):
-            seen = kernels(step)
-            row[name] = {"kernels": len(seen), "kernel_ms": 1e3 * sum(seconds for _, seconds in seen)}
-        result.append(row)
-    return result
+    for measured in (*results.get("models", []), *filter(None, [results.get("small_tensors")])):
+        profile(workloads[measured["id"]], CONTENDERS, measured)
+    for measured in results.get("reductions", []):
+        profile(workloads[measured["id"]], REDUCING, measured)
+    return gpu_graphs.kernel_counts([MANY_SMALL, GPT2])
 
 
 def shapes(_: Results) -> list[Results]:
@@ -174,9 +150,12 @@ def shapes(_: Results) -> list[Results]:
 
 def compiled(_: Results) -> Results:
     """AdamW under torch.compile, which takes its time to compile."""
-    chosen: list[Contender] = [
-        c for c in contenders.ON_CUDA if c.id in (contenders.BASELINE, "torch-adamw-compile", "adamw")
-    ]
+    return compare(GPT2, [contenders.TORCH_ADAMW[0], contenders.TORCH_COMPILED, contenders.ADAMW])
+
+
+def compiled_adafactor(_: Results) -> Results:
+    """Adafactor under torch.compile, which takes even longer."""
+    chosen = [contenders.TORCH_ADAFACTOR_COMPILED, contenders.REDUCING_ON_CUDA[0]]
     return compare(GPT2, chosen)
 
 
@@ -199,6 +178,9 @@ STAGES: dict[str, Callable[[Results], Any]] = {
         tests,
         ceiling,
         models,
+        reductions,
+        gradient_norm,
+        groups,
         zero_gradients,
         small_tensors,
         cuda_graph,
@@ -207,6 +189,7 @@ STAGES: dict[str, Callable[[Results], Any]] = {
         shapes,
         compiled,
         memcheck,
+        compiled_adafactor,
     )
 }
 

@@ -61,17 +61,22 @@ def measure(workload: Workload, dtype: torch.dtype, rounds: int) -> list[tuple[s
 
 
 def ways_to_norm(model: Model) -> dict[str, Callable[[], object]]:
-    optimizer = danlu.Lion(model.parameters, lr=0.0, max_grad_norm=1.0)
+    gradients = [p.grad for p in model.parameters if p.grad is not None]
+    return {
+        "danlu, max_grad_norm": native_norm(model, "cpu"),
+        "torch, get_total_norm": lambda: torch.nn.utils.get_total_norm(gradients),
+        "torch, clip_grad_norm_": lambda: torch.nn.utils.clip_grad_norm_(model.parameters, 1e30),
+    }
+
+
+def native_norm(model: Model, backend: str) -> Callable[[], object]:
+    """The pass of `max_grad_norm` alone: the squares of all gradients."""
+    optimizer = danlu.Lion(model.parameters, lr=0.0, max_grad_norm=1.0, backend=backend)
     optimizer.step()
     assert optimizer._plan is not None
     (part,) = optimizer._plan._parts
     part.gather(optimizer)
-    gradients = [p.grad for p in model.parameters if p.grad is not None]
-    return {
-        "danlu, max_grad_norm": part.gradient_squares,
-        "torch, get_total_norm": lambda: torch.nn.utils.get_total_norm(gradients),
-        "torch, clip_grad_norm_": lambda: torch.nn.utils.clip_grad_norm_(model.parameters, 1e30),
-    }
+    return part.gradient_squares
 
 
 def reading(model: Model) -> Callable[[], object]:

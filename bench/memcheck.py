@@ -1,24 +1,36 @@
-"""Steps of two optimizers over odd sizes and misaligned views, for compute-sanitizer to watch.
+"""Steps of some optimizers over odd shapes and misaligned views, for compute-sanitizer to watch.
 
 The caching allocator must be off (PYTORCH_NO_CUDA_MEMORY_CACHING=1), so that tensors end where memory ends.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 import danlu
 
-SIZES = (1, 7, 1000, 2049, 16384, 16391, 40003)
+SHAPES = [
+    *[(size,) for size in (1, 7, 1000, 2049, 16384, 16391, 40003)],
+    *[(1, 7), (33, 65), (300, 40), (1030, 9), (3, 50, 71)],
+]
+OPTIMIZERS = {
+    "Lion": (danlu.Lion, {}),
+    "AdamW": (danlu.AdamW, {}),
+    "Adafactor": (danlu.Adafactor, dict(preset="torch")),
+    "LAMB": (danlu.LAMB, {}),
+    "Amos": (danlu.Amos, dict(lr=1e-3, eta=0.02)),
+}
 
 
 def views(shift: int, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
     """Copies of other views would start at an aligned address again."""
-    return [torch.ones(size + shift).to(device, dtype)[shift:] for size in SIZES]
+    return [torch.ones(math.prod(s) + shift).to(device, dtype)[shift:].view(s) for s in SHAPES]
 
 
 def main(device: str = "cuda") -> None:
-    for make in (danlu.Lion, danlu.AdamW):
+    for name, (make, options) in OPTIMIZERS.items():
         for dtype in (torch.float32, torch.bfloat16):
             params = []
             for shift in (0, 1):
@@ -26,13 +38,13 @@ def main(device: str = "cuda") -> None:
                     p = torch.nn.Parameter(start)
                     p.grad = gradient
                     params.append(p)
-            optimizer = make(params, state_dtype=dtype)
+            optimizer = make(params, state_dtype=dtype, max_grad_norm=1.0, **options)
             for _ in range(2):
                 optimizer.step()
             if device == "cuda":
                 torch.cuda.synchronize()
             backends = {row.backend for row in optimizer.backend_report()}
-            print(make.__name__, dtype, backends, params[-1].detach().double().sum().item())
+            print(name, dtype, backends, params[-1].detach().double().sum().item())
 
 
 if __name__ == "__main__":

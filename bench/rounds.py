@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from contenders import BASELINE, PAIRS, Contender
+from contenders import BASELINE, Contender
 from cuda_harness import OnCuda
 from harness import OnCpu, Spread, Turn
 from workloads import Workload
@@ -57,7 +57,10 @@ def measure(
             for c in contenders
         ],
         "pairs": [
-            {"name": a, "than": b, "ratio": ratio(turns[b], turns[a])} for a, b in PAIRS if {a, b} <= measured
+            {"name": c.id, "than": other, "ratio": ratio(turns[other], turns[c.id])}
+            for c in contenders
+            for other in c.than
+            if {c.id, other} <= measured
         ],
     }
 
@@ -91,6 +94,7 @@ def figures(
     touched = contender.bytes * workload.elements
     of_danlu = [turn for turn in turns if turn.kernel is not None]
     row = {
+        "touched_bytes_per_parameter": contender.bytes,
         "ms": spread(1e3 * turn.step for turn in turns),
         "ratio": ratio(baseline, turns) if baseline else None,
         "GB_per_s": spread(touched / turn.step / 1e9 for turn in turns),

@@ -36,7 +36,8 @@ stream    a kernel with as many bytes in place, right after the step: what the m
           the step by its speed, and that of its kernels alone
 launches  kernels of a step; their time and number are the profiler's
 host      microseconds per tensor until step() returns, the GPU being idle before it
-extra     the most memory that torch's allocator held during a step, beyond what it held before it
+extra     the most memory that torch's allocator held during a step, beyond what it held before it, and
+          what danlu keeps for sums between the passes of a step
 """,
 }
 

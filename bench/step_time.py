@@ -2,7 +2,7 @@
 
     python bench/step_time.py                       three workloads, about 4 minutes on 2 cores
     python bench/step_time.py --rounds 20 --workloads many-small --contenders lion,torch-adamw
-    python bench/step_time.py --device cuda         three workloads, some 3 minutes
+    python bench/step_time.py --device cuda         three workloads, some 6 minutes
 
 In each round every contender takes its turn: a new optimizer, steps that make its state, then timed steps.
 Ratios compare turns of one round. What the memory can give is measured right after each turn, by a loop

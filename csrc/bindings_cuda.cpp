@@ -229,6 +229,8 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
         "(tensors, blocks) of each launch over tensors of these sizes and rows.");
   m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
+  m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),
+        "Reads an fp32 array and does nothing else: the ceiling of a norm.");
   m.def("reduction", &reduction, "What a rule sums before its step; None if nothing.");
   m.attr("geometry_fields") = split_names(geometry_fields);
   step_list_class<CudaStep>(m, "Step")

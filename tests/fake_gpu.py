@@ -54,7 +54,10 @@ class FakeGpu:
             assert hasattr(torch.cuda, name), name
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch.profiler, "profile", fake_profile)
-        native = SimpleNamespace(stream=emulated().native.stream, architectures="90-real")
+        kernels = emulated().native
+        native = SimpleNamespace(
+            stream=kernels.stream, read_through=kernels.read_through, architectures="90-real"
+        )
         patch.setattr(danlu, "_cuda", native, raising=False)
         patch.setitem(sys.modules, "danlu._cuda", native)
         patch.setattr(cuda_harness, "DEVICE", "cpu")

@@ -173,6 +173,22 @@ def test_the_stream_adds_to_every_element(size: int, written: int, cuda: Emulate
         assert torch.equal(array[size:], torch.full((4,), float(i)))
 
 
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 1023, 4096, 9001])
+def test_reading_through_touches_every_element_once(size: int, cuda: Emulated) -> None:
+    values = torch.ones(size + 4)
+    values[size:] = float("nan")  # of no concern
+    cuda.native.machine().count_traffic()
+    cuda.native.read_through(values.data_ptr(), size, 0, STREAM)
+    machine = cuda.native.machine()
+    assert 4 * size <= machine.bytes_read <= 4 * size + 32
+    assert machine.bytes_written == 0
+    for at in range(0, size, 7):
+        one = torch.ones(size + 4)
+        one[at] = float("nan")
+        cuda.native.read_through(one.data_ptr(), size, 0, STREAM)
+        assert one[0].isnan()
+
+
 @pytest.mark.parametrize(
     ("machine", "reason"),
     [

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 import danlu
-from cases import EVERY_REDUCING, F16, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
+from cases import EVERY_REDUCING, F16, REDUCING, STORAGES, Case, Storage, set_gradient, values
 from danlu.backends import cuda as cuda_backend
 from danlu.backends.cuda import CudaPart
 from danlu.backends.schedule import Reduction
@@ -19,30 +18,14 @@ from danlu.testing import same_bits
 from danlu.triton_kernels import rules as triton_rules
 from emulated import STREAM, Emulated
 from layouts import LAYOUTS, Layout, offset
-from runs import Result, run
+from reductions import CASE, DOUBLE, LAST_BIT, MATRICES, TOLERANCE, assert_bits, difference, far, singles
+from runs import run
 from training import all_same, copies, everything, give_gradients, parameters
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
 CSRC = Path(__file__).parent.parent / "csrc"
 by_case = pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
-CASE = {case.id: case for case in EVERY_REDUCING}
-DOUBLE = Storage(F64, F64, F32)
-TOLERANCE = 1e-6  # of a tensor's norm after some steps
-# for each number of lanes tiles of one warp and of several; rows and columns end within packs, tiles, parts
-MATRICES = [
-    *(Layout(f"lanes-{lanes}", (2 * 256 // lanes + 3, 8 * lanes - 1)) for lanes in (1, 2, 4, 8, 16, 32)),
-    *(Layout(f"few-rows-{lanes}", (max(256 // lanes - 1, 2), 8 * lanes)) for lanes in (1, 4, 32)),
-    Layout("tiles", (300, 1032)),
-    Layout("parts", (1030, 48)),
-    Layout("tall", (34_000, 9)),
-    Layout("long-row", (1, 70_001)),
-    Layout("long-rows", (3, 20_000)),
-    Layout("long-odd-rows", (3, 20_001)),
-    Layout("many-small", (41, 5, 3, 3)),
-    Layout("batch", (3, 150, 260), offset(1), offset(3)),
-    Layout("batch-of-narrow", (4, 300, 12)),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -56,25 +39,6 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         launch(part)
 
     monkeypatch.setattr(CudaPart, "launch", launch_poisoned)
-
-
-def far(got: Result, want: Result, layouts: Sequence[Layout], tolerance: float = TOLERANCE) -> list[str]:
-    """What is not equal up to rounding."""
-    return [
-        f"{layout.id}: {key}"
-        for layout, a, b in zip(layouts, got, want, strict=True)
-        for key in b
-        if not difference(a[key], b[key]) < tolerance
-    ]
-
-
-def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)).item()
-
-
-def assert_bits(a: Result, b: Result, layouts: Sequence[Layout]) -> None:
-    for layout, x, y in zip(layouts, a, b, strict=True):
-        assert all(same_bits(x[key], y[key]) for key in y), layout.id
 
 
 @pytest.mark.parametrize(
@@ -96,14 +60,8 @@ def test_16_bits(case: Case, storage: Storage) -> None:
         run(case, storage, backend, wild=False, steps=1, layouts=MATRICES)
         for backend in ("cuda", "reference")
     )
-    assert not far(got, want, MATRICES, 3e-3)
-    assert not far([{"rest": rest(a)} for a in got], [{"rest": rest(b)} for b in want], MATRICES)
-
-
-def rest(state: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The fp32 states."""
-    found = [x.flatten() for key, x in state.items() if key != "param" and x.dtype == F32]
-    return torch.cat(found) if found else torch.zeros(1)
+    assert not far(got, want, MATRICES, LAST_BIT)
+    assert not far(singles(got), singles(want), MATRICES)
 
 
 @by_case

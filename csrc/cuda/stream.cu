@@ -38,6 +38,30 @@ __global__ void __launch_bounds__(threads) stream_kernel(const Arrays __grid_con
     for (int i = 0; i < num_written; i++) a.written[i][at] += a.read[at];
 }
 
+constexpr int together = 4;  // packs that a thread has in flight
+constexpr int read_by_block = threads * Pack<float>::size * together;
+
+// The condition makes every value count; a store that comes to pass would say that there was a NaN.
+__global__ void __launch_bounds__(threads) read_kernel(float* const x, const int64_t size) {
+  constexpr int width = Pack<float>::size;
+  const int64_t first = int64_t(blockIdx.x) * read_by_block + threadIdx.x * width;
+  float values[together][width] = {};
+#pragma unroll
+  for (int i = 0; i < together; i++) {
+    const int64_t at = first + i * threads * width;
+    if (at + width <= size) load_packs(x + at, values[i]);
+  }
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < together; i++) {
+#pragma unroll
+    for (int j = 0; j < width; j++) sum += values[i][j];
+  }
+  const int64_t rest = size / width * width + threadIdx.x;
+  if (blockIdx.x == 0 && rest < size) sum += load(x + rest);
+  if (sum != sum) store(x, sum);
+}
+
 }  // namespace
 
 void stream(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size, int device,
@@ -55,6 +79,16 @@ void stream(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size,
   check(cudaLaunchKernel(kernels[written.size() - 1], dim3(unsigned((packs + threads - 1) / threads)),
                          dim3(threads), arguments, 0, reinterpret_cast<cudaStream_t>(cuda_stream)),
         "the stream kernel could not be launched");
+}
+
+void read_through(uintptr_t address, int64_t size, int device, uintptr_t cuda_stream) {
+  if (size <= 0) return;
+  float* values = reinterpret_cast<float*>(address);
+  const DeviceGuard guard(device);
+  void* arguments[] = {&values, &size};
+  check(cudaLaunchKernel(read_kernel, dim3(unsigned((size + read_by_block - 1) / read_by_block)),
+                         dim3(threads), arguments, 0, reinterpret_cast<cudaStream_t>(cuda_stream)),
+        "the reading kernel could not be launched");
 }
 
 }  // namespace danlu

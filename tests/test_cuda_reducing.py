@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import danlu
-from cases import EVERY_REDUCING, F16, REDUCING, STORAGES, Case, Storage, set_gradient, values
+from cases import EVERY_REDUCING, F16, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
 from danlu.backends import cuda as cuda_backend
 from danlu.backends.cuda import CudaPart
 from danlu.backends.schedule import Reduction

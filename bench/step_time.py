@@ -3,6 +3,7 @@
     python bench/step_time.py                       three workloads, about 4 minutes on 2 cores
     python bench/step_time.py --rounds 20 --workloads many-small --contenders lion,torch-adamw
     python bench/step_time.py --device cuda         three workloads, some 6 minutes
+    python bench/step_time.py --wrappers            what wrappers add to a step, about 1 minute
 
 In each round every contender takes its turn: a new optimizer, steps that make its state, then timed steps.
 Ratios compare turns of one round. What the memory can give is measured right after each turn, by a loop
@@ -29,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import cuda_harness
 import harness
+import wrappers
 from contenders import ON_CPU, ON_CUDA
 from cuda_harness import OnCuda
 from harness import OnCpu, add_out_option, positive
@@ -48,6 +50,8 @@ PLACES: dict[str, Place] = {"cpu": OnCpu, "cuda": OnCuda}
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
+    if options.wrappers:
+        return time_wrappers(options, console)
     place, workloads = PLACES[options.device], []
     with Ticker(console, len(options.workloads) * (options.rounds + 1) * len(options.contenders)) as ticker:
         for workload in options.workloads:
@@ -69,6 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(table(measured))
     console.print(LEGENDS[options.device], highlight=False)
     console.print(f"wrote {name}.json and {name}.png to {options.out}")
+
+
+def time_wrappers(options: argparse.Namespace, console: Console) -> None:
+    with Ticker(console, (options.rounds + 1) * len(wrappers.PASSES)) as ticker:
+        measured = wrappers.measure(gpt2_small(), options.rounds, ticker.show)
+    results = {"environment": harness.environment(), "rounds": options.rounds, "workloads": [measured]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "wrappers.json").write_text(json.dumps(results, indent=2) + "\n")
+    console.print(wrappers.table(measured))
+    console.print(f"wrote wrappers.json to {options.out}")
 
 
 class Ticker:
@@ -106,8 +120,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workloads", metavar="NAME,...", help=f"of {', '.join(WORKLOADS)}")
     every = dict.fromkeys(c.id for contenders in CONTENDERS.values() for c in contenders)
     parser.add_argument("--contenders", metavar="NAME,...", help=f"of {', '.join(every)}")
+    parser.add_argument("--wrappers", action="store_true", help="time the passes of wrappers instead")
     add_out_option(parser)
     options = parser.parse_args(arguments)
+    if options.wrappers and (options.device != "cpu" or options.workloads or options.contenders):
+        parser.error(
+            "--wrappers: takes GPT-2 small on the CPU, and none of --device, --workloads, --contenders"
+        )
     if options.device == "cuda" and (missing := cuda_harness.unavailable()):
         parser.error(f"--device cuda: {missing}")
 

@@ -260,6 +260,7 @@ class StepList {
     t.g.data = nullptr;  // another tensor may lie where the last one did
     if (g && !viewer_.address(local(r, g), t.g.dtype, layout, &t.g.data)) return false;
     if (!viewer_.address(local(r, r.param), t.p.dtype, layout, &t.p.data)) return false;
+    if (!g) t.g.data = t.p.data;  // Triton's interpreter reads also what the rule has no use for
     for (int j = 0; j < r.num_states; j++)
       if (!viewer_.address(local(r, tensors[j].tensor), t.states[j].dtype,
                            layout_of(tensors[j].ndim, tensors[j].first_dim, t.size), &t.states[j].data))

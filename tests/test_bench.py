@@ -121,6 +121,23 @@ def test_a_whole_run(
     assert "tiger" in capsys.readouterr().out
 
 
+def test_passes_of_wrappers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step_time, "gpt2_small", lambda: TINY)
+    step_time.main(["--wrappers", "--rounds", "2", "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "wrappers.json").read_text())
+    (measured,) = results["workloads"]
+    assert [row["name"] for row in measured["passes"]] == ["accumulation", "lookahead", "ema"]
+    for row in measured["passes"]:
+        assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
+        share, times = (row[name]["median"] for name in ("share_of_stream", "times_the_stream"))
+        assert share * times == pytest.approx(1.0, rel=0.2)
+    assert "of AdamW's step" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        step_time.main(["--wrappers", "--workloads", "many-small"])
+
+
 def test_wrong_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         step_time.main(["--contenders", "lion,no-such"])

@@ -50,6 +50,11 @@ def test_changes_between_steps() -> None:
     assert interpreted("-k", some, "tests/test_plan_changes.py") >= 100
 
 
+def test_passes_around_a_step() -> None:
+    """The bits of accumulation, Lookahead and EMA, over all combinations of dtypes."""
+    assert interpreted("-k", "the_bits and lion", "tests/test_wrappers.py") >= 32
+
+
 def test_elsewhere_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

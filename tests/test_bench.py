@@ -131,7 +131,7 @@ def test_passes_of_wrappers(
     assert [row["name"] for row in measured["passes"]] == ["accumulation", "lookahead", "ema"]
     for row in measured["passes"]:
         assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
-        assert row["share_of_stream"]["high"] * row["times_the_stream"]["low"] == pytest.approx(1.0)
+        assert 0 < row["share_of_stream"]["low"] <= row["share_of_stream"]["high"]
     assert "of AdamW's step" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         step_time.main(["--wrappers", "--workloads", "many-small"])

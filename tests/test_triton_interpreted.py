@@ -1,4 +1,4 @@
-"""Runs the tests of the Triton backend in a process of their own: kernels are interpreted there or never."""
+"""Runs the tests of the Triton backend in processes of their own: kernels are interpreted there or never."""
 
 from __future__ import annotations
 
@@ -17,42 +17,52 @@ from training import some_params
 TESTS = Path(__file__).parent
 
 
-def interpreted(*arguments: str) -> int:
-    """The number of tests that passed."""
-    command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "skipped" not in run.stdout.splitlines()[-1]
-    passed = re.search(r"(\d+) passed", run.stdout)
+# pytest's arguments, and how many tests they find at least
+RUNS = {
+    # everything in tests/interpreted but what the next one has
+    "bits": (["tests/interpreted", "--ignore=tests/interpreted/test_triton_reducing.py"], 184),
+    "rules that reduce": (["tests/interpreted/test_triton_reducing.py"], 82),
+    # the tests with the fixture `backend`; of rules that reduce, which take seconds each, one
+    "what every backend must do": (
+        [
+            *("-k", "triton and not (adax or adafactor or amos or tiger-matrix or tiger-rows)"),
+            *(f"tests/test_{name}.py" for name in ("gradient_scale", "torch_contract", "checkpoints")),
+        ],
+        195,
+    ),
+    # of a rule with one state, and of one that accumulates
+    "changes between steps": (
+        ["-k", "triton and (lion or tiger-accumulate)", "tests/test_plan_changes.py"],
+        100,
+    ),
+    # the bits of accumulation, Lookahead and EMA, over all combinations of dtypes
+    "passes around a step": (["-k", "the_bits and lion", "tests/test_wrappers.py"], 32),
+}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.Popen[bytes], Path]]:
+    """All of them at once: each keeps one core busy."""
+    found = {}
+    for name, (arguments, _) in RUNS.items():
+        output = tmp_path_factory.mktemp("interpreted") / "output"
+        with output.open("wb") as file:
+            command = [sys.executable, "-m", "pytest", "-q", *arguments]
+            env = {**os.environ, "TRITON_INTERPRET": "1"}
+            run = subprocess.Popen(command, cwd=TESTS.parent, env=env, stdout=file, stderr=subprocess.STDOUT)
+        found[name] = (run, output)
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_interpreted(name: str, started: dict[str, tuple[subprocess.Popen[bytes], Path]]) -> None:
+    run, output = started[name]
+    status, text = run.wait(), output.read_text()
+    assert status == 0, text[-3000:]
+    assert "skipped" not in text.splitlines()[-1]
+    passed = re.search(r"(\d+) passed", text)
     assert passed
-    return int(passed[1])
-
-
-def test_bits() -> None:
-    """Everything in tests/interpreted but what the next test has."""
-    assert interpreted("tests/interpreted", "--ignore=tests/interpreted/test_triton_reducing.py") >= 184
-
-
-def test_rules_that_reduce() -> None:
-    assert interpreted("tests/interpreted/test_triton_reducing.py") >= 82
-
-
-def test_what_every_backend_must_do() -> None:
-    """The tests with the fixture `backend`."""
-    files = ["test_gradient_scale", "test_torch_contract", "test_checkpoints"]
-    assert interpreted("-k", "triton and not adax", *(f"tests/{name}.py" for name in files)) >= 195
-
-
-def test_changes_between_steps() -> None:
-    """Of a rule with one state, and of one that accumulates."""
-    some = "triton and (lion or tiger-accumulate)"
-    assert interpreted("-k", some, "tests/test_plan_changes.py") >= 100
-
-
-def test_passes_around_a_step() -> None:
-    """The bits of accumulation, Lookahead and EMA, over all combinations of dtypes."""
-    assert interpreted("-k", "the_bits and lion", "tests/test_wrappers.py") >= 32
+    assert int(passed[1]) >= RUNS[name][1]
 
 
 def test_elsewhere_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,6 @@ def measure(workload: Workload, rounds: int, show: Callable[[str, str], object])
                 "bytes_per_parameter": one.bytes,
                 "every": one.every,
                 "ms": spread(1e3 * seconds for seconds, _, _ in turns[one.id]),
-                "times_the_stream": spread(seconds / ceiling for seconds, ceiling, _ in turns[one.id]),
                 "share_of_stream": spread(ceiling / seconds for seconds, ceiling, _ in turns[one.id]),
                 "share_of_adamw": spread(seconds / step for seconds, _, step in turns[one.id]),
             }

@@ -51,21 +51,6 @@ struct Uses {
   Outcome outcome;
 };
 
-template <class Rule, class = void>
-struct UsesOf {
-  static constexpr Uses value = {true, true, Outcome::subtracted};
-};
-template <class Rule>
-struct UsesOf<Rule, decltype(void(Rule::uses))> {
-  static constexpr Uses value = Rule::uses;
-};
-
-// The parameter after a step, from what it was and what step() returned.
-template <class Rule>
-RULE_FN float outcome(float p, float result) {
-  return UsesOf<Rule>::value.outcome == Outcome::assigned ? result : p - result;
-}
-
 // What a rule may sum of the gradient before its step: see cpu/reduce.h.
 enum class Along { none, rows, columns, both };
 

@@ -1,4 +1,4 @@
-// What the engines ask of a rule that reduces.
+// What the engines ask of a rule.
 #pragma once
 #include "rule.h"
 
@@ -6,6 +6,21 @@ namespace danlu {
 namespace DANLU_ISA {
 
 // What a rule says of itself, with defaults for what it does not mention.
+template <class Rule, class = void>
+struct UsesOf {
+  static constexpr Uses value = {true, true, Outcome::subtracted};
+};
+template <class Rule>
+struct UsesOf<Rule, decltype(void(Rule::uses))> {
+  static constexpr Uses value = Rule::uses;
+};
+
+// The parameter after a step, from what it was and what step() returned.
+template <class Rule>
+RULE_FN float outcome(float p, float result) {
+  return UsesOf<Rule>::value.outcome == Outcome::assigned ? result : p - result;
+}
+
 template <class Rule, class = void>
 struct Statistics {
   static constexpr Along along = Along::none;

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import rich.console
@@ -18,6 +19,7 @@ from danlu.backends import BACKENDS
 from danlu.backends.cpu import CPU
 from danlu.backends.cuda import CUDA
 from emulated import AVAILABLE, Emulated, emulated
+from wrapped import MAKERS, makers
 
 torch.set_num_threads(2)
 collect_ignore = ["gpu"]  # what needs a GPU has a conftest.py of its own and is run by `make gpu`
@@ -51,6 +53,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Emulated:
     monkeypatch.setitem(BACKENDS, "cuda", emulated())
     emulated().native.reset()
     return emulated()
+
+
+@pytest.fixture(params=makers(), ids="-".join)
+def make(request: pytest.FixtureRequest) -> Callable[..., torch.optim.Optimizer]:
+    """Makes an optimizer that wrappers take, on one of its backends."""
+    name, backend = request.param
+    if backend == "cuda":
+        request.getfixturevalue("cuda")
+    return functools.partial(MAKERS[name], backend=backend)
 
 
 @pytest.fixture(autouse=True)

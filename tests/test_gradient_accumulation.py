@@ -15,17 +15,9 @@ from danlu.testing import same_bits
 from oracles.itself import normwise
 from oracles.jax_optimizers import Run, trajectories
 from training import all_same, everything, give_gradients, parameters, some_params
-from wrapped import MAKERS, TORCH, makers
+from wrapped import TORCH
 
 SHAPES = [(5, 3), (7,), (2, 3, 4)]
-
-
-@pytest.fixture(params=makers(), ids="-".join)
-def make(request: pytest.FixtureRequest) -> Callable[[Any], torch.optim.Optimizer]:
-    name, backend = request.param
-    if backend == "cuda":
-        request.getfixturevalue("cuda")
-    return lambda params, **options: MAKERS[name](params, backend=backend, **options)
 
 
 def params(dtype: torch.dtype = F32) -> list[torch.nn.Parameter]:

@@ -16,18 +16,9 @@ from cases import BF16, F32, STORAGES, Storage, set_gradient, values
 from danlu.testing import same_bits
 from emulated import Emulated
 from training import all_same, give_gradients, parameters, some_params, train
-from wrapped import MAKERS, WRAPPED, WRAPPERS, Wrapping, makers
+from wrapped import WRAPPED, WRAPPERS, Wrapping
 
 every_wrapper = pytest.mark.parametrize("wrapping", WRAPPERS, ids=lambda w: w.id)
-
-
-@pytest.fixture(params=makers(), ids="-".join)
-def make(request: pytest.FixtureRequest) -> Callable[[Any], torch.optim.Optimizer]:
-    """An optimizer of the table on one of its backends."""
-    name, backend = request.param
-    if backend == "cuda":
-        request.getfixturevalue("cuda")
-    return lambda params, **options: MAKERS[name](params, backend=backend, **options)
 
 
 def everything(opt: Any) -> list[torch.Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from steps import assert_waits_for_nothing, kernels
 
 import danlu
 from cases import BF16, CASES, Case, values
@@ -40,19 +39,6 @@ def assert_alike(got: danlu.FusedOptimizer, want: danlu.FusedOptimizer) -> None:
                 assert same_bits(got.state[p][name].cpu(), value), name
 
 
-def kernels(step: Callable[[], object]) -> list[str]:
-    """Names of what a step launches."""
-    step()
-    torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
-        step()
-        torch.cuda.synchronize()
-    names = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    others = ("Memcpy", "Memset", "Optimizer.step")  # the last is torch's mark around the step
-    return [name for name in names if not name.startswith(others)]
-
-
 def test_one_launch_and_no_synchronization(backend: str, gpu: torch.device) -> None:
     """291 tensors in two groups."""
     params = [torch.nn.Parameter(torch.ones(64, device=gpu)) for _ in range(291)]
@@ -64,14 +50,7 @@ def test_one_launch_and_no_synchronization(backend: str, gpu: torch.device) -> N
     assert {row.backend for row in opt.backend_report()} == {backend}
     (name,) = kernels(opt.step)
     assert "step_kernel" in name
-    held = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        opt.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.max_memory_allocated() == held
+    assert_waits_for_nothing(opt.step)
 
 
 def test_a_tensor_of_more_than_2_to_the_31_elements(backend: str, gpu: torch.device) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_device import kernels
+from steps import assert_waits_for_nothing, kernels
 
 import danlu
 from cases import BF16, EVERY_REDUCING, F16, F32, REDUCING, STORAGES, Case, Storage, set_gradient, values
@@ -89,12 +89,15 @@ def test_kernels_take_everything(case: Case, backend: str, device: torch.device)
     assert {row.backend for row in opt.backend_report()} == {backend}
 
 
-@pytest.mark.parametrize("storage", COMPILED[1:], ids=lambda s: s.id)
-@every_case
+@pytest.mark.parametrize(
+    ("backend", "case", "storage"),
+    [("cuda", case, storage) for case in EVERY_REDUCING for storage in COMPILED[1:]]
+    + [("triton", CASE[kind], storage) for kind in KINDS for storage in TRITON_STORAGES],
+    indirect=["backend"],
+    ids=lambda x: x if isinstance(x, str) else x.id,
+)
 def test_16_bits(case: Case, storage: Storage, backend: str, device: torch.device) -> None:
     """One step from the same numbers: what is stored differs by the last bit of 16 at most."""
-    if backend == "triton" and not (case.id in KINDS and storage in TRITON_STORAGES):
-        pytest.skip("Triton's kernels for 16 bits are compiled for some rules only")
     layouts = [one for one in places(case, device.type, backend) if one in MATRICES]
     got = run(case, storage, backend, device=device, wild=False, steps=1, layouts=layouts)
     want = expected(case.id, storage, "reference", 1, tuple(layouts))
@@ -196,15 +199,7 @@ def test_a_captured_graph(case: Case, backend: str, gpu: torch.device) -> None:
 @listed_case
 def test_a_step_waits_for_nothing_and_allocates_nothing(case: Case, backend: str, gpu: torch.device) -> None:
     opt, _ = trained(case, at_once(case, gpu), 3, backend=backend, max_grad_norm=1.0)
-    torch.cuda.synchronize()
-    held = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        opt.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.max_memory_allocated() == held
+    assert_waits_for_nothing(opt.step)
 
 
 def test_launches(backend: str, gpu: torch.device) -> None:

@@ -55,7 +55,7 @@ def average(
     COEFFICIENTS: tl.constexpr,
     ALONG: tl.constexpr,
 ):
-    """The reduced states, and what stands in their stand_ins but for rows beside columns."""
+    """The reduced states, and what stands in their place but for rows beside columns."""
     tensor, index = entry(places, entries, first, count, reverse)
     row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
     if idle:

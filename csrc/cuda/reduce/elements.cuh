@@ -65,7 +65,7 @@ struct Elements {
     if constexpr (j < elementwise) {
       constexpr int which = Kinds::of_rows + Kinds::of_columns + j;
       if (which == Rule::first_moment ? reads.first_moment : reads.states)
-        fill(a.template state<j>() + at, states[which]);
+        load_values(a.template state<j>() + at, states[which]);
       load_states<j + 1>(a, at, reads);
     }
   }
@@ -73,22 +73,22 @@ struct Elements {
   template <class F>
   __device__ __forceinline__ void load_all(const Arrays<Rule, F>& a, int64_t at, Reads reads) {
     if (!reads.p || !reads.g || !reads.states || !reads.first_moment) clear();
-    if (reads.p) fill(global(a.p) + at, p);
-    if (reads.g) fill(global(a.g) + at, g);
+    if (reads.p) load_values(global(a.p) + at, p);
+    if (reads.g) load_values(global(a.g) + at, g);
     load_states(a, at, reads);
   }
 
   template <int j = 0, class F>
   __device__ __forceinline__ void store_states(const Arrays<Rule, F>& a, int64_t at) const {
     if constexpr (j < elementwise) {
-      empty(a.template state<j>() + at, states[Kinds::of_rows + Kinds::of_columns + j]);
+      store_values(a.template state<j>() + at, states[Kinds::of_rows + Kinds::of_columns + j]);
       store_states<j + 1>(a, at);
     }
   }
 
   template <class F>
   __device__ __forceinline__ void store_all(const Arrays<Rule, F>& a, int64_t at, bool store_params) const {
-    if (store_params) empty(global(a.p) + at, p);
+    if (store_params) store_values(global(a.p) + at, p);
     store_states(a, at);
   }
 
@@ -124,22 +124,6 @@ struct Elements {
 #pragma unroll
       for (int j = 0; j < Rule::num_states; j++) states[j][i] = 0.f;
     }
-  }
-
-  template <class T>
-  static __device__ __forceinline__ void fill(const T* from, float (&to)[n]) {
-    if constexpr (n > 1)
-      load_packs(from, to);
-    else
-      to[0] = load(from);
-  }
-
-  template <class T>
-  static __device__ __forceinline__ void empty(T* to, const float (&from)[n]) {
-    if constexpr (n > 1)
-      store_packs(to, from);
-    else
-      store(to, from[0]);
   }
 };
 

@@ -63,9 +63,8 @@ class EMA(Wrapper):
         if self._swapped:
             raise RuntimeError("EMA: a step inside swap() would train the averages")
         loss = self.optimizer.step(closure)
-        self.stepped = getattr(self.optimizer, "stepped", True)
-        if self.stepped:
-            self._pass.step()
+        self._pass.step()
+        self.stepped = True
         return loss
 
     @contextmanager

@@ -138,7 +138,7 @@ class _Mean(ParameterPass):
         takes_fp32 = isinstance(innermost(self._of), FusedOptimizer)
         kept: list[tuple[torch.Tensor, torch.Tensor | None, torch.dtype | None]] = []
         try:
-            for _, p in self.names():
+            for p in self.parameters():
                 dtype = getattr(p, "grad_dtype", p.dtype)
                 kept.append((p, p.grad, dtype))
                 p.grad = None

@@ -69,12 +69,11 @@ class Lookahead(Wrapper):
         self.refuse_capture()
         self._pass.start()
         loss = self.optimizer.step(closure)
-        self.stepped = getattr(self.optimizer, "stepped", True)
-        if self.stepped:
-            self.position += 1
-            if self.position >= self.k:
-                self._pass.step()
-                self.position = 0
+        self.stepped = True
+        self.position += 1
+        if self.position >= self.k:
+            self._pass.step()
+            self.position = 0
         return loss
 
     def eval(self) -> None:

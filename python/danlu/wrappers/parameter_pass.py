@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -81,6 +81,10 @@ class ParameterPass(FusedOptimizer):
             checks.state(name, under, p, tuple(p.shape), value)
             found[key] = value
         return found
+
+    def parameters(self) -> Iterable[torch.Tensor]:
+        """Each once."""
+        return dict.fromkeys(p for group in self.param_groups for p in group["params"])
 
     def saved_keys(self) -> set[str]:
         return set(self._saved_names().values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,9 +26,11 @@ class Case:
     id: str
     optimizer: type[danlu.FusedOptimizer]
     hyper: dict[str, Any] = field(default_factory=dict)
+    adapted: bool = False  # inside LayerAdaptation
 
     def make(self, params: Any, **engine: Any) -> danlu.FusedOptimizer:
-        return self.optimizer(params, **{**self.hyper, **engine})
+        made = self.optimizer(params, **{**self.hyper, **engine})
+        return danlu.LayerAdaptation(made) if self.adapted else made
 
     @property
     def reduces(self) -> bool:
@@ -60,6 +62,7 @@ CASES = [
 ]
 
 # rules that sum over tensors: deterministic, and close to float64, instead of the same bits everywhere
+LAYERED = {case.id: replace(case, id=f"layer-{case.id}", adapted=True) for case in CASES}
 REDUCING = [
     Case("adafactor", danlu.Adafactor, dict(lr=2e-3, weight_decay=0.1)),
     Case("adafactor-momentum", danlu.Adafactor, dict(lr=2e-3, beta1=0.8, weight_decay=0.1)),
@@ -72,6 +75,7 @@ REDUCING = [
     Case("amos", danlu.Amos, dict(lr=2e-2, eta=0.5)),
     Case("amos-momentum", danlu.Amos, dict(lr=2e-2, eta=0.5, momentum=0.8, extra_l2=0.01, clip_value=1.5)),
     Case("amos-full", danlu.Amos, dict(lr=2e-2, eta=0.5, momentum=0.8, reduce_dims=())),
+    *(LAYERED[name] for name in ("tiger-accumulate", "adamw")),
 ]
 ALL = CASES + REDUCING
 # what the kernels have besides: with these every rule and every kind of statistic
@@ -84,6 +88,7 @@ EVERY_REDUCING = [
     Case("amos-rows-momentum", danlu.Amos, dict(lr=2e-2, eta=0.5, reduce_dims=(-1,), momentum=0.8)),
     Case("amos-columns", danlu.Amos, dict(lr=2e-2, eta=0.5, clip_value=1.5, reduce_dims=(-2,))),
     Case("amos-columns-momentum", danlu.Amos, dict(lr=2e-2, eta=0.5, reduce_dims=(-2,), momentum=0.8)),
+    *(LAYERED[name] for name in ("lion", "adam", "adax", "adax-inside", "adaxw", "adaxw-inside")),
 ]
 
 

@@ -64,11 +64,12 @@ def test_an_optimizer_added_by_the_book(tmp_path: Path) -> None:
     build = copy / "build"
     subprocess.run(["cmake", "-S", copy, "-B", build, "-G", "Ninja", *configure], check=True, env=env)
     subprocess.run(["cmake", "--build", build], check=True, env=env)
-    files = ["tests/test_same_bits.py", *(["tests/test_cuda_bits.py"] if AVAILABLE else [])]
-    selected = ["-k", "heavy-ball and (f32-f32-f32 or bf16-bf16-bf16 or ordinary)"]
-    assert passed(copy, env, *selected, *files) >= (6 if AVAILABLE else 3)
+    layered = "tests/test_layer_adaptation.py"
+    files = ["tests/test_same_bits.py", layered, *(["tests/test_cuda_bits.py"] if AVAILABLE else [])]
+    selected = ["-k", "heavy-ball and (f32-f32-f32 or bf16-bf16-bf16 or ordinary or ratio)"]
+    assert passed(copy, env, *selected, *files) >= (18 if AVAILABLE else 11)
     interpret = {**env, "TRITON_INTERPRET": "1"}
-    assert passed(copy, interpret, *selected, "tests/interpreted/test_triton_bits.py") >= 2
+    assert passed(copy, interpret, *selected, layered, "tests/interpreted/test_triton_bits.py") >= 6
 
 
 def passed(copy: Path, env: dict[str, str], *arguments: str) -> int:

@@ -15,16 +15,14 @@ from pathlib import Path
 import pybind11
 import pytest
 
+import listed_rules
 from cases import BF16, F16, F32, STORAGES, Storage
 from machine_code import GENERIC, GLOBAL, Function, demangled, functions
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
 OLDEST = min(ARCHITECTURES)
-LISTED = re.findall(
-    r"^(REDUCING_)?RULE\((\w+), (\w+), (\w+)\)", (ROOT / "csrc/rules.h").read_text(), flags=re.MULTILINE
-)
-RULES = [name for reducing, name, _, _ in LISTED if not reducing]
+RULES = [rule.name for rule in listed_rules.ELEMENT_WISE]
 COMPILED = [s for s in STORAGES if s.moment != F16]
 ROOTED = {"adamw", "adam", "adaxw", "adax", "adaxw_inside", "adax_inside"}
 # what is read and written around an optimizer's step
@@ -58,14 +56,27 @@ def flags() -> list[str]:
     return [flag for flag in found[1].split() if "compress" not in flag]
 
 
+def filled(template: Path, values: dict[str, str]) -> str:
+    """As CMake configures it."""
+    text = template.read_text()
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
 @functools.cache
 def ptx(rule: str) -> Path:
     """Of a rule's instance file, or of stream.cu or norm.cu: as in the build, of the oldest architecture."""
     if rule in ("stream", "norm"):
         source = ROOT / f"csrc/cuda/{rule}.cu"
     else:
-        reducing, _, struct, header = next(r for r in LISTED if r[1] == rule)
-        text = (ROOT / "csrc/cuda/instance.cu.in").read_text()
+        listed = listed_rules.ELEMENT_WISE + listed_rules.REDUCING
+        reducing, _, struct, header = next(r for r in listed if r.name == rule)
+        if inner := next((r for r in listed_rules.ELEMENT_WISE if f"layer_{r.name}" == rule), None):
+            template = ROOT / "csrc/rules/layer_adapted.h.in"
+            around = {"NAME": inner.name, "STRUCT": inner.struct, "HEADER": inner.header}
+            (_folder() / "rules").mkdir(exist_ok=True)
+            (_folder() / f"rules/{header}.h").write_text(filled(template, around))
         values = {
             "NAME": rule,
             "STRUCT": struct,
@@ -74,10 +85,8 @@ def ptx(rule: str) -> Path:
             "DESCRIBE": "describe_reducing" if reducing else "describe",
             "DESCRIPTION": "ReducingRule" if reducing else "CudaRule",
         }
-        for name, value in values.items():
-            text = text.replace(f"@{name}@", value)
         source = _folder() / f"{rule}.cu"
-        source.write_text(text)
+        source.write_text(filled(ROOT / "csrc/cuda/instance.cu.in", values))
     where = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
     target = _folder() / f"{rule}.ptx"
     _nvcc_makes(
@@ -133,7 +142,7 @@ def tail_by_hand(rule: str, storage: Storage) -> Counter[tuple[str, int]]:
     return Counter((op, 8 * size) for op in GLOBAL for size in sizes[op])
 
 
-REDUCING = [name for reducing, name, _, _ in LISTED if reducing]
+REDUCING = [rule.name for rule in listed_rules.REDUCING]
 # how many arrays stand in the place of reduced states, of rows and of columns
 ALONG = {"amos_rows": (2, 0), "amos_columns": (0, 2), "adafactor_factored": (1, 1)}
 WITH_MOMENT = {
@@ -148,6 +157,8 @@ def along(rule: str) -> tuple[int, int]:
 def elementwise_states(rule: str, storage: Storage) -> list[int]:
     """Their sizes."""
     full = {"adafactor": [4], "amos_elementwise": [4, 4], "lamb": [4]}.get(rule.removesuffix("_momentum"), [])
+    if rule.removeprefix("layer_") in ROOTED:
+        full = [4]
     return full + [storage.moment.itemsize] * (rule in WITH_MOMENT)
 
 
@@ -198,7 +209,9 @@ def test_machine_code_of_passes(rule: str, architecture: int) -> None:
     wanted = {"rows"} if rule == "tiger_rows" else {"step"}
     wanted |= {"collect", "average"} if any(along(rule)) else set()
     wanted |= {"spread"} if all(along(rule)) else set()
-    wanted |= {"measure", "settle"} if rule.startswith(("lamb", "tiger_matrix", "adafactor")) else set()
+    wanted |= (
+        {"measure", "settle"} if rule.startswith(("lamb", "layer", "tiger_matrix", "adafactor")) else set()
+    )
     assert set(found) == wanted
     for kernel in (kernel for kernels_of_pass in found.values() for kernel in kernels_of_pass.values()):
         assert (kernel.stack, kernel.local) == (0, 0)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from pathlib import Path
 
 import pytest
 import torch
 
 import danlu
+import listed_rules
 from cases import EVERY_REDUCING, F16, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
 from danlu.backends import cuda as cuda_backend
 from danlu.backends.cuda import CudaPart
@@ -24,7 +23,6 @@ from training import all_same, copies, everything, give_gradients, parameters
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
-CSRC = Path(__file__).parent.parent / "csrc"
 by_case = pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
 
 
@@ -218,6 +216,12 @@ ARRAYS = {  # passes over p, g and the first moment; second moments read; what i
     "amos-rows-momentum": ((1, 2, 1), 0, (1, 1, 0)),
     "amos-columns": ((1, 2, 0), 0, (1, 0, 0)),
     "amos-columns-momentum": ((1, 2, 1), 0, (1, 1, 0)),
+    "layer-lion": ((2, 2, 2), 0, (1, 1, 0)),
+    "layer-tiger-accumulate": ((2, 2, 2), 0, (0, 1, 0)),  # the first of three gradients
+    **{
+        f"layer-{name}": ((2, 2, 2), 2, (1, 1, 1))
+        for name in ("adam", "adamw", "adax", "adax-inside", "adaxw", "adaxw-inside")
+    },
 }
 
 
@@ -301,8 +305,7 @@ def test_every_rule_is_among_the_cases(cuda: Emulated) -> None:
         by_dims = "rows" in case.id or "columns" in case.id
         for shape in ((1, 4), (40, 50), (200, 300), *([] if by_dims else [(4,)])):
             names.add(opt.rule(opt.param_groups[0], shape))
-    listed = re.findall(r"^REDUCING_RULE\((\w+)", (CSRC / "rules.h").read_text(), re.MULTILINE)
-    assert names == set(listed)
+    assert names == {rule.name for rule in listed_rules.REDUCING}
     for name in names:
         rule = triton_rules.RULES[name]
         nothing = Reduction("none", sums=0)  # Triton's element-wise kernel takes such a rule

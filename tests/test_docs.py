@@ -72,6 +72,7 @@ def test_the_readmes_own_rule(tmp_path: Path) -> None:
         "param_groups",
         "piecewise_linear_lr",
         "testing",
+        "wrappers.layer_adaptation",
     ],
 )
 def test_docstring_examples_run(name: str) -> None:

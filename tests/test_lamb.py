@@ -39,6 +39,14 @@ OPTAX = [
 ]
 
 
+def adapted_adamw(params: Any, **hyper: Any) -> danlu.LayerAdaptation:
+    """The same mechanism around another rule."""
+    return danlu.LayerAdaptation(danlu.AdamW(params, **{"eps": 1e-6, **hyper}))
+
+
+both = pytest.mark.parametrize("lamb", [danlu.LAMB, adapted_adamw])
+
+
 def gradients(t: int) -> list[torch.Tensor]:
     found = [values(p.shape, 100 * (t + 1) + i, wild=False).double() for i, p in enumerate(STARTS)]
     found[NO_GRADIENT] = torch.zeros_like(found[NO_GRADIENT])
@@ -50,7 +58,8 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert error <= TOLERANCE * theirs.abs().max(), error / theirs.abs().max()
 
 
-def test_equals_optax(tmp_path: Any) -> None:
+@both
+def test_equals_optax(lamb: Callable[..., danlu.FusedOptimizer], tmp_path: Any) -> None:
     steps = [gradients(t) for t in range(STEPS)]
     runs = [
         Run("lamb", p.numpy(), torch.stack([g[i] for g in steps]).numpy(), LRS, hyper)
@@ -60,7 +69,7 @@ def test_equals_optax(tmp_path: Any) -> None:
     results = iter(trajectories(tmp_path, runs))
     for hyper in OPTAX:
         params = [torch.nn.Parameter(p.clone()) for p in STARTS]
-        opt = danlu.LAMB(params, **hyper)  # type: ignore[arg-type]
+        opt = lamb(params, **hyper)
         theirs = [next(results) for _ in params]
         for t, lr in enumerate(LRS):
             opt.param_groups[0]["lr"] = lr
@@ -75,19 +84,24 @@ def test_equals_optax(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "hyper",
+    ("lamb", "hyper"),
     [
-        dict(),
-        dict(trust_clip=True),
-        dict(bias_correction=False),
-        dict(always_adapt=False),
-        dict(always_adapt=False, trust_clip=True, bias_correction=False, betas=(0.8, 0.9), eps=1e-3),
-        dict(max_grad_norm=3.0),
-        dict(max_grad_norm=1e6),
+        (danlu.LAMB, dict()),
+        (danlu.LAMB, dict(trust_clip=True)),
+        (danlu.LAMB, dict(bias_correction=False)),
+        (danlu.LAMB, dict(always_adapt=False)),
+        (
+            danlu.LAMB,
+            dict(always_adapt=False, trust_clip=True, bias_correction=False, betas=(0.8, 0.9), eps=1e-3),
+        ),
+        (danlu.LAMB, dict(max_grad_norm=3.0)),
+        (danlu.LAMB, dict(max_grad_norm=1e6)),
+        (adapted_adamw, dict()),
+        (adapted_adamw, dict(max_grad_norm=3.0)),
     ],
     ids=str,
 )
-def test_equals_timm(hyper: dict[str, Any]) -> None:
+def test_equals_timm(lamb: Callable[..., danlu.FusedOptimizer], hyper: dict[str, Any]) -> None:
     def groups() -> list[dict[str, Any]]:
         copies = [torch.nn.Parameter(p.clone()) for p in STARTS]
         return [
@@ -95,7 +109,7 @@ def test_equals_timm(hyper: dict[str, Any]) -> None:
             dict(params=copies[1::2], weight_decay=0.0, lr=0.02),
         ]
 
-    ours = danlu.LAMB(groups(), **hyper)
+    ours = lamb(groups(), **hyper)
     theirs = Lamb(groups(), **{"max_grad_norm": None, "always_adapt": True, **hyper})
     for t, lr in enumerate(LRS):
         for opt in (ours, theirs):

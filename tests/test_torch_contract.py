@@ -50,7 +50,8 @@ def test_construction_reads_no_data_and_makes_no_state(case: Case, backend: str)
 @every_case
 def test_repr_shows_the_settings(case: Case) -> None:
     text = repr(case.make(some_params()))
-    assert text.startswith(f"{case.optimizer.__name__} (\nParameter Group 0\n")
+    around = "LayerAdaptation around " if case.adapted else ""
+    assert text.startswith(f"{around}{case.optimizer.__name__} (\nParameter Group 0\n")
     assert all(f"{name}: {value}\n" in text for name, value in case.hyper.items())
 
 

@@ -19,6 +19,7 @@ from danlu.triton_kernels import engine, norm
 from danlu.triton_kernels.reduce import KERNELS
 from danlu.triton_kernels.reduce.job import NUMBERS
 from danlu.triton_kernels.rules import RULES
+from listed_rules import ELEMENT_WISE
 from machine_code import GENERIC, LOCAL, Function, functions
 
 triton = pytest.importorskip("triton")
@@ -80,7 +81,7 @@ def compiled(rule: str, storage: Storage, target: GPUTarget) -> Any:
 
 def combinations() -> list[Any]:
     """Every rule, every storage, every target, though not all of each with all of the others."""
-    some = [(rule, Storage(F32, F32, F32), HOPPER) for rule in RULES if RULES[rule].reduction is None]
+    some = [(rule.name, Storage(F32, F32, F32), HOPPER) for rule in ELEMENT_WISE]
     some += [(rule, storage, HOPPER) for rule in ("lion", "adamw") for storage in STORAGES]
     some += [
         (rule, storage, target)
@@ -149,8 +150,8 @@ PASS_POINTERS = {
 def states_of(rule: str, storage: Storage) -> list[torch.dtype]:
     if rule == "lamb":
         return [storage.moment, F32]
-    if rule.startswith("tiger"):
-        return [storage.moment]
+    if rule.startswith(("tiger", "layer")):
+        return dtypes_of(rule.removeprefix("layer_"), storage)[2:]
     full = [F32] if RULES[rule].reduction.along == "none" else [F32, F32]
     return full + [storage.moment] * rule.endswith("momentum")
 

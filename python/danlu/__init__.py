@@ -15,6 +15,7 @@ from .param_groups import param_groups
 from .piecewise_linear_lr import PiecewiseLinearLR
 from .wrappers.ema import EMA
 from .wrappers.gradient_accumulation import GradientAccumulation
+from .wrappers.layer_adaptation import LayerAdaptation
 from .wrappers.lookahead import Lookahead
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Amos",
     "FusedOptimizer",
     "GradientAccumulation",
+    "LayerAdaptation",
     "Lion",
     "Lookahead",
     "PiecewiseLinearLR",

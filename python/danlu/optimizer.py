@@ -79,8 +79,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         if "_rule" not in vars(cls) and ("coefficients" in vars(cls) or "reference" in vars(cls)):
             cls._rule = cls.__name__.lower()  # a subclass that only sets defaults keeps the rule
-        if not hasattr(cls, "coefficients"):  # a base class of some
-            return
+        if not callable(getattr(cls, "coefficients", None)):
+            return  # a base class of some, or another optimizer has them
         names = inspect.signature(cls.coefficients).parameters
         cls._counter_names = tuple(name for name in names if name in state.COUNTERS)
         cls._hyper_names = tuple(name for name in names if name not in ("math", *state.COUNTERS))

@@ -89,6 +89,19 @@ def test_same_bits(storage: Storage, capturable: bool) -> None:
     assert_same(*results, NATIVE)
 
 
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
+def test_layer_adaptation_of_it(capturable: bool) -> None:
+    """By its kernel, close to the reference; and another rule's is another kernel."""
+    case = Case("slow-and-fast", SlowAndFast, dict(lr=2e-3), adapted=True)
+    assert {row.backend for row in case.make(some_params(), backend="triton").backend_report()} == {"triton"}
+    results = [
+        run(case, STORAGES[0], backend, wild=False, steps=3, layouts=NATIVE, capturable=capturable)
+        for backend in ("triton", "reference")
+    ]
+    for got, want in zip(*results, strict=True):
+        assert all(case.agrees(got[key], want[key]) for key in want)
+
+
 def test_who_takes_it() -> None:
     p, q = some_params(2)
     p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)

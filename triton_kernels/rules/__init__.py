@@ -11,6 +11,7 @@ from .accumulate import accumulate
 from .adam import adam, adamw
 from .adax import adax, adax_inside, adaxw, adaxw_inside
 from .average import average
+from .layer_adapted import layer_adapted
 from .lion import lion
 from .lookahead import lookahead
 
@@ -88,7 +89,8 @@ def _amos(step: Any, along: str) -> Rule:
     return Rule(step, _AMOS, reduction, statistic=amos.statistic, average=amos.average_pair)
 
 
-RULES = {
+# of optimizers; of each there is one with layer adaptation, too
+ELEMENT_WISE = {
     "lion": Rule(lion, ("beta1", "weight1", "beta2", "weight2", "lr", "decay")),
     "tiger": Rule(tigers.tiger, ("keep", "weight", "eta", "decay")),
     "adamw": Rule(adamw, (*_ADAM, "decay")),
@@ -97,6 +99,10 @@ RULES = {
     "adax": Rule(adax, (*_ADAX, "eps_t", "lr", "weight_decay")),
     "adaxw_inside": Rule(adaxw_inside, (*_ADAX, "eps", "lr", "decay")),
     "adax_inside": Rule(adax_inside, (*_ADAX, "eps", "lr", "weight_decay")),
+}
+RULES = {
+    **ELEMENT_WISE,
+    **{f"layer_{name}": layer_adapted(rule) for name, rule in ELEMENT_WISE.items()},
     "accumulate": Rule(accumulate, ("fresh", "weight"), outcome="none"),
     "average": Rule(average, ("decay", "weight"), outcome="none"),
     "lookahead": Rule(lookahead, ("alpha",), outcome="assigned"),

@@ -211,11 +211,12 @@ _CUSTOM: dict[str, Any] = {}
 
 
 def register_rule(name: str, function: Any, coefficients: tuple[str, ...]) -> None:
-    """Adds a rule; `function` has the signature of those in danlu.triton_kernels.rules."""
+    """Adds an element-wise rule; `function` has the signature of those in danlu.triton_kernels.rules."""
     if _missing() is None:
         from ..triton_kernels import rules
 
         _CUSTOM[name] = rules.Rule(function, coefficients)
+        _CUSTOM[f"layer_{name}"] = rules.layer_adapted(_CUSTOM[name])
 
 
 def _engine() -> Any:

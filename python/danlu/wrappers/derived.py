@@ -1,0 +1,102 @@
+"""The base of optimizers that are built around another one and step in its place."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from ..optimizer import FusedOptimizer
+
+
+class _Inner:
+    """What the inner optimizer has or does, under the same name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, derived: Derived | None, owner: type) -> Any:
+        return self if derived is None else getattr(derived.optimizer, self._name)
+
+    def __set__(self, derived: Derived, value: Any) -> None:
+        setattr(derived.optimizer, self._name, value)
+
+
+class Derived(FusedOptimizer):
+    """A `FusedOptimizer` that steps in the place of another one, which it keeps as `optimizer`.
+
+    Both have the same param_groups, state and defaults, also after a checkpoint was loaded into either, so
+    that a scheduler or a tool may hold any of them; the inner optimizer never steps by itself. Plan and hooks
+    are each one's own. A subclass overrides what it changes of the rule and asks `self.optimizer` for the
+    rest.
+
+    Raises:
+        TypeError: `optimizer` is not one of danlu's.
+    """
+
+    optimizer: FusedOptimizer
+
+    # what it holds
+    defaults: Any = _Inner()
+    param_groups: Any = _Inner()
+    state: Any = _Inner()
+    backend: Any = _Inner()
+    capturable: Any = _Inner()
+    counters_on_device: Any = _Inner()
+    _state_dtype: Any = _Inner()
+    _max_grad_norm: Any = _Inner()
+    _step_supports_amp_scaling: Any = _Inner()
+
+    # what it says of its rule
+    state_names: ClassVar[Any] = _Inner()
+    reduces: ClassVar[Any] = _Inner()
+    takes_gradients: ClassVar[Any] = _Inner()
+    outcome: ClassVar[Any] = _Inner()
+    check: ClassVar[Any] = _Inner()
+    coefficients: ClassVar[Any] = _Inner()
+    reference: ClassVar[Any] = _Inner()
+    rule: Any = _Inner()
+    states: Any = _Inner()
+    matrix: Any = _Inner()
+    variant: Any = _Inner()
+    structure: Any = _Inner()
+    cycle: Any = _Inner()
+    translate: Any = _Inner()
+    learning_rate: Any = _Inner()
+    hyper: Any = _Inner()
+    sign: Any = _Inner()
+    moves: Any = _Inner()
+    initial_state: Any = _Inner()
+    fold: Any = _Inner()
+    state_dtype: Any = _Inner()
+    counters: Any = _Inner()
+    counter_device: Any = _Inner()
+
+    def __init__(self, optimizer: FusedOptimizer) -> None:
+        if not isinstance(optimizer, FusedOptimizer):
+            kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+            raise TypeError(f"optimizer must be a danlu optimizer, got {kind}")
+        self.__setstate__({"optimizer": optimizer})  # as if unpickled: there are no groups to add
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} around {self.optimizer!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer}
+
+    def __setstate__(self, loaded: dict[str, Any]) -> None:
+        """Takes what `__getstate__` gave, or groups and state that `load_state_dict` has read."""
+        if "optimizer" in loaded:
+            torch.optim.Optimizer.__setstate__(self, loaded)
+            self.defaults.pop("differentiable", None)  # torch adds it
+        else:
+            self.optimizer.__setstate__(loaded)
+        self._drop_plan()
+
+    def _step(self) -> None:
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers built on it ask
+        super()._step()
+
+
+# as the base's, a graph break under torch.compile
+Derived._step = torch._disable_dynamo(Derived._step)  # type: ignore[attr-defined,method-assign]

@@ -10,6 +10,7 @@
 #include "address_list.h"
 #include "coefficient_rows.h"
 #include "cpu/instruction_sets.h"
+#include "cpu/lazy_tensors.h"
 #include "cpu/reducing_tensors.h"
 #include "cpu/stream.h"
 #include "cpu/sum_squares.h"
@@ -32,8 +33,12 @@ class CpuStep : public StepList {
     StepList::add(entry, rule->info.num_states);
     row_stride_ = std::max(row_stride_, rule->info.row_length());
     const int tensor = int(kernels_.size());
-    kernels_.push_back(rule->kernel);
-    if (rule->kernel)
+    const py::object lazy = entry.attr("lazy");
+    kernels_.push_back(lazy.is_none() ? rule->kernel : nullptr);
+    if (!lazy.is_none())
+      lazy_.add(tensor, rule->kernel, entry.attr("shape").cast<std::vector<int64_t>>(),
+                lazy.cast<std::string>() == "params");
+    else if (rule->kernel)
       elementwise_ = true;
     else if (tensors()[tensor].size > 0)
       reducing_.add(tensor, rule->reducer, entry.attr("matrix").cast<std::array<int64_t, 3>>());
@@ -70,10 +75,11 @@ class CpuStep : public StepList {
       for (int64_t claim = first * together; claim < std::min(claims, (first + 1) * together); claim++)
         for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
           const Tensor& t = tensors()[chunks_[c].tensor];
-          if (t.row >= 0) partial_sums_[claim] += sum_squares(t.g, chunks_[c].begin, chunks_[c].end);
+          if (t.row >= 0 && !lists(chunks_[c].tensor))
+            partial_sums_[claim] += sum_squares(t.g, chunks_[c].begin, chunks_[c].end);
         }
     });
-    return std::accumulate(partial_sums_.begin(), partial_sums_.end(), 0.0);
+    return std::accumulate(partial_sums_.begin(), partial_sums_.end(), listed_squares(threads));
   }
 
   // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
@@ -83,11 +89,14 @@ class CpuStep : public StepList {
     const py::gil_scoped_release nogil;
     advance();
     reducing_.start(tensors(), rows_, threads);
-    const int64_t reducing = reducing_.claims();
+    lazy_.start(tensors(), listed(), rows_, threads);
+    const int64_t reducing = reducing_.claims(), lazy = lazy_.claims();
     const int64_t elementwise = elementwise_ ? int64_t(claims_.size()) - 1 : 0;
-    parallel_claims(reducing + elementwise, threads, [&](int64_t claim) {
+    parallel_claims(reducing + lazy + elementwise, threads, [&](int64_t claim) {
       if (claim < reducing) return reducing_.work(claim);
       claim -= reducing;
+      if (claim < lazy) return lazy_.work(claim);
+      claim -= lazy;
       for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
         const Chunk& chunk = chunks_[c];
         const Tensor& t = tensors()[chunk.tensor];
@@ -108,11 +117,31 @@ class CpuStep : public StepList {
     int64_t begin, end;
   };
 
+  bool lists(int tensor) const {
+    return std::any_of(listed().begin(), listed().end(), [&](const auto& l) { return l.tensor == tensor; });
+  }
+
+  // Of the gradients that list rows.
+  double listed_squares(int threads) const {
+    double total = 0;
+    for (const ListedRows& list : listed()) {
+      const Storage values = {list.values, tensors()[list.tensor].g.dtype};
+      const int64_t size = list.count * lazy_.columns(list.tensor);
+      std::vector<double> sums(divided_up(size, claim_size));
+      parallel_claims(int64_t(sums.size()), threads, [&](int64_t i) {
+        sums[i] = sum_squares(values, i * claim_size, std::min(size, (i + 1) * claim_size));
+      });
+      total += std::accumulate(sums.begin(), sums.end(), 0.0);
+    }
+    return total;
+  }
+
   std::string isa_;
   int row_stride_ = 0;           // the longest row's length
-  std::vector<Kernel> kernels_;  // null where the rule reduces
+  std::vector<Kernel> kernels_;  // null where the rule reduces or the tensor is lazy
   bool elementwise_ = false;     // whether any rule is
   ReducingTensors reducing_;
+  LazyTensors lazy_;
   std::vector<Chunk> chunks_;
   std::vector<size_t> claims_;  // claim i is chunks [claims_[i], claims_[i + 1])
   CoefficientRows rows_;

@@ -42,6 +42,7 @@ class CoefficientRows {
   }
 
   const float* operator[](int row) const { return &values_[size_t(row) * stride_]; }
+  int stride() const { return stride_; }
 
   py::bytes bytes() const {
     return {reinterpret_cast<const char*>(values_.data()), values_.size() * sizeof(float)};

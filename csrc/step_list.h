@@ -3,6 +3,7 @@
 // decides nothing: whatever does not match makes the plan out of date, and Python looks again.
 #pragma once
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <functional>
 #include <map>
@@ -11,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "listed_rows.h"
 #include "tensor_list.h"
 #include "tensor_view.h"
 
@@ -22,6 +24,8 @@ enum class Counters { on_host, on_device };
 
 class StepList {
  public:
+  using Listing = std::tuple<int, uintptr_t, uintptr_t, int64_t>;
+
   StepList(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
            Device device, Counters counters)
       : viewer_(exchange_api, torch, device),
@@ -94,25 +98,33 @@ class StepList {
   // Reads everything, writes nothing. None if anything differs from the records; else the coefficient rows
   // that this step needs, as tuples (row set, step that is being made, micro-step). With counters on the
   // device there are none: then a tensor's row is its index.
-  py::object gather(const py::dict& state) {
+  // listed: for gradients that list rows, in the order of the tensors, the members of ListedRows as numbers;
+  // their owner in Python has compared them with the plan.
+  py::object gather(const py::dict& state, const std::vector<Listing>& listed) {
     release();
+    for (const auto& [tensor, values, rows, count] : listed)
+      listed_.push_back(
+          {tensor, reinterpret_cast<void*>(values), reinterpret_cast<const int64_t*>(rows), count});
     row_of_.clear();
     if (!same_states(state)) return py::none();
     py::list keys;
     Key last{-1, 0.f, 0.f};
     int last_row = -1;
     static PyObject* const grad = PyUnicode_InternFromString("grad");
+    auto list = listed_.begin();
     for (size_t i = 0; i < records_.size(); i++) {
       if (i + lookahead < records_.size()) prefetch(records_[i + lookahead]);
       Record& r = records_[i];
       Tensor& t = tensors_[i];
       t.row = -1;
-      PyObject* g = r.takes_gradient ? hold(PyObject_GetAttr(r.param, grad)) : nullptr;
+      const bool lists = list != listed_.end() && list->tensor == int(i);
+      PyObject* g = r.takes_gradient && !lists ? hold(PyObject_GetAttr(r.param, grad)) : nullptr;
       if (g == Py_None) continue;
       if (!addresses(r, t, g)) {
         release();
         return py::none();
       }
+      if (lists) t.g.data = (list++)->values;
       if (counters_ == Counters::on_device) {
         t.row = int(i);
         continue;
@@ -161,6 +173,7 @@ class StepList {
   void release() {
     for (PyObject* object : held_) Py_XDECREF(object);
     held_.clear();
+    listed_.clear();
   }
 
   ~StepList() { release(); }
@@ -168,6 +181,7 @@ class StepList {
   StepList& operator=(const StepList&) = delete;
 
   const std::vector<Tensor>& tensors() const { return tensors_; }
+  const std::vector<ListedRows>& listed() const { return listed_; }
 
  private:
   using Key = std::tuple<int, float, float>;
@@ -290,6 +304,7 @@ class StepList {
   std::vector<Tensor> tensors_;
   std::vector<Place> order_;
   std::vector<PyObject*> held_;
+  std::vector<ListedRows> listed_;
   std::map<Key, int> row_of_;
 };
 
@@ -299,7 +314,7 @@ py::class_<List> step_list_class(py::module_& m, const char* name) {
   return py::class_<List>(m, name, py::module_local())
       .def("add", &List::add)
       .def("bind", &List::bind)
-      .def("gather", &List::gather)
+      .def("gather", &List::gather, py::arg("state"), py::arg("listed") = std::vector<StepList::Listing>())
       .def("active", &List::active)
       .def("mask", &List::mask)
       .def("release", &List::release);

@@ -12,6 +12,7 @@ import contenders
 import danlu
 import grad_norm
 import harness
+import lazy_rows
 import step_time
 from baselines import PlainLion
 from danlu import _cpu
@@ -141,6 +142,13 @@ def test_wrong_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         step_time.main(["--contenders", "lion,no-such"])
     assert "got 'no-such'" in capsys.readouterr().err
+
+
+def test_lazy_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    for way in lazy_rows.measure(danlu.Lion, (200, 16), 10, 2):
+        assert way["ms"].median > 0
+    lazy_rows.main(["--rows", "200", "--columns", "16", "--listed", "10", "--rounds", "1"])
+    assert "10 of 200 rows of 16 elements" in capsys.readouterr().out
 
 
 def test_norms_of_gradients(capsys: pytest.CaptureFixture[str]) -> None:

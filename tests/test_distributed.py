@@ -163,12 +163,21 @@ def what_is_placed_otherwise_is_named(rank: int, folder: Path) -> None:
     assert not wrong, wrong
 
 
+def rows_of_shards_are_not_told_apart(rank: int, folder: Path) -> None:
+    model = sharded_net()
+    opt = danlu.Lazy(danlu.Lion(model.named_parameters()))
+    backward(model, 0)
+    with pytest.raises(ValueError, match=r"0\.weight: Lazy steps whole rows and takes no DTensor"):
+        opt.step()
+
+
 CHECKS = [
     shards_step_as_the_whole,
     the_norm_is_that_of_all_shards,
     saved_shards_go_on,
     nothing_piles_up,
     what_is_placed_otherwise_is_named,
+    rows_of_shards_are_not_told_apart,
 ]
 
 

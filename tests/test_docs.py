@@ -73,6 +73,7 @@ def test_the_readmes_own_rule(tmp_path: Path) -> None:
         "piecewise_linear_lr",
         "testing",
         "wrappers.layer_adaptation",
+        "wrappers.lazy",
     ],
 )
 def test_docstring_examples_run(name: str) -> None:

@@ -16,6 +16,7 @@ from .piecewise_linear_lr import PiecewiseLinearLR
 from .wrappers.ema import EMA
 from .wrappers.gradient_accumulation import GradientAccumulation
 from .wrappers.layer_adaptation import LayerAdaptation
+from .wrappers.lazy import Lazy
 from .wrappers.lookahead import Lookahead
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "FusedOptimizer",
     "GradientAccumulation",
     "LayerAdaptation",
+    "Lazy",
     "Lion",
     "Lookahead",
     "PiecewiseLinearLR",

@@ -96,6 +96,39 @@ def gradient(name: str, p: torch.Tensor, g: torch.Tensor) -> None:
         raise ValueError(f"{name}: the gradient is on {g.device}, the parameter is on {p.device}")
 
 
+def listed_rows(name: str, p: torch.Tensor, g: torch.Tensor) -> None:
+    """Raises if `g`, which is not strided, is no gradient that lists rows of `p`."""
+    if g.layout != torch.sparse_coo:
+        raise TypeError(
+            f"{name}: the gradient has layout {g.layout}; danlu.Lazy takes torch.sparse_coo and dense ones"
+        )
+    if g.shape != p.shape:
+        raise ValueError(
+            f"{name}: the gradient has shape {tuple(g.shape)}, the parameter has {tuple(p.shape)}"
+        )
+    if g.device != p.device:
+        raise ValueError(f"{name}: the gradient is on {g.device}, the parameter is on {p.device}")
+    if g.sparse_dim() != 1:
+        raise TypeError(
+            f"{name}: the gradient is sparse in {g.sparse_dim()} dimensions; danlu.Lazy takes lists of whole "
+            "rows, sparse in the first dimension alone"
+        )
+    rows, values = g._indices(), g._values()
+    _real_dense(name, "gradient", values)
+    if rows.numel() == 0:
+        return
+    first, last = (int(row) for row in rows.aminmax())
+    if first < 0 or last >= p.shape[0]:
+        wrong = first if first < 0 else last
+        raise ValueError(f"{name}: the gradient lists row {wrong}, the parameter has {p.shape[0]} rows")
+
+
+def has_rows(name: str, p: torch.Tensor) -> None:
+    """Raises if `p` cannot be stepped row by row."""
+    if p.ndim == 0:
+        raise ValueError(f"{name}: danlu.Lazy steps rows, a parameter of 0 dimensions has none")
+
+
 def state(name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any) -> None:
     """Raises if `value` cannot be the state `key` of `p`, which has that shape."""
     if not isinstance(value, torch.Tensor):

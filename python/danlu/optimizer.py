@@ -162,6 +162,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Gradients that make one update; more than one gives every parameter a state `micro_step`."""
         return 1
 
+    def laziness(self, group: dict[str, Any]) -> str | None:
+        """Which part of an update is left out for rows (along the first dimension) that take no part in a
+        gradient: "rows" all of it, "params" that of the parameter. None: no row is told from another.
+        """
+        return None
+
     def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
         """A state_dict of another library in this class's terms; must not change what it is given."""
         return loaded

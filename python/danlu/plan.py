@@ -30,7 +30,9 @@ class Entry:
     sharded: bool
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    reduces: bool  # whether the rule sums over tensors
     matrix: tuple[int, int, int] | None  # batch, rows, columns, where the rule reduces
+    lazy: str | None  # what rows without a gradient keep, see `FusedOptimizer.laziness`
     variant: Hashable  # parameters of a group that differ in it have coefficients of their own
     dtypes: tuple[str, ...]  # parameter, gradient, states
     state_names: tuple[str, ...]
@@ -121,7 +123,7 @@ class Plan:
             now = describe(optimizer, entry.group, entry.name, entry.param)
             if choose(optimizer, now)[0] is not backends.REFERENCE:
                 return False
-            if (now.cycle, now.state_names) != (entry.cycle, entry.state_names):
+            if (now.cycle, now.lazy, now.state_names) != (entry.cycle, entry.lazy, entry.state_names):
                 return False
         return True
 
@@ -142,13 +144,21 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
     group = optimizer.param_groups[group_index]
     shard, held = local(p), optimizer.state.get(p, {})
     g = p.grad if optimizer.takes_gradients else None
+    lazy = optimizer.laziness(group)
     checks.parameter(name, shard)
     if optimizer.reduces and is_sharded(p):
         raise ValueError(f"{name}: {type(optimizer).__name__} sums over whole tensors and takes no DTensor")
+    if lazy is not None:
+        checks.has_rows(name, p)
+        if is_sharded(p):
+            raise ValueError(f"{name}: {type(optimizer).__name__} steps whole rows and takes no DTensor")
     if g is not None:
         if not sharded_alike(p, g):
             raise ValueError(f"{name}: the gradient is not sharded as the parameter is")
-        checks.gradient(name, shard, local(g))
+        if lazy is not None and g.layout != torch.strided:
+            checks.listed_rows(name, p, g)
+        else:
+            checks.gradient(name, shard, local(g))
     try:
         shapes = state.shapes(optimizer, group, tuple(p.shape))
     except ValueError as error:
@@ -174,7 +184,9 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
         sharded=is_sharded(p),
         shape=tuple(shard.shape),
         strides=tuple(shard.stride()),
+        reduces=optimizer.reduces,
         matrix=optimizer.matrix(group, tuple(shard.shape)),
+        lazy=lazy,
         variant=optimizer.variant(group, p),
         dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in dtypes),
         state_names=tuple(shapes),

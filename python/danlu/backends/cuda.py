@@ -66,6 +66,8 @@ class Cuda:
             return f"no CUDA rule {entry.rule!r}"
         if not self.native.has_kernel(entry.rule, entry.dtypes):
             return f"no CUDA kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
+        if entry.lazy is not None:
+            return "no CUDA kernel steps single rows"
         return refusal_of_tensors(entry)
 
     def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> CudaPart:

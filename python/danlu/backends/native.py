@@ -10,6 +10,7 @@ import torch
 
 from .. import checks, state
 from ..grad_norm import sum_of_squares
+from ..listed_rows import ListedRows, listed_rows
 from ..sharding import local
 
 # the engine's own words in front of every coefficient row: factor, store_params
@@ -32,6 +33,10 @@ def refusal_of_tensors(entry: Entry) -> str | None:
         return "the parameter is a lazily negated view"
     if not checks.is_dense(p):
         return f"the parameter is not dense (shape {entry.shape}, strides {entry.strides})"
+    if entry.lazy is not None and not p.is_contiguous():
+        return f"the rows of a lazy parameter are not contiguous (strides {entry.strides})"
+    if entry.lazy is not None and entry.reduces:
+        return "no kernel sums over a lazy parameter"
     if entry.matrix is None:
         return f"the rule sums over dimensions of {entry.shape} that are no rows or columns in memory"
     if entry.matrix[:2] != (1, 1) and not p.is_contiguous():
@@ -85,13 +90,21 @@ class NativePart:
             entry.row_set = self._row_set(entry)
             native.add(entry)
         native.bind(optimizer.state)
+        self._lazy = [(i, entry) for i, entry in enumerate(entries) if entry.lazy is not None]
+        self._listed: list[tuple[int, ListedRows]] = []  # of this step, by the parameter's index
         self._row_keys: list[tuple[int, float, float]] = []
 
     def gather(self, optimizer: FusedOptimizer) -> bool:
         for index, structure in self._structures.items():
             if structure != optimizer.structure(optimizer.param_groups[index]):
                 return False
-        keys = self._list.gather(optimizer.state)
+        if not self._list_rows():
+            return False
+        addresses = [
+            (i, listed.values.data_ptr(), listed.rows.data_ptr(), len(listed.rows))
+            for i, listed in self._listed
+        ]
+        keys = self._list.gather(optimizer.state, addresses)
         if keys is None:
             return False
         self._row_keys = keys
@@ -102,6 +115,7 @@ class NativePart:
 
     def release(self) -> None:
         self._list.release()
+        self._listed.clear()
 
     def rows(self, optimizer: FusedOptimizer, factor: float) -> list[tuple[float, ...]]:
         """The coefficient rows that `gather` found this step to need."""
@@ -126,6 +140,20 @@ class NativePart:
         if tuple(values) != names:
             raise RuntimeError(f"rule {rule!r} takes the coefficients {names}, Python gives {tuple(values)}")
         return values
+
+    def _list_rows(self) -> bool:
+        """Reads the gradients that list rows; False if one has another dtype than the plan recorded."""
+        self._listed.clear()
+        for i, entry in self._lazy:
+            g = entry.param.grad
+            if g is None or g.layout == torch.strided:
+                continue
+            checks.listed_rows(entry.name, entry.param, g)
+            listed = listed_rows(g)
+            if str(listed.values.dtype) != f"torch.{entry.dtypes[1]}":
+                return False
+            self._listed.append((i, listed))
+        return True
 
     def _row_set(self, entry: Entry) -> int:
         first = self._sets.setdefault((entry.group, entry.variant), entry)
@@ -156,8 +184,9 @@ def _where(items: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
 
 def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
     """What must look like the parameter: its gradient and its states, as far as there are any."""
-    if entry.takes_gradient and entry.param.grad is not None:
-        yield "gradient", entry.param.grad
+    g = entry.param.grad
+    if entry.takes_gradient and g is not None and g.layout == torch.strided:
+        yield "gradient", g
     for name in entry.state_names:
         if name in entry.state and name not in state.COUNTERS:
             yield f"state {name!r}", entry.state[name]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from ..grad_norm import sum_of_squares
 from ..gradient_scale import GradientScale
+from ..listed_rows import rows_taking_part
 from ..sharding import local
 from ..state import COUNTERS
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
     from ..plan import Entry
+
+
+# updates a parameter and its states in place: (p, g, states)
+Update: TypeAlias = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], None]
 
 
 class Reference:
@@ -73,23 +78,55 @@ class ReferencePart:
         step, micro_step = _counters(entry)
         updates = micro_step + 1 >= entry.cycle
         counters = optimizer.counters(step, micro_step)
+        moves = updates and optimizer.outcome != "none" and optimizer.moves(group)
+        factor = optimizer.sign(group) * self._factor
+
+        def update(p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]) -> None:
+            wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+            states = [s.to(wide) for s in stored]
+            result = optimizer.reference(p.to(wide), g.to(wide) * factor, *states, **counters, **hyper)
+            for old, new in zip(stored, states, strict=True):
+                if old is not new:
+                    old.copy_(new)
+            if moves:
+                p.copy_(result if optimizer.outcome == "assigned" else p.to(wide) - result)
 
         p = local(entry.param)
-        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-        factor = optimizer.sign(group) * self._factor
         stored = [local(held[name]) for name in entry.state_names if name not in COUNTERS]
-        states = [s.to(wide) for s in stored]
-        result = optimizer.reference(p.to(wide), local(g).to(wide) * factor, *states, **counters, **hyper)
-        for old, new in zip(stored, states, strict=True):
-            if old is not new:
-                old.copy_(new)
-        if updates and optimizer.outcome != "none" and optimizer.moves(group):
-            p.copy_(result if optimizer.outcome == "assigned" else p.to(wide) - result)
+        if entry.lazy == "rows":
+            _update_rows(update, p, g, stored)
+        elif entry.lazy == "params":
+            _update_rows_and_moments(update, p, g, stored, whole=entry.reduces)
+        else:
+            update(p, local(g), stored)
 
         if entry.cycle > 1:
             held["micro_step"].fill_(0 if updates else micro_step + 1)
         if updates:
             held["step"].fill_(step)
+
+
+def _update_rows(update: Update, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]) -> None:
+    """Of the parameter and its states, those rows that take part in the gradient."""
+    rows, values = rows_taking_part(g)
+    if len(rows) == 0:
+        return
+    part = [t.detach()[rows] for t in (p, *stored)]
+    update(part[0], values, part[1:])
+    for whole, updated in zip((p, *stored), part, strict=True):
+        whole.index_copy_(0, rows, updated)
+
+
+def _update_rows_and_moments(
+    update: Update, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor], *, whole: bool
+) -> None:
+    """Of the parameter the rows that take part in the gradient, of its states all, the others as with a
+    gradient and a parameter of zeros; `whole`: with the parameter as it is.
+    """
+    rows, values = rows_taking_part(g)
+    seen = p.detach().clone() if whole else torch.zeros_like(p).index_copy_(0, rows, p.detach()[rows])
+    update(seen, torch.zeros_like(p, dtype=values.dtype).index_copy_(0, rows, values), stored)
+    p.index_copy_(0, rows, seen[rows])
 
 
 def _counters(entry: Entry) -> tuple[float, float]:

@@ -64,6 +64,8 @@ class Triton:
             return f"no Triton kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
         if len(entry.dtypes) - 2 > MOST_STATES:
             return f"{len(entry.dtypes) - 2} states, at most {MOST_STATES} are taken"
+        if entry.lazy is not None:
+            return "no Triton kernel steps single rows"
         return refusal_of_tensors(entry)
 
     def coefficient_names(self, rule: str) -> tuple[str, ...] | None:

@@ -1,0 +1,140 @@
+"""Steps of an embedding of which few rows have a gradient: danlu.Lazy against the step of all rows.
+
+    python bench/lazy_rows.py          128,256 x 2,048 in fp32, 4,096 rows in the gradient, 5 GB
+
+Milliseconds are medians over the rounds with quartiles. Ratios compare turns of one round: with the same
+rule's step on a dense gradient, and with the memory's speed, loops that read the gradient and update in place
+what else the step has to touch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import danlu
+from danlu import _cpu
+from harness import Spread, Stream, positive, time_steps
+
+OPTIMIZERS = (danlu.Lion, danlu.AdamW)
+STEPS_PER_TURN = 2
+LISTED_STEPS_PER_TURN = 20  # some milliseconds each, of which a busy machine's scheduler takes as many
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in dict(rows=128_256, columns=2048, listed=4096, rounds=7).items():
+        parser.add_argument(
+            f"--{name}", metavar="N", type=positive, default=default, help="default: %(default)s"
+        )
+    parser.add_argument("--threads", metavar="N", type=positive, default=torch.get_num_threads())
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    title = f"{options.listed:,} of {options.rows:,} rows of {options.columns:,} elements"
+    shown = Table("rule", "step", "ms", "faster than all rows", "of the memory's speed", title=title)
+    for optimizer in OPTIMIZERS:
+        for row in measure(optimizer, (options.rows, options.columns), options.listed, options.rounds):
+            ratio, share = row["ratio"], row["share"]
+            shown.add_row(
+                optimizer.__name__,
+                row["step"],
+                f"{row['ms'].median:.1f} ({row['ms'].low:.1f}-{row['ms'].high:.1f})",
+                f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})",
+                f"{share.median:.0%} ({share.low:.0%}-{share.high:.0%})",
+            )
+    Console().print(shown)
+
+
+def measure(
+    optimizer: type[danlu.FusedOptimizer], shape: tuple[int, int], listed: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Milliseconds of each way to step, how many times as fast as that of all rows, share of the ceiling."""
+    turns = Turns(optimizer, shape, listed)
+    seconds: dict[str, list[float]] = {name: [] for name in turns.ways}
+    ceilings: dict[str, list[float]] = {name: [] for name in turns.ways}
+    for _ in range(rounds + 1):
+        for name, (gradients, step, read, updated) in turns.ways.items():
+            take = turns.taking(gradients)
+            count = LISTED_STEPS_PER_TURN if name.startswith("rows, listed") else STEPS_PER_TURN
+            seconds[name].append(time_steps(step, take, count))
+            ceilings[name].append(turns.ceiling(read, updated))
+    all_rows = seconds[ALL_ROWS][1:]
+    return [
+        {
+            "step": name,
+            "ms": Spread.of([1e3 * t for t in times[1:]]),
+            "ratio": Spread.of([a / t for a, t in zip(all_rows, times[1:], strict=True)]),
+            "share": Spread.of([c / t for c, t in zip(ceilings[name][1:], times[1:], strict=True)]),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+ALL_ROWS = "all rows"
+LISTS = 8  # of other rows: those of the last step are in no cache
+# gradients, step, elements of them that are only read, elements that are updated with theirs
+Way = tuple[list[torch.Tensor], Callable[[], object], int, int]
+
+
+class Turns:
+    """A parameter, its gradients in every form, and the ways to step it; all share one state."""
+
+    def __init__(self, optimizer: type[danlu.FusedOptimizer], shape: tuple[int, int], listed: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        size, updated = shape[0] * shape[1], listed * shape[1]
+        self.p = torch.nn.Parameter(torch.randn(shape, generator=generator))
+        order = torch.randperm(shape[0], generator=generator)
+        dense = torch.zeros(shape)
+        coalesced, fresh = [], []
+        for rows in order.split(listed)[:LISTS]:
+            values = torch.randn((len(rows), shape[1]), generator=generator)
+            fresh.append(torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=True))
+            coalesced.append(fresh[-1].coalesce())
+        dense.index_copy_(0, coalesced[0]._indices()[0], coalesced[0]._values())
+
+        inner = optimizer([self.p])
+        lazy, moments = danlu.Lazy(inner), danlu.Lazy(inner, "params")
+        self._written = 1 + len(inner.state_names)
+        self._stream, self._read = Stream(size // 4), dense
+        # of an element's update what is neither parameter nor gradient
+        moving = 2 * len(inner.state_names) / (2 * self._written + 1)
+        rest = int((size - updated) * moving)
+        self.ways: dict[str, Way] = {
+            ALL_ROWS: ([dense], inner.step, 0, size),
+            "rows, listed": (coalesced, lazy.step, 0, updated),
+            "rows, listed in no order": (fresh, lazy.step, 0, updated),
+            "rows, dense gradient": ([dense], lazy.step, size - updated, updated),
+            "params, listed": (coalesced, moments.step, 0, updated + rest),
+            "params, dense gradient": ([dense], moments.step, size - updated, updated + rest),
+        }
+
+    def taking(self, gradients: Sequence[torch.Tensor]) -> Callable[[], None]:
+        """Gives the parameter one of them after the other."""
+        others = itertools.cycle(gradients)
+
+        def take() -> None:
+            self.p.grad = next(others)
+
+        return take
+
+    def ceiling(self, read: int, updated: int) -> float:
+        """Seconds to read as many elements and to update as many."""
+        seconds = self._stream.seconds(4 * (2 * self._written + 1) * updated, self._written)
+        if read:
+            address, threads = self._read.data_ptr(), torch.get_num_threads()
+            seconds += time_steps(
+                lambda: _cpu.read_through(address, read, threads), lambda: None, STEPS_PER_TURN
+            )
+        return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+// The tensors of a step of which only some rows take part: those that the gradient lists, or those where a
+// dense one is not all zero. A row is what lies at one index of the first dimension, contiguous in memory.
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <numeric>
+#include <vector>
+
+#include "../coefficient_rows.h"
+#include "../listed_rows.h"
+#include "any_nonzero.h"
+#include "kernel.h"
+#include "threads.h"
+#include "tiles.h"
+
+namespace danlu {
+
+class LazyTensors {
+ public:
+  // all_moments: the states of the other rows move too, as with a gradient and a parameter of zeros.
+  void add(int tensor, Kernel kernel, const std::vector<int64_t>& shape, bool all_moments) {
+    const auto times = std::multiplies<int64_t>();
+    const int64_t columns = std::accumulate(shape.begin() + 1, shape.end(), int64_t{1}, times);
+    Member m = {};
+    m.index = tensor;
+    m.kernel = kernel;
+    m.rows = shape[0];
+    m.columns = columns;
+    m.all_moments = all_moments;
+    m.parts = std::max<int64_t>(1, divided_up(columns, claim_size));
+    m.claim_rows = std::max<int64_t>(1, claim_size / std::max<int64_t>(1, columns));
+    members_.push_back(m);
+  }
+
+  // Before the claims of a step. listed: in the order of the tensors.
+  void start(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
+             const CoefficientRows& rows, int threads) {
+    claims_ = 0;
+    auto list = listed.begin();
+    for (Member& m : members_) {
+      m.first_claim = claims_;
+      m.tensor = tensors[m.index];
+      m.list = list != listed.end() && list->tensor == m.index ? &*list++ : nullptr;
+      if (m.tensor.row < 0 || m.columns == 0) continue;
+      m.row = rows[m.tensor.row];
+      if (m.all_moments) m.resting.assign(m.row, m.row + rows.stride());
+      if (m.all_moments) m.resting[store_params] = 0.f;
+      claims_ += divided_up(m.places(), m.claim_rows) * m.parts;
+    }
+    look_at_long_rows(threads);
+  }
+
+  int64_t claims() const { return claims_; }
+
+  int64_t columns(int tensor) const {
+    for (const Member& m : members_)
+      if (m.index == tensor) return m.columns;
+    return 0;
+  }
+
+  void work(int64_t claim) const {
+    const auto after = [](int64_t value, const Member& m) { return value < m.first_claim; };
+    const Member& m = *(std::upper_bound(members_.begin(), members_.end(), claim, after) - 1);
+    claim -= m.first_claim;
+    const int64_t first = claim / m.parts * m.claim_rows;
+    const int64_t last = std::min(m.places(), first + m.claim_rows);
+    const int64_t begin = claim % m.parts * claim_size;
+    const Columns columns = {begin, m.parts == 1 ? m.columns : std::min(m.columns, begin + claim_size)};
+    if (!m.list)
+      step_nonzero(m, first, last, columns);
+    else if (m.all_moments)
+      step_all(m, first, last, columns);
+    else
+      step_listed(m, first, last, columns);
+  }
+
+ private:
+  static constexpr int64_t claim_size = 65536;
+  static constexpr int64_t at_once = 4096;  // elements of a gradient that stay in the first-level cache
+  static constexpr int store_params = offsetof(RowHeader, store_params) / sizeof(float);
+
+  struct Columns {
+    int64_t begin, end;  // of each row; all of them, unless a row is longer than a claim
+  };
+
+  struct Member {
+    int index;
+    Kernel kernel;
+    int64_t rows, columns;
+    bool all_moments;
+    int64_t parts, claim_rows;  // claims to a row, rows to a claim; one of them is 1
+
+    // of this step
+    Tensor tensor;
+    const ListedRows* list;           // null: a dense gradient
+    const float* row;                 // its coefficients
+    std::vector<float> resting;       // the same for rows whose parameters stay
+    std::vector<uint8_t> takes_part;  // where a claim does not see whole rows of a dense gradient
+    int64_t first_claim;
+
+    // What the claims cut: rows of the parameter, or of the list if nothing happens to the others.
+    int64_t places() const { return list && !all_moments ? list->count : rows; }
+  };
+
+  static void step_listed(const Member& m, int64_t first, int64_t last, Columns columns) {
+    const int64_t* rows = m.list->rows;
+    for (int64_t i = first, next; i < last; i = next) {
+      for (next = i + 1; next < last && rows[next] == rows[next - 1] + 1;) next++;
+      step(m, rows[i], next - i, i, columns);
+    }
+  }
+
+  static void step_all(const Member& m, int64_t first, int64_t last, Columns columns) {
+    const int64_t *begin = m.list->rows, *end = begin + m.list->count;
+    const int64_t* listed = std::lower_bound(begin, end, first);
+    for (int64_t row = first; row < last;) {
+      int64_t count = 0;
+      while (listed + count < end && listed[count] == row + count && row + count < last) count++;
+      step(m, row, count, listed - begin, columns);
+      listed += count;
+      row += count;
+      const int64_t stop = listed < end ? std::min(*listed, last) : last;
+      rest(m, row, stop - row, columns);
+      row = stop;
+    }
+  }
+
+  // Rows of a dense gradient, each looked at just before the rule reads it.
+  static void step_nonzero(const Member& m, int64_t first, int64_t last, Columns columns) {
+    const int64_t most = std::max<int64_t>(1, at_once / m.columns);
+    bool now = takes_part(m, first), following = now;
+    for (int64_t row = first, next; row < last; row = next, now = following) {
+      for (next = row + 1; next < last; next++) {
+        following = takes_part(m, next);
+        if (following != now || next - row == most) break;
+      }
+      if (now)
+        step(m, row, next - row, row, columns);
+      else if (m.all_moments)
+        rest(m, row, next - row, columns);
+    }
+  }
+
+  static bool takes_part(const Member& m, int64_t row) {
+    if (m.parts > 1) return m.takes_part[row];
+    return any_nonzero(m.tensor.g, row * m.columns, (row + 1) * m.columns);
+  }
+
+  // `count` rows from `row` on, whose gradient is in as many rows from `from` on.
+  static void step(const Member& m, int64_t row, int64_t count, int64_t from, Columns columns) {
+    if (count == 0) return;
+    Tensor t = m.tensor;
+    t.g.data = moved(t.g, (from - row) * m.columns);
+    m.kernel(t, row * m.columns + columns.begin, (row + count - 1) * m.columns + columns.end, m.row);
+  }
+
+  // `count` rows from `row` on that take no part; neither gradient nor parameter is read.
+  static void rest(const Member& m, int64_t row, int64_t count, Columns columns) {
+    static constexpr int64_t size = 1024;
+    alignas(64) static const float zeros[size] = {};
+    if (count == 0) return;
+    const int64_t end = (row + count - 1) * m.columns + columns.end;
+    Tensor t = m.tensor;
+    for (int64_t at = row * m.columns + columns.begin; at < end; at += size) {
+      for (Storage* read : {&t.p, &t.g}) {
+        read->data = const_cast<float*>(zeros);  // nothing is stored there
+        read->data = moved(*read, -at);
+      }
+      m.kernel(t, at, std::min(end, at + size), m.resting.data());
+    }
+  }
+
+  // The address from which on a kernel finds at element i what lies at element i + by.
+  static void* moved(Storage x, int64_t by) {
+    const int64_t bytes = x.dtype == Dtype::f32 ? 4 : 2;
+    return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(x.data) + uintptr_t(by * bytes));
+  }
+
+  // Where several claims share a row of a dense gradient, none of them could tell whether all of it is zero.
+  void look_at_long_rows(int threads) {
+    for (Member& m : members_) {
+      if (m.parts == 1 || m.list || m.tensor.row < 0) continue;
+      m.takes_part.assign(m.rows, 0);
+      parallel_claims(m.rows * m.parts, threads, [&m](int64_t claim) {
+        uint8_t* found = &m.takes_part[claim / m.parts];
+        const int64_t begin = claim / m.parts * m.columns + claim % m.parts * claim_size;
+        const int64_t end = std::min((claim / m.parts + 1) * m.columns, begin + claim_size);
+        if (__atomic_load_n(found, __ATOMIC_RELAXED) || !any_nonzero(m.tensor.g, begin, end)) return;
+        __atomic_store_n(found, 1, __ATOMIC_RELAXED);
+      });
+    }
+  }
+
+  std::vector<Member> members_;
+  int64_t claims_ = 0;
+};
+
+}  // namespace danlu

@@ -1,0 +1,121 @@
+"""Lazy steps of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+from .. import checks
+from ..optimizer import FusedOptimizer
+from ..report import BackendReport
+from .derived import Derived
+from .layer_adaptation import LayerAdaptation
+
+MODES = ("rows", "params")
+
+
+class Lazy(Derived):
+    """Steps only those rows of a parameter that have a gradient, with the rule of another optimizer.
+
+    A row is what lies at one index of the first dimension: of an embedding the vector of one token. Of a
+    sparse gradient (`torch.sparse_coo`, as `torch.nn.Embedding(sparse=True)` gives) every listed row takes
+    part, whatever its values, and rows that are listed more than once are summed; of a dense one every row
+    that is not all zero. The other rows keep their parameters, without decay, and
+
+        mode="rows"      their moments too: a step costs what the rows that take part cost
+                         (as torch.optim.SparseAdam);
+        mode="params"    their moments move as with a gradient of zeros: the rule sees all the time that has
+                         passed (Jianlin Su, kexue.fm/archives/6869). Decay that is part of the gradient, as
+                         in Adam and AdaX, counts as zero there.
+
+    Bias corrections follow the parameter's `step`, which counts every gradient, whatever rows it has. A
+    sign rule that is not lazy moves the vectors of rare tokens towards 1 / weight_decay, because the sign of
+    a moment stays long after the moment has decayed.
+
+    Args:
+        optimizer: whose rule it is: `Lion`, `Tiger`, `Adam`, `AdamW`, `AdaX`, `AdaXW`, or of a class made by
+            `danlu.custom`; with mode="params" also `LayerAdaptation`. Both have the same settings, options,
+            param_groups and state; a scheduler may take either, `step()` is this one's.
+        mode: "rows" or "params".
+
+    All parameters are lazy, or if any group has a key "lazy", those of the groups where it is true; the
+    others step as without `Lazy` and take dense gradients alone. `max_grad_norm` sees the summed values of a
+    sparse gradient. On a GPU the reference takes lazy parameters. `EMA`, `Lookahead` and
+    `GradientAccumulation` go around it; the last takes dense gradients.
+
+    State per parameter: the inner optimizer's, under the same names.
+
+    Raises:
+        TypeError: `optimizer` is not one of danlu's, is lazy already, has a rule that sums over tensors, or
+            accumulates gradients; in a step, a gradient is sparse in another way than by rows.
+        ValueError: mode is neither; in a step, a lazy parameter has no dimension, or a gradient lists rows
+            that it does not have.
+
+    >>> embedding = torch.nn.Embedding(3, 2, sparse=True, _weight=torch.ones(3, 2))
+    >>> opt = danlu.Lazy(danlu.Lion(embedding.parameters(), lr=0.25, weight_decay=1.0))
+    >>> embedding(torch.tensor([1])).sum().backward()
+    >>> opt.step()
+    >>> embedding.weight.tolist()
+    [[1.0, 1.0], [0.5, 0.5], [1.0, 1.0]]
+    """
+
+    mode: str
+    _selective: bool = False  # whether groups say which of them are lazy
+
+    def __init__(self, optimizer: FusedOptimizer, mode: str = "rows") -> None:
+        super().__init__(optimizer)
+        checks.one_of("mode", mode, MODES)
+        self.mode = mode
+        self._check_inner()
+
+    def laziness(self, group: dict[str, Any]) -> str | None:
+        return self.mode if self._is_lazy(group) else None
+
+    def structure(self, group: dict[str, Any]) -> Hashable:
+        return self.optimizer.structure(group), self._is_lazy(group)
+
+    def backend_report(self) -> BackendReport:
+        self._read_groups()
+        return super().backend_report()
+
+    def _step(self) -> None:
+        self._read_groups()
+        super()._step()
+
+    def _read_groups(self) -> None:
+        """What groups say may have changed since the last step."""
+        self._check_inner()
+        self._selective = any("lazy" in group for group in self.param_groups)
+
+    def _is_lazy(self, group: dict[str, Any]) -> bool:
+        return bool(group.get("lazy", not self._selective))
+
+    def _check_inner(self) -> None:
+        inner = self.optimizer
+        name = type(inner).__name__
+        if isinstance(inner, Lazy):
+            raise TypeError("optimizer is lazy already")
+        adapted = isinstance(inner, LayerAdaptation)
+        if inner.reduces and not (adapted and self.mode == "params"):
+            what = "mode='rows'" if adapted else "Lazy"
+            raise TypeError(
+                f"optimizer must have a rule that takes each element by itself: {name} sums over tensors, "
+                f"and {what} shows it some of their rows"
+            )
+        if any(inner.cycle(group) > 1 for group in self.param_groups):
+            raise TypeError(
+                "accumulation_steps must be 1 for an optimizer inside Lazy, where a row may take part in one "
+                "gradient of several; GradientAccumulation goes around Lazy"
+            )
+
+    def __repr__(self) -> str:
+        return f"Lazy(mode={self.mode!r}) around {self.optimizer!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "mode": self.mode}
+
+
+# as the base's, a graph break under torch.compile
+Lazy._step = torch._disable_dynamo(Lazy._step)  # type: ignore[attr-defined,method-assign]

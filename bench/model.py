@@ -1,4 +1,4 @@
-"""A small GPT over bytes: pre-norm transformer blocks, learned positions, tied head."""
+"""A small GPT over bytes: pre-norm transformer blocks, learned positions, head tied or not."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ class GPT(nn.Module):
         context: the longest text that it takes, in bytes.
         layers: number of blocks.
         width: numbers per byte in the residual stream, a multiple of 32.
+        untied: whether the head has weights of its own.
     """
 
-    def __init__(self, *, context: int, layers: int, width: int) -> None:
+    def __init__(self, *, context: int, layers: int, width: int, untied: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(BYTES, width)
         self.positions = nn.Parameter(torch.empty(context, width))
         self.blocks = nn.ModuleList(Block(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, BYTES, bias=False) if untied else None
         self._initialize()
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
@@ -32,7 +34,8 @@ class GPT(nn.Module):
         x = self.embedding(text) + self.positions[: text.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return F.linear(self.norm(x), self.embedding.weight)
+        head = self.embedding if self.head is None else self.head
+        return F.linear(self.norm(x), head.weight)
 
     def loss(self, windows: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy in nats of every byte of `windows` (batch, context + 1) but the first."""

@@ -1,19 +1,28 @@
-"""Trains a byte-level GPT on the standard library's source with every optimizer, on the same batches.
+"""Trains a byte-level GPT on the standard library's source with many optimizers, on the same batches.
 
-    python bench/train.py                                     all of them, some 2 minutes on 2 cores
+    python bench/train.py                                     seven of them, some 2 minutes on 2 cores
     python bench/train.py --optimizers lion,adamw --steps 4000
     python bench/train.py --optimizers tiger,adamw --batch 2 --accumulate 4
+    python bench/train.py --optimizers adamw,adamw+ema,adamw+lookahead+ema --ema-decay 0.99
+    python bench/train.py --optimizers lion,lion+lazy --untied --schedule linear
     python bench/train.py --device cuda --dtype bf16 --layers 8 --width 512 --context 512 --batch 64
 
-All start from the same weights and see the same batches; files, not bytes, are held out. Writes train.json
-and train.png (held-out loss against training time and against steps), and prints a table. Killed and started
-again with the same options it goes on from its last checkpoint, to the same bits; after other options, or
-another build of danlu, it starts anew. A run that comes to its end removes its checkpoints.
+A name is that of an optimizer and of what goes around it, from the inside: layer, lazy, lookahead, ema and
+accumulation. All start from the same weights and see the same batches, with as many updates; files, not
+bytes, are held out. Loss and saved weights are those that a user would ship: of EMA the averages, of
+Lookahead the slow weights. Layer adaptation has an lr of its own, since its steps are relative; the others
+have their optimizer's.
+
+Writes train.json and train.png (held-out loss against training time and against steps, or with wrappers
+against steps for each optimizer), and prints a table. Killed and started again with the same options it goes
+on from its last checkpoint, to the same bits; after other options, or another build of danlu, it starts anew.
+A run that comes to its end removes its checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -33,50 +42,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import danlu
 from harness import ROOT, add_out_option, environment, positive
 from model import GPT, HEAD_WIDTH
+from recipes import (
+    DEFAULT,
+    RECIPES,
+    WRAPPERS,
+    Recipe,
+    add_wrapper_options,
+    held_bytes,
+    recipe,
+    shipped_weights,
+)
 from text import Batches, Corpus, even_windows, load_corpus
 from train_report import plot, table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP_SHARE = 0.1
 SECONDS_BETWEEN_LINES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """An optimizer with settings that suit this task; decay is for matrices only."""
-
-    optimizer: type[torch.optim.Optimizer]
-    lr: float
-    weight_decay: float
-    more: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def make(self, model: GPT, accumulate: int) -> torch.optim.Optimizer:
-        more = dict(self.more, accumulation_steps=accumulate) if self.accumulates else self.more
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        vectors = [p for p in model.parameters() if p.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": self.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        return self.optimizer(groups, lr=self.lr, **more)
-
-    @property
-    def accumulates(self) -> bool:
-        """Whether the optimizer takes the parts of a batch one by one and needs no sum of gradients."""
-        return self.optimizer is danlu.Tiger
-
-
-RECIPES = {
-    "lion": Recipe(danlu.Lion, lr=3e-4, weight_decay=0.3, more=dict(betas=(0.9, 0.98))),
-    "tiger": Recipe(danlu.Tiger, lr=3e-4, weight_decay=0.3),
-    "adamw": Recipe(danlu.AdamW, lr=1e-3, weight_decay=0.1, more=dict(betas=(0.9, 0.98))),
-    "adam": Recipe(danlu.Adam, lr=1e-3, weight_decay=0.0, more=dict(betas=(0.9, 0.98))),
-    "adax": Recipe(danlu.AdaX, lr=1e-3, weight_decay=0.0),
-    "adaxw": Recipe(danlu.AdaXW, lr=1e-3, weight_decay=0.1),
-    "torch-adamw": Recipe(
-        torch.optim.AdamW, lr=1e-3, weight_decay=0.1, more=dict(betas=(0.9, 0.98), fused=True)
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +75,8 @@ class Settings:
     device: str
     dtype: str
     seed: int
+    schedule: str
+    untied: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warm_up(settings, corpus)
 
     runs = []
-    with Ticker(console, settings.steps) as ticker:
+    with Ticker(console, settings.steps, max(map(len, recipes))) as ticker:
         for name, recipe in recipes.items():
             checkpoint = options.checkpoint / f"{name}-{key(settings, recipe, conditions)}.pt"
             run = Run(name, recipe, settings, corpus)
@@ -127,15 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "parameters": sum(p.numel() for p in runs[0][0].model.parameters()),
         "runs": [run.result() for run, _ in runs],
     }
-    (options.out / "train.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(results, options.out / "train.png")
+    (options.out / f"{options.name}.json").write_text(json.dumps(results, indent=2) + "\n")
+    plot(results, options.out / f"{options.name}.png")
     if options.save_weights:
         for run, _ in runs:
-            torch.save(run.model.state_dict(), options.out / f"{run.name}.pt")
+            with shipped_weights(run.optimizer):
+                torch.save(run.model.state_dict(), options.out / f"{run.name}.pt")
     for _, checkpoint in runs:
         checkpoint.unlink()
     console.print(table(results))
-    console.print(f"wrote train.json and train.png to {options.out}")
+    console.print(f"wrote {options.name}.json and {options.name}.png to {options.out}")
 
 
 class Run:
@@ -148,8 +132,7 @@ class Run:
         device = torch.device(settings.device)
         self.model = make_model(settings)
         self.optimizer = recipe.make(self.model, settings.accumulate)
-        schedule = functools.partial(warm_up_and_cosine, steps=settings.steps)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+        self.scheduler = SCHEDULES[settings.schedule](self.optimizer, settings.steps)
         self.batches = Batches(corpus.train.to(device), settings.batch, settings.context, settings.seed)
         self.held_out = even_windows(corpus.held_out, settings.held_out_windows, settings.context).to(device)
 
@@ -157,6 +140,7 @@ class Run:
         self.resumed = 0
         self.seconds = 0.0
         self.optimizer_seconds = 0.0
+        self.state_bytes = 0
         self.curve: dict[str, list[float]] = {"step": [], "seconds": [], "held_out_loss": []}
 
     def train(self, checkpoint: Path, ticker: Ticker) -> None:
@@ -190,10 +174,13 @@ class Run:
     def evaluate(self) -> None:
         """Adds a point to the curve."""
         parts = self.held_out.split(self.settings.batch)
-        total = sum(float(self.model.loss(part)) * len(part) for part in parts)
+        # before the first step there is no average
+        with shipped_weights(self.optimizer) if self.step > 0 else contextlib.nullcontext():
+            total = sum(float(self.model.loss(part)) * len(part) for part in parts)
         self.curve["step"].append(self.step)
         self.curve["seconds"].append(self.seconds)
         self.curve["held_out_loss"].append(total / len(self.held_out))
+        self.state_bytes = held_bytes(self.optimizer)
 
     def now(self) -> float:
         """Seconds, once the device has done what it was told."""
@@ -202,7 +189,7 @@ class Run:
         return time.perf_counter()
 
     PARTS = ("model", "optimizer", "scheduler", "batches")
-    NUMBERS = ("step", "resumed", "seconds", "optimizer_seconds", "curve")
+    NUMBERS = ("step", "resumed", "seconds", "optimizer_seconds", "state_bytes", "curve")
 
     def state_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
@@ -217,7 +204,6 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """What is written down of a finished run."""
-        states = [x for state in self.optimizer.state.values() for x in state.values()]
         parameters = sum(p.numel() for p in self.model.parameters())
         loss = self.curve["held_out_loss"][-1]
         return {
@@ -226,11 +212,12 @@ class Run:
             "lr": self.recipe.lr,
             "weight_decay": self.recipe.weight_decay,
             **self.recipe.more,
+            "wrappers": [{"name": name, **settings} for name, settings in self.recipe.wrappers],
             "held_out_loss": loss,
             "bits_per_byte": loss / math.log(2),
             "seconds": self.seconds,
             "optimizer_seconds": self.optimizer_seconds,
-            "state_bytes_per_parameter": sum(x.nbytes for x in states) / parameters,
+            "state_bytes_per_parameter": self.state_bytes / parameters,
             "resumed": self.resumed,
             "curve": self.curve,
         }
@@ -239,10 +226,11 @@ class Run:
 class Ticker:
     """Shows how far the runs are: bars on a terminal, else a line every few seconds."""
 
-    def __init__(self, console: Console, steps: int) -> None:
+    def __init__(self, console: Console, steps: int, width: int) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.console = console
         self.steps = steps
+        self.width = width
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.tasks: dict[str, Any] = {}
         self.printed = time.monotonic()
@@ -257,7 +245,7 @@ class Ticker:
     def show(self, run: Run) -> None:
         if run.name not in self.tasks:
             self.tasks[run.name] = self.progress.add_task(run.name, total=self.steps, completed=run.step)
-        text = f"{run.name:12} held-out loss {run.curve['held_out_loss'][-1]:.3f}"
+        text = f"{run.name:{self.width}} held-out loss {run.curve['held_out_loss'][-1]:.3f}"
         self.progress.update(self.tasks[run.name], completed=run.step, description=text)
         due = run.step == self.steps or time.monotonic() - self.printed > SECONDS_BETWEEN_LINES
         if due and not self.console.is_terminal:
@@ -267,16 +255,35 @@ class Ticker:
 
 def warm_up_and_cosine(step: int, *, steps: int) -> float:
     """The factor of lr: up in a line, then down to nothing as a cosine."""
-    warm_up_steps = max(1, round(WARM_UP_SHARE * steps))
-    if step < warm_up_steps:
-        return (step + 1) / warm_up_steps
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up_steps) / max(1, steps - warm_up_steps))
+    first = warm_up_steps(steps)
+    if step < first:
+        return (step + 1) / first
+    return 0.5 + 0.5 * math.cos(math.pi * (step - first) / max(1, steps - first))
+
+
+def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(warm_up_and_cosine, steps=steps))
+
+
+def linear(optimizer: torch.optim.Optimizer, steps: int) -> danlu.PiecewiseLinearLR:
+    """The same way up, and down in a line."""
+    first = warm_up_steps(steps)
+    return danlu.PiecewiseLinearLR(optimizer, {0: 1 / first, first - 1: 1.0, first: 1.0, steps: 0.0})
+
+
+SCHEDULES = {"cosine": cosine, "linear": linear}
+
+
+def warm_up_steps(steps: int) -> int:
+    return max(1, round(WARM_UP_SHARE * steps))
 
 
 def make_model(settings: Settings) -> GPT:
     """Made on the CPU in fp32, so that a seed gives the same weights on every device."""
     torch.manual_seed(settings.seed)
-    model = GPT(context=settings.context, layers=settings.layers, width=settings.width)
+    model = GPT(
+        context=settings.context, layers=settings.layers, width=settings.width, untied=settings.untied
+    )
     return model.to(torch.device(settings.device), DTYPES[settings.dtype])
 
 
@@ -333,7 +340,8 @@ def parse(
     add(
         "--accumulate",
         default=1,
-        help="gradients per step (default: %(default)s); Tiger takes them one by one, the others their sum",
+        help="gradients per step (default: %(default)s); Tiger and NAME+accumulation take them one by one, "
+        "the others their sum",
     )
     add("--context", default=64, help="bytes per text (default: %(default)s)")
     add("--layers", default=4, help="transformer blocks (default: %(default)s)")
@@ -349,16 +357,26 @@ def parse(
         help="of parameters, gradients and arithmetic (default: %(default)s)",
     )
     parser.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="cosine",
+        help="how lr falls to 0 after the warm-up (default: %(default)s)",
+    )
+    parser.add_argument("--untied", action="store_true", help="give the head weights of its own")
+    parser.add_argument(
         "--optimizers",
         metavar="NAME,...",
         type=lambda text: text.split(","),
-        default=list(RECIPES),
-        help=f"default: {','.join(RECIPES)}",
+        default=DEFAULT,
+        help=f"some of {', '.join(RECIPES)}, each with any of +{', +'.join(WRAPPERS)} around it, innermost "
+        f"first (default: {','.join(DEFAULT)})",
     )
+    add_wrapper_options(parser)
     parser.add_argument(
         "--lr", metavar="NAME=LR", action="append", default=[], help="another lr for one; may be repeated"
     )
     add_out_option(parser)
+    parser.add_argument("--name", default="train", help="of the results' files (default: %(default)s)")
     parser.add_argument("--save-weights", action="store_true", help="write final weights to OUT/NAME.pt, too")
     parser.add_argument(
         "--checkpoint",
@@ -378,9 +396,10 @@ def parse(
         parser.error(f"--device {options.device} cannot be used: {error}")
     recipes = {}
     for name in options.optimizers:
-        if name not in RECIPES:
-            parser.error(f"--optimizers must name some of {', '.join(RECIPES)}, got {name!r}")
-        recipes[name] = RECIPES[name]
+        try:
+            recipes[name] = recipe(name, options)
+        except (TypeError, ValueError) as error:
+            parser.error(f"--optimizers {name}: {error}")
     for text in options.lr:
         name, _, lr = text.partition("=")
         if name not in recipes:

@@ -19,7 +19,7 @@ def table(results: dict[str, Any]) -> Table:
         f"{results['environment']['device']}, {seconds:.0f} s of training in total"
     )
     shown = Table(title=title)
-    shown.add_column("optimizer")
+    shown.add_column("optimizer", overflow="fold")
     for heading in ("lr", "weight\ndecay", "held-out\nloss", "bits per\nbyte", "training\ns"):
         shown.add_column(heading, justify="right")
     for heading in ("optimizer\nms per step", "optimizer\nshare", "state bytes per\nparameter"):
@@ -28,7 +28,7 @@ def table(results: dict[str, Any]) -> Table:
         shown.add_row(
             run["name"],
             f"{run['lr']:g}",
-            f"{run['weight_decay']:g}",
+            "" if run["weight_decay"] is None else f"{run['weight_decay']:g}",
             f"{run['held_out_loss']:.4f}",
             f"{run['bits_per_byte']:.4f}",
             f"{run['seconds']:.1f}",
@@ -40,26 +40,54 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Two panels: held-out loss against training time and against steps."""
-    figure, (by_time, by_step) = pyplot.subplots(1, 2, sharey=True, figsize=(12, 5), layout="constrained")
-    highest = []
-    for run in results["runs"]:
-        curve = run["curve"]
-        style = dict(color="black", linestyle="--") if run["name"].startswith("torch") else {}
-        by_time.plot(curve["seconds"], curve["held_out_loss"], label=run["name"], **style)
-        by_step.plot(curve["step"], curve["held_out_loss"], label=run["name"], **style)
-        highest.append(curve["held_out_loss"][len(curve["step"]) // 8])
-    # the fall from chance to letter frequencies would take most of the height
-    by_time.set_ylim(top=max(highest))
-    by_time.set(xlabel="training time (s)", ylabel="held-out loss (nats per byte)")
-    by_step.set(xlabel="steps")
-    by_step.legend()
-    for axes in (by_time, by_step):
+    """Held-out loss against time and against steps; with wrappers against steps, an optimizer a panel.
+
+    What wrappers cost is little beside the rest of a step: times would show the machine's other work.
+    """
+    runs = results["runs"]
+    bases = list(dict.fromkeys(_base(run) for run in runs))
+    of_wrappers = any(run["wrappers"] for run in runs)
+    panels = [(base, "step", [run for run in runs if _base(run) == base]) for base in bases]
+    if not of_wrappers:
+        panels = [("", "seconds", runs), ("", "step", runs)]
+    columns = len(panels)
+    figure, grid = pyplot.subplots(
+        1, columns, sharey=True, squeeze=False, figsize=(6 * columns, 5), layout="constrained"
+    )
+    for axes, (title, axis, shown) in zip(grid[0], panels, strict=True):
+        for run in shown:
+            bare = of_wrappers and not run["wrappers"]
+            axes.plot(
+                run["curve"][axis],
+                run["curve"]["held_out_loss"],
+                label=run["name"],
+                **_style(run["name"], bare),
+            )
+        axes.set(title=title, xlabel=AXES[axis])
         axes.grid(alpha=0.3)
-    environment = results["environment"]
+        if of_wrappers or axis == "step":
+            axes.legend()
+    # the fall from chance to letter frequencies would take most of the height
+    losses = [run["curve"]["held_out_loss"] for run in runs]
+    grid[0][0].set_ylim(top=max(curve[len(curve) // 8] for curve in losses))
+    grid[0][0].set_ylabel("held-out loss (nats per byte)")
+    settings, environment = results["settings"], results["environment"]
     figure.suptitle(
-        f"byte-level GPT, {results['parameters'] / 1e6:.2f} M parameters, {results['settings']['dtype']}, "
+        f"byte-level GPT, {results['parameters'] / 1e6:.2f} M parameters, {settings['dtype']}, "
         f"{environment['device']}, {environment['threads']} threads, torch {environment['torch']}"
     )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+AXES = {"step": "steps", "seconds": "training time (s)"}
+
+
+def _base(run: dict[str, Any]) -> str:
+    return run["name"].partition("+")[0]
+
+
+def _style(name: str, bare: bool) -> dict[str, Any]:
+    if bare:
+        return dict(color="black", linewidth=2.5, alpha=0.6)
+    return dict(color="black", linestyle="--") if name.startswith("torch") else {}

@@ -102,7 +102,7 @@ def add_wrapper_options(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def recipe(name: str, options: argparse.Namespace) -> Recipe:
+def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
     """Of a name such as adamw+lookahead+ema.
 
     Raises:

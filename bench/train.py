@@ -49,7 +49,7 @@ from recipes import (
     Recipe,
     add_wrapper_options,
     held_bytes,
-    recipe,
+    recipe_of,
     shipped_weights,
 )
 from text import Batches, Corpus, even_windows, load_corpus
@@ -377,7 +377,7 @@ def parse(
     )
     add_out_option(parser)
     parser.add_argument("--name", default="train", help="of the results' files (default: %(default)s)")
-    parser.add_argument("--save-weights", action="store_true", help="write final weights to OUT/NAME.pt, too")
+    parser.add_argument("--save-weights", action="store_true", help="write final weights to OUT, too")
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
@@ -397,7 +397,7 @@ def parse(
     recipes = {}
     for name in options.optimizers:
         try:
-            recipes[name] = recipe(name, options)
+            recipes[name] = recipe_of(name, options)
         except (TypeError, ValueError) as error:
             parser.error(f"--optimizers {name}: {error}")
     for text in options.lr:

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+import danlu
+import recipes
 import text
 import train
+import train_report
 from danlu.testing import same_bits
 
 BENCH = Path(train.__file__).parent
-NAMES = ["lion", "tiger", "adaxw"]
+NAMES = ["lion", "tiger", "adaxw", "adamw+lookahead", "lion+lookahead+ema+accumulation"]
 SMALL = [
     *("--steps", "24", "--evaluate-every", "4", "--optimizers", ",".join(NAMES), "--accumulate", "2"),
     *("--layers", "1", "--width", "32", "--context", "16", "--batch", "4", "--held-out-windows", "8"),
@@ -50,6 +53,24 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 def results(folder: Path) -> dict[str, Any]:
     runs = json.loads((folder / "train.json").read_text())["runs"]
     return {run["name"]: run for run in runs}
+
+
+LETTERS = torch.arange(256, dtype=torch.uint8).repeat(9)
+
+
+def small_run(name: str, *more: str, letters: torch.Tensor = LETTERS) -> train.Run:
+    """A run in this process, that has not begun, on the same letters for training and evaluation."""
+    _, settings, found = train.parse([*SMALL, "--optimizers", name, *more])
+    return train.Run(name, found[name], settings, text.Corpus(letters, letters, ""))
+
+
+def weights(run_: train.Run) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in run_.model.parameters()]
+
+
+def held_out_loss(run_: train.Run) -> float:
+    run_.evaluate()
+    return run_.curve["held_out_loss"][-1]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +108,52 @@ def test_killed_and_started_again_it_goes_on_to_the_same_bits(
         expected = results(whole)[name]
         for axis in ("step", "held_out_loss"):
             assert run_["curve"][axis] == expected["curve"][axis]
-        weights, expected_weights = (torch.load(folder / f"{name}.pt") for folder in (tmp_path, whole))
-        assert all(same_bits(weights[key], p) for key, p in expected_weights.items())
+        found, wanted = (torch.load(folder / f"{name}.pt") for folder in (tmp_path, whole))
+        assert all(same_bits(found[key], p) for key, p in wanted.items())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adamw+ema", "adamw+lookahead", "adamw+accumulation", "adamw+layer", "adamw+lazy", "adafactor"),
+        *("lion+ema+lookahead", "adax+lazy+lookahead+ema+accumulation", "torch-adamw+lookahead+ema", "amos"),
+    ],
+)
+def test_one_that_dies_within_a_cycle_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Neither step 14 nor step 12, the checkpoint, ends a cycle of Lookahead."""
+    more = ("--untied", "--schedule", "linear", "--evaluate-every", "12")
+    ticker = train.Ticker(train.Console(quiet=True), 24, 9)
+    whole, dying, resumed = (small_run(name, *more) for _ in range(3))
+    whole.train(tmp_path / "whole.pt", ticker)
+
+    batches, parts_made = dying.batches.next, []
+
+    def next_or_die() -> torch.Tensor:
+        if len(parts_made) == 2 * 14 + 1:
+            raise KeyboardInterrupt
+        parts_made.append(1)
+        return batches()
+
+    dying.batches.next = next_or_die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        dying.train(tmp_path / "dead.pt", ticker)
+    resumed.load_state_dict(torch.load(tmp_path / "dead.pt", weights_only=True))
+    assert resumed.step == 12
+    resumed.train(tmp_path / "dead.pt", ticker)
+
+    for axis in ("step", "held_out_loss"):
+        assert resumed.curve[axis] == whole.curve[axis]
+    assert all(map(same_bits, weights(resumed), weights(whole)))
+    assert resumed.result()["state_bytes_per_parameter"] == whole.result()["state_bytes_per_parameter"]
+
+
+def test_saved_weights_are_those_that_were_evaluated(whole: Path) -> None:
+    _, settings, _ = train.parse(options(whole))
+    windows = text.even_windows(text.load_corpus().held_out, settings.held_out_windows, settings.context)
+    for name, run_ in results(whole).items():
+        model = train.make_model(settings)
+        model.load_state_dict(torch.load(whole / f"{name}.pt"))
+        assert model.loss(windows).item() == pytest.approx(run_["held_out_loss"], abs=1e-5), name
 
 
 def test_other_options_start_anew(killed: Path, tmp_path: Path) -> None:
@@ -103,36 +168,155 @@ def test_it_learns(whole: Path) -> None:
         losses = run_["curve"]["held_out_loss"]
         assert run_["curve"]["step"] == [0, 4, 8, 12, 16, 20, 24]
         assert losses[0] == pytest.approx(5.5, abs=0.2)  # log(256) = 5.55: it knows nothing
-        assert losses[-1] < losses[0] - 0.05
+        assert losses[-1] < losses[0] - (0.05 if "+" not in run_["name"] else 0.02)
         assert 0 < run_["optimizer_seconds"] < run_["seconds"]
     assert (whole / "train.png").stat().st_size > 0
 
 
-def test_accumulation_needs_no_sum_of_gradients_with_tiger() -> None:
-    """Which takes the parts of a batch one by one, and moves as often as the others."""
-    _, settings, recipes = train.parse(options(Path("unused")))
-    corpus = text.Corpus(torch.arange(256, dtype=torch.uint8).repeat(9), torch.zeros(99).byte(), "")
-    for name, recipe in recipes.items():
-        run_ = train.Run(name, recipe, settings, corpus)
-        calls = []
-        run_.optimizer.register_step_post_hook(lambda *_, calls=calls: calls.append(1))
-        run_.advance()
-        assert len(calls) == (2 if name == "tiger" else 1)
-        assert {s["step"].item() for s in run_.optimizer.state.values()} == {1.0}
+@pytest.mark.parametrize(
+    ("name", "calls_a_step"),
+    [("lion", 1), ("tiger", 2), ("adaxw", 1), ("tiger+ema", 1), ("tiger+accumulation", 2)],
+)
+def test_accumulation_needs_no_sum_of_gradients(name: str, calls_a_step: int) -> None:
+    """Tiger and accumulation take the parts of a batch one by one, and move as often as the others."""
+    run_ = small_run(name)
+    calls = []
+    run_.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    run_.advance()
+    assert len(calls) == calls_a_step
+    assert {s["step"].item() for s in run_.optimizer.state.values()} == {1.0}
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
-    _, settings, recipes = train.parse(options(Path("unused")))
+@pytest.mark.parametrize("name", ["lion", "lion+accumulation", "lion+lookahead+ema+accumulation"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(name: str) -> None:
     letters = torch.randint(256, (999,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    run_ = train.Run("lion", recipes["lion"], settings, text.Corpus(letters, letters, ""))
+    run_ = small_run(name, letters=letters)
+    settings = run_.settings
     batches = text.Batches(letters, settings.batch, settings.context, settings.seed)
     whole_batch = torch.cat([batches.next() for _ in range(settings.accumulate)])
     params = list(run_.model.parameters())
     expected = torch.autograd.grad(run_.model.loss(whole_batch), params)
     given: list[torch.Tensor] = []
-    run_.optimizer.register_step_pre_hook(lambda *_: given.extend(p.grad.clone() for p in params))
+    *_, innermost = recipes.from_outside(run_.optimizer)
+    innermost.register_step_pre_hook(lambda *_: given.extend(p.grad.clone() for p in params))
     run_.advance()
     torch.testing.assert_close(given, list(expected))
+
+
+def test_wrappers_nest_from_the_inside_with_the_settings_of_options() -> None:
+    more = ("--untied", "--lookahead-k", "3", "--lookahead-alpha", "0.25", "--ema-decay", "0.9")
+    run_ = small_run("adax+lazy+lookahead+ema+accumulation", *more)
+    found = list(recipes.from_outside(run_.optimizer))
+    kinds = [danlu.GradientAccumulation, danlu.EMA, danlu.Lookahead, danlu.Lazy, danlu.AdaX]
+    assert [type(one) for one in found] == kinds
+    accumulation, ema, lookahead, lazy, _ = found
+    assert (accumulation.steps, ema.decay, lookahead.k, lookahead.alpha) == (2, 0.9, 3, 0.25)
+    assert lazy.mode == "rows"
+    run_.advance()
+    run_.evaluate()
+    assert run_.result()["wrappers"] == [
+        {"name": "lazy", "mode": "rows"},
+        {"name": "lookahead", "k": 3, "alpha": 0.25},
+        {"name": "ema", "decay": 0.9},
+        {"name": "accumulation", "steps": 2},
+    ]
+    # two moments, slow weights, averages and means of gradients, besides counters
+    assert 20 <= run_.result()["state_bytes_per_parameter"] < 20.05
+
+
+def test_layer_adaptation_has_an_lr_of_its_own() -> None:
+    adapted = small_run("lion+layer+ema")
+    assert isinstance(adapted.optimizer.optimizer, danlu.LayerAdaptation)
+    assert adapted.recipe.lr == small_run("adamw+layer").recipe.lr != small_run("lion").recipe.lr
+    assert small_run("lion+layer", "--lr", "lion+layer=0.5").recipe.lr == 0.5
+
+
+def averages(seen: list[list[torch.Tensor]], decay: float) -> list[torch.Tensor]:
+    """Of the weights after each step, with the weights of a debiased exponential average."""
+    parts = torch.tensor([decay ** (len(seen) - 1 - i) for i in range(len(seen))], dtype=torch.float64)
+    parts /= parts.sum()
+    return [
+        sum(part * p.double() for part, p in zip(parts, ps, strict=True)) for ps in zip(*seen, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shipped"),
+    [
+        ("adamw", "fast"),
+        ("adamw+layer", "fast"),
+        ("adamw+ema", "averages"),
+        ("adamw+lookahead", "slow"),
+        ("adamw+lookahead+ema+accumulation", "averages"),
+        ("adamw+ema+lookahead", "slow"),
+    ],
+)
+def test_what_a_user_would_ship_is_evaluated(name: str, shipped: str) -> None:
+    run_ = small_run(name, "--lookahead-k", "5", "--ema-decay", "0.9")
+    first = weights(run_)
+    at_first = held_out_loss(run_)
+    seen = []
+    for _ in range(4):
+        run_.advance()
+        seen.append(weights(run_))
+    losses = {}
+    wanted = {"fast": seen[-1], "slow": first, "averages": averages(seen, 0.9)}
+    plain = train.make_model(run_.settings)
+    for kind, values in wanted.items():
+        with torch.no_grad():
+            for p, value in zip(plain.parameters(), values, strict=True):
+                p.copy_(value)
+            losses[kind] = sum(plain.loss(part).item() for part in run_.held_out.split(4)) / 2
+    assert len({round(loss, 3) for loss in losses.values()}) == 3  # they can be told apart
+    assert held_out_loss(run_) == pytest.approx(losses[shipped], abs=1e-5)
+    assert all(map(same_bits, weights(run_), seen[-1]))  # training goes on with its own
+    if shipped == "slow":
+        assert run_.curve["held_out_loss"] == [at_first, at_first]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw+lazy"])
+def test_absent_rows_of_the_embedding_wait_with_lazy(name: str) -> None:
+    few = torch.arange(40, dtype=torch.uint8).repeat(20)
+    run_ = small_run(name, "--untied", letters=few)
+    embedding, head = run_.model.embedding.weight, run_.model.head.weight
+    before = embedding.detach().clone(), head.detach().clone()
+    run_.advance()
+    moved, of_head = ((p != old).any(dim=1) for p, old in zip((embedding, head), before, strict=True))
+    assert moved[:40].all()
+    assert moved[40:].any() == moved[40:].all() == (name == "adamw")
+    assert of_head.all()
+
+
+def test_an_untied_head_is_part_of_the_model() -> None:
+    tied, untied = small_run("lion"), small_run("lion", "--untied")
+    assert tied.model.head is None
+    sizes = [sum(p.numel() for p in run_.model.parameters()) for run_ in (tied, untied)]
+    assert sizes[1] - sizes[0] == 256 * 32
+    assert untied.model.head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_learns(name: str) -> None:
+    run_ = small_run(name)
+    at_first = held_out_loss(run_)
+    for _ in range(24):
+        run_.advance()
+    assert held_out_loss(run_) < at_first - 0.05
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name != "amos"])
+def test_decay_is_for_matrices(name: str) -> None:
+    run_ = small_run(name, "--untied")
+    decay = {p: group["weight_decay"] for group in run_.optimizer.param_groups for p in group["params"]}
+    assert decay == {p: run_.recipe.weight_decay if p.ndim > 1 else 0.0 for p in run_.model.parameters()}
+
+
+def test_amos_knows_the_kinds_of_parameters() -> None:
+    run_ = small_run("amos")
+    eta = {name: g["eta"] for g in run_.optimizer.param_groups for name in g["param_names"]}
+    assert eta["blocks.0.expand.weight"] == pytest.approx((1 / 32) ** 0.5)
+    assert eta["blocks.0.contract.weight"] == pytest.approx((2 / 128) ** 0.5)
+    assert eta["embedding.weight"] == pytest.approx((2 / 32) ** 0.5)
 
 
 def write(root: Path, names: list[str]) -> None:
@@ -184,10 +368,80 @@ def test_schedule() -> None:
     assert 0 < factors[-1] < 0.01
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_both_schedules_warm_up_and_fall_to_nothing(schedule: str) -> None:
+    run_ = small_run("lion+ema", "--schedule", schedule, "--steps", "20")
+    factors = []
+    for _ in range(20):
+        factors.append(run_.optimizer.param_groups[0]["lr"] / 3e-4)
+        run_.advance()
+    assert run_.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert factors[:2] == pytest.approx([0.5, 1.0])
+    down = torch.linspace(0, 1, 19, dtype=torch.float64)[:-1]
+    wanted = 1 - down if schedule == "linear" else 0.5 + 0.5 * torch.cos(torch.pi * down)
+    assert factors[2:] == pytest.approx(wanted.tolist())
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize(("steps", "first"), [(1, [1.0]), (2, [1.0, 1.0]), (15, [0.5, 1.0, 1.0])])
+def test_schedules_of_few_steps(steps: int, first: list[float], schedule: str) -> None:
+    run_ = small_run("lion", "--schedule", schedule, "--steps", str(steps))
+    factors = []
+    for _ in range(steps):
+        factors.append(run_.optimizer.param_groups[0]["lr"] / 3e-4)
+        run_.optimizer.step()
+        run_.scheduler.step()
+    assert factors[: len(first)] == pytest.approx(first)
+    assert all(0 < factor < 1 for factor in factors[len(first) :])
+
+
+@pytest.mark.parametrize(
+    ("names", "titles", "labels"),
+    [
+        ("lion,adamw", ["", ""], ["training time (s)", "steps"]),
+        ("lion,lion+ema,adamw,adamw+ema", ["lion", "adamw"], ["steps", "steps"]),
+    ],
+)
+def test_wrappers_are_compared_by_steps(
+    names: str, titles: list[str], labels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(train_report.pyplot, "close", shown.append)
+    runs = [
+        {
+            "name": name,
+            "wrappers": name.split("+")[1:],
+            "curve": {"step": [0, 1], "seconds": [0.0, 2.0], "held_out_loss": [5.0, 4.0]},
+        }
+        for name in names.split(",")
+    ]
+    environment = {"device": "it", "threads": 1, "torch": "2"}
+    made = {"runs": runs, "parameters": 1, "settings": {"dtype": "fp32"}, "environment": environment}
+    train_report.plot(made, tmp_path / "train.png")
+    monkeypatch.undo()
+    (figure,) = shown
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert [axes.get_xlabel() for axes in figure.axes] == labels
+    for axes, title in zip(figure.axes, titles, strict=True):
+        wanted = [name for name in names.split(",") if name.startswith(title)]
+        assert [line.get_label() for line in axes.lines] == wanted
+    train_report.pyplot.close(figure)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--optimizers", "lion,sgd"], "--optimizers must name some of"),
+        (["--optimizers", "lion,sgd"], "--optimizers sgd: must name some of"),
+        (["--optimizers", "lion+sgd"], "--optimizers lion+sgd: may add layer, lazy"),
+        (["--optimizers", "lion+accumulation+ema"], "GradientAccumulation(EMA(optimizer))"),
+        (["--optimizers", "lion+ema+ema"], "optimizer is wrapped in EMA already"),
+        (["--optimizers", "lion+ema+layer"], "optimizer must be a danlu optimizer, got"),
+        (["--optimizers", "torch-adamw+layer"], "optimizer must be a danlu optimizer, got torch.optim"),
+        (["--optimizers", "lion+lazy"], "--optimizers lion+lazy: with lazy needs --untied"),
+        (["--optimizers", "lion+layer+lazy", "--untied"], "mode='rows' shows it some of their rows"),
+        (["--optimizers", "lion+ema", "--ema-decay", "1"], "decay must be in [0, 1), got 1.0"),
+        (["--optimizers", "lion+lookahead", "--lookahead-k", "0"], "k must be an integer of at least 1"),
+        (["--schedule", "constant"], "argument --schedule: invalid choice"),
         (["--lr", "lion=fast"], "--lr must end in =NUMBER"),
         (["--lr", "sgd=1"], "--lr must name one of"),
         (["--width", "33"], "--width must be a multiple of 32"),

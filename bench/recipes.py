@@ -82,7 +82,7 @@ RECIPES = {
     ),
     "adafactor": Recipe(danlu.Adafactor, lr=3e-2, weight_decay=0.0),
     "lamb": Recipe(danlu.LAMB, lr=LAYER_LR, weight_decay=0.1, more=dict(betas=(0.9, 0.98))),
-    "amos": Recipe(danlu.Amos, lr=1e-2, weight_decay=None),
+    "amos": Recipe(danlu.Amos, lr=3e-3, weight_decay=None),
 }
 
 # `make bench` trains with these

@@ -67,9 +67,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
         if of_wrappers or axis == "step":
             axes.legend()
-    # the fall from chance to letter frequencies would take most of the height
+    # the fall from chance to letter frequencies would take most of the height; wrappers differ by less
+    part = 4 if of_wrappers else 8
     losses = [run["curve"]["held_out_loss"] for run in runs]
-    grid[0][0].set_ylim(top=max(curve[len(curve) // 8] for curve in losses))
+    grid[0][0].set_ylim(top=max(curve[len(curve) // part] for curve in losses))
     grid[0][0].set_ylabel("held-out loss (nats per byte)")
     settings, environment = results["settings"], results["environment"]
     figure.suptitle(

@@ -17,7 +17,7 @@ bench: .venv/built
 	$(BIN)/python bench/train.py
 
 test: .venv/built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ gpu:
 	bash bench/gpu.sh
 
 wheel: .venv/installed
-	rm -rf build
+	rm -rf build/lib* build/bdist*
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:

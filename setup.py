@@ -25,7 +25,7 @@ class CMakeBuild(build_ext):
         import pybind11
 
         root = Path(__file__).resolve().parent
-        build = Path(self.build_temp).resolve()
+        build = root / "build" / f"native-{sys.implementation.cache_tag}"  # is kept: the next run builds less
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         generator = ["-G", "Ninja"] if shutil.which("ninja", path=TOOLS["PATH"]) else []
         configure = [
@@ -33,9 +33,8 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             *(
-                f"-D{name}={os.environ[name]}"
+                f"-D{name}={os.environ[name]}" if name in os.environ else f"-U{name}"
                 for name in ("DANLU_CUDA", "DANLU_CUDA_ARCHS")
-                if name in os.environ
             ),
         ]
         subprocess.run(["cmake", "-S", root, "-B", build, *generator, *configure], check=True, env=TOOLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -119,21 +120,26 @@ STORAGES = [
 ]
 
 # what fp32 arithmetic treats specially: zeros, subnormals, the edges of the range, infinities, NaN
-SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.2e-38, -6e-39, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
-
+SPECIAL = torch.tensor(
+    [0.0, -0.0, 1e-45, -1e-45, 1.2e-38, -6e-39, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
+)
 POWERS_OF_TEN = torch.tensor([10.0**k for k in range(-44, 18)])
 
 
 def values(shape: Sequence[int], seed: int, *, wild: bool = True) -> torch.Tensor:
     """Reproducible fp32 numbers; `wild` ones span the exponents and include every special value."""
+    return _values(tuple(shape), seed, wild).clone()
+
+
+@functools.lru_cache(maxsize=512)  # most of some tests' time was spent here
+def _values(shape: tuple[int, ...], seed: int, wild: bool) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(tuple(shape), generator=generator)
+    x = torch.randn(shape, generator=generator)
     if wild:
         # a table: torch's pow gives other bits at the ends of each thread's share
-        x = x * POWERS_OF_TEN[torch.randint(0, len(POWERS_OF_TEN), tuple(shape), generator=generator)]
-        where = torch.randint(0, 8 * len(SPECIAL), tuple(shape), generator=generator)
-        for i, special in enumerate(SPECIAL):
-            x[where == i] = special
+        x = x * POWERS_OF_TEN[torch.randint(0, len(POWERS_OF_TEN), shape, generator=generator)]
+        which = torch.randint(0, 8 * len(SPECIAL), shape, generator=generator)
+        x = torch.where(which < len(SPECIAL), SPECIAL[which.clamp(max=len(SPECIAL) - 1)], x)
     return x
 
 

@@ -13,6 +13,7 @@ import rich.table
 import torch
 
 import danlu
+import quick_interpreter
 from cases import BACKENDS as BACKENDS_HERE
 from cases import INTERPRETED
 from danlu.backends import BACKENDS
@@ -23,7 +24,9 @@ from wrapped import MAKERS, makers
 
 torch.set_num_threads(2)
 collect_ignore = ["gpu"]  # what needs a GPU has a conftest.py of its own and is run by `make gpu`
-if not INTERPRETED:
+if INTERPRETED:
+    quick_interpreter.patch_once()
+else:
     collect_ignore.append("interpreted")  # test_triton_interpreted.py runs it
 
 

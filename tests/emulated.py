@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import filelock
 import pybind11
 import torch
 
@@ -53,12 +54,14 @@ def built(sanitize: bool = False) -> Path:
         f"-DDANLU_SANITIZE={'ON' if sanitize else 'OFF'}",
     ]
     environment = {**os.environ, "PATH": tools}
-    for command in (
-        ["cmake", "-S", ROOT, "-B", build, *generator, *options],
-        ["cmake", "--build", build, "--parallel", "--target", "_cuda_emulator"],
-    ):
-        run = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout + run.stderr
+    build.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(build / "lock"):  # tests may run in several processes
+        for command in (
+            ["cmake", "-S", ROOT, "-B", build, *generator, *options],
+            ["cmake", "--build", build, "--parallel", "--target", "_cuda_emulator"],
+        ):
+            run = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert run.returncode == 0, run.stdout + run.stderr
     return build / "module"
 
 

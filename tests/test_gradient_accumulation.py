@@ -170,12 +170,15 @@ def test_positions_out_of_the_cycle() -> None:
         opt.load_state_dict(saved.state_dict())
 
 
-def test_between_cycles_nothing_is_saved() -> None:
+def test_the_same_is_saved_everywhere_in_a_cycle() -> None:
+    """A distributed checkpoint reads the keys that it finds in the optimizer to be loaded."""
     opt = danlu.GradientAccumulation(danlu.Lion(some_params()), 2)
-    for t in range(2):
+    for t in range(4):
         give_gradients(parameters(opt), t)
         opt.step()
-    assert all(state.keys() == {"exp_avg", "step"} for state in opt.state_dict()["state"].values())
+        keys = {"mean_grad", "mean_grad_step"} | ({"exp_avg", "step"} if t else set())
+        assert all(state.keys() == keys for state in opt.state_dict()["state"].values())
+        assert opt.state_dict()["state"][0]["mean_grad_step"] == (t + 1) % 2
 
 
 def test_as_optax_has_it(tmp_path: Path) -> None:

@@ -550,6 +550,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
             f"optimizer must have.*{case.optimizer.__name__} sums",
         )
         for case in REDUCING
+        if not case.adapted
         for mode in MODES
     },
 }

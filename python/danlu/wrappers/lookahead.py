@@ -81,8 +81,8 @@ class Lookahead(Wrapper):
     def eval(self) -> None:
         """Puts the slow weights in place; holds a copy of the fast ones until `train()`.
 
-        After an evaluation under `fully_shard`, call the model's `reshard()` before this and before `train()`:
-        its root module goes on with the weights that it has gathered.
+        After an evaluation under `fully_shard`, call the model's `reshard()` before this and before
+        `train()`: its root module goes on with the weights that it has gathered.
         """
         if self._fast is not None:
             return

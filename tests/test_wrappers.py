@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import danlu
 import training
-from cases import BF16, F32, STORAGES, set_gradient, values
+from cases import BACKENDS, BF16, F32, INTERPRETED, STORAGES, set_gradient, values
 from danlu.testing import same_bits
 from danlu.wrappers.lazy import MODES
 from danlu.wrappers.wrapper import Wrapper
@@ -172,12 +172,13 @@ def test_hooks_and_reports(wrapping: Wrapping) -> None:
 
 
 # every wrapper with every storage on every backend; the optimizers take turns
-IN_TURN = [case.id for case in WRAPPED if not case.reduces] + ["lazy-adamw"]
+IN_TURN = ["lion"] if INTERPRETED else [*(case.id for case in WRAPPED if not case.reduces), "lazy-adamw"]
 BITS = [
     (wrapping, storage, backend)
     for storage in STORAGES
     if storage.moment in (F32, BF16)
-    for backend in ("cpu", "cuda")
+    for backend in BACKENDS
+    if backend != "reference"
     for wrapping in WRAPPERS
 ]
 
@@ -185,9 +186,11 @@ BITS = [
 @pytest.mark.parametrize(
     "turn", range(len(BITS)), ids=lambda i: f"{BITS[i][0].id}-{BITS[i][1].id}-{BITS[i][2]}"
 )
-def test_the_bits_of_the_reference(turn: int, cuda: Emulated) -> None:
+def test_the_bits_of_the_reference(turn: int, request: pytest.FixtureRequest) -> None:
     """With None, wild and missing gradients, layouts, and averages in place at the end."""
     wrapping, storage, backend = BITS[turn]
+    if backend == "cuda":
+        request.getfixturevalue("cuda")
     make = MAKERS[IN_TURN[turn % len(IN_TURN)]]
     results = []
     for one in (backend, "reference"):
@@ -228,6 +231,14 @@ def test_lr_zero_changes_no_parameter(made: tuple[Callable[..., Any], Wrapping])
         train(opt, [t])
     assert all(torch.equal(p, q) for p, q in zip(parameters(opt), before, strict=True))
     assert opt.optimizer.state_dict()["state"].keys() == {0, 1, 2}
+
+
+@every_wrapper
+def test_a_closure_is_called_at_a_first_step_with_lr_zero(wrapping: Wrapping) -> None:
+    """Whatever gradients there were before."""
+    opt = wrapping.make(torch.optim.SGD(some_params(), lr=0.0))
+    give_gradients(parameters(opt), 0, 0.0)
+    assert [opt.step(lambda: 7.0) for _ in range(2)] == [7.0, 7.0]
 
 
 READS_AND_WRITES = {  # bytes of an fp32 element, of a bf16 one with an fp32 state

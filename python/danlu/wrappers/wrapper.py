@@ -78,7 +78,7 @@ class Wrapper(Nested, torch.optim.Optimizer):
             RuntimeError: the class says when.
             TypeError, ValueError: a tensor cannot be stepped; the message names its parameter.
         """
-        if self._is_asked_for_state():
+        if closure is None and self._is_asked_for_state():
             self.make_state()
             return None
         return self._step(closure)
@@ -87,7 +87,7 @@ class Wrapper(Nested, torch.optim.Optimizer):
         """Whether this is how torch.distributed.checkpoint makes state before it reads or writes any: by a
         first step with an lr and gradients of zero.
         """
-        if self.state or any(group.get("lr", 0.0) != 0 for group in self.param_groups):
+        if self.state or self.stepped or any(group.get("lr", 0.0) != 0 for group in self.param_groups):
             return False
         gradients = [p.grad for p in self._pass.parameters() if p.requires_grad]
         return bool(gradients) and all(g is not None and _is_zero(g) for g in gradients)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
 import danlu
 from cases import CASES, Case, values
 from danlu.testing import same_bits
+from wrapped import WRAPPERS
 
 RANKS = 2
 WITHOUT_ROWS = 1  # the rank that has none of a parameter with one row
@@ -171,6 +178,91 @@ def rows_of_shards_are_not_told_apart(rank: int, folder: Path) -> None:
         opt.step()
 
 
+def plain(params: Any) -> torch.optim.Optimizer:
+    return danlu.AdamW(params, lr=2e-2, weight_decay=0.1)
+
+
+def torchs(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=2e-2, foreach=False)
+
+
+# where in a cycle a wrapper is saved: its first one, the end of one, the next one
+SAVED = [
+    (f"{make.__name__}-{wrapping.id}-{steps}", make, wrapping, steps)
+    for wrapping in WRAPPERS
+    for make, places in ((plain, (1, wrapping.period, wrapping.period + 1)), (torchs, (1,)))
+    for steps in dict.fromkeys(places)
+]
+
+
+def saved(opt: Any) -> list[torch.Tensor]:
+    """Parameters, states of the optimizer and of all wrappers around it, counters included."""
+    states = opt.state_dict()["state"]
+    found = [full(p).detach().clone() for group in opt.param_groups for p in group["params"]]
+    return found + [full(states[i][key]).clone() for i in sorted(states) for key in sorted(states[i])]
+
+
+def wrappers_go_on(rank: int, folder: Path) -> None:
+    """Saved anywhere in a cycle, the first one included; saving changes nothing."""
+    for name, make, wrapping, steps in SAVED:
+        undisturbed, model, other = sharded_net(), sharded_net(), sharded_net(seed=1)
+        expected, opt, loaded = (wrapping.make(make(m.parameters())) for m in (undisturbed, model, other))
+        go(undisturbed, expected, range(steps))
+        go(model, opt, range(steps))
+        model.zero_grad()
+        states = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, opt)}
+        dcp.save(states, checkpoint_id=folder / name)
+        load_wrapped(other, loaded, folder / name)
+        assert same(saved(loaded), saved(opt)), name
+        for m, o in ((undisturbed, expected), (model, opt), (other, loaded)):
+            go(m, o, range(steps, steps + wrapping.period + 1))
+        assert same(saved(loaded), saved(opt)), name
+        assert same(saved(expected), saved(opt)), name
+        result = saved(opt)
+        if rank == 0:
+            torch.save(result, folder / f"{name}.pt")
+
+
+def weights_change_places(rank: int, folder: Path) -> None:
+    """Averages and slow weights stand in the shards' own place, as in one process, and go again."""
+    batch = values((6, 3), 50, wild=False)
+    for kind in (danlu.EMA, danlu.Lookahead):
+        model, whole = sharded_net(), net()
+        opt, expected = kind(plain(model.parameters())), kind(plain(whole.parameters()))
+        go(model, opt, range(3))
+        go(whole, expected, range(3))
+        shards = [(p, p.to_local().data_ptr(), full(p).detach().clone()) for p in model.parameters()]
+        with in_place(expected), torch.no_grad():
+            want = [p.detach().clone() for p in whole.parameters()]
+            answer = whole(batch)
+        with torch.no_grad():
+            model(batch)  # the root module keeps what it has gathered
+        model.reshard()
+        with in_place(opt), torch.no_grad():
+            assert same([full(p).detach() for p in model.parameters()], want)
+            torch.testing.assert_close(model(batch), answer)
+        model.reshard()
+        for p, (q, address, fast) in zip(model.parameters(), shards, strict=True):
+            assert p is q
+            assert p.to_local().data_ptr() == address
+            assert same_bits(full(p).detach(), fast)
+        assert not same([fast for *_, fast in shards], want)
+        go(model, opt, range(3, 9))
+        go(whole, expected, range(3, 9))
+        assert same(saved(opt), saved(expected))
+
+
+@contextmanager
+def in_place(opt: Any) -> Iterator[None]:
+    if isinstance(opt, danlu.EMA):
+        with opt.swap():
+            yield
+    else:
+        opt.eval()
+        yield
+        opt.train()
+
+
 CHECKS = [
     shards_step_as_the_whole,
     the_norm_is_that_of_all_shards,
@@ -178,6 +270,8 @@ CHECKS = [
     nothing_piles_up,
     what_is_placed_otherwise_is_named,
     rows_of_shards_are_not_told_apart,
+    wrappers_go_on,
+    weights_change_places,
 ]
 
 
@@ -185,6 +279,13 @@ def load(model: nn.Module, opt: torch.optim.Optimizer, checkpoint: Path) -> None
     states = dict(zip(("model", "optimizer"), get_state_dict(model, opt), strict=True))
     dcp.load(states, checkpoint_id=checkpoint)
     set_state_dict(model, opt, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+
+
+def load_wrapped(model: nn.Module, opt: torch.optim.Optimizer, checkpoint: Path) -> None:
+    states = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, opt)}
+    dcp.load(states, checkpoint_id=checkpoint)
+    model.load_state_dict(states["model"])
+    set_optimizer_state_dict(model, opt, states["optimizer"])
 
 
 def work(rank: int, folder: Path) -> None:
@@ -227,3 +328,13 @@ def test_a_sharded_checkpoint_goes_on_in_one_process(case: Case, folder: Path) -
     load(model, opt, folder / case.id)
     go(model, opt, range(4, 9))
     assert same(everything(opt), torch.load(folder / f"{case.id}.pt"))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_a_sharded_wrapper_goes_on_in_one_process(folder: Path) -> None:
+    for name, make, wrapping, steps in SAVED:
+        model = net(seed=1)
+        opt = wrapping.make(make(model.parameters()))
+        load_wrapped(model, opt, folder / name)
+        go(model, opt, range(steps, steps + wrapping.period + 1))
+        assert same(saved(opt), torch.load(folder / f"{name}.pt")), name

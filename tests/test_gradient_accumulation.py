@@ -124,10 +124,15 @@ def test_what_an_earlier_mean_held_is_gone(backend: str, cuda: Any) -> None:
 @pytest.mark.parametrize("name", TORCH)
 def test_16_bits(name: str) -> None:
     """The mean is fp32: small gradients count beside a large one; the parameter's .grad stays what it was."""
-    for make, takes_fp32 in ((lambda p: danlu.Lion(p), True), (TORCH[name], False)):
+    for make, takes_fp32, wrap in (
+        (danlu.Lion, True, lambda opt: opt),
+        (danlu.Lion, True, danlu.EMA),
+        (TORCH[name], False, lambda opt: opt),
+        (TORCH[name], False, danlu.EMA),
+    ):
         p = torch.nn.Parameter(torch.ones(3, dtype=BF16))
         inner = make([p])
-        opt = danlu.GradientAccumulation(inner, 3)
+        opt = danlu.GradientAccumulation(wrap(inner), 3)
         seen: list[torch.Tensor] = []
         inner.register_step_pre_hook(lambda *_, seen=seen, p=p: seen.append(p.grad.clone()))
         for g in (256.0, 1.0, 1.0):
@@ -150,7 +155,8 @@ def test_a_step_that_fails_can_be_repeated() -> None:
     with pytest.raises(ValueError, match="state 'exp_avg' has shape"):
         opt.step()
     assert not opt.stepped
-    assert all(p.grad is not None for p in parameters(opt))
+    for i, p in enumerate(parameters(opt)):
+        assert torch.equal(p.grad, values(p.shape, 100 + i, wild=False))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=r"flush\(\) repeats it"):
         opt.step()
     assert opt.state[parameters(opt)[1]].pop("exp_avg") is exp_avg
@@ -158,6 +164,36 @@ def test_a_step_that_fails_can_be_repeated() -> None:
     give_gradients(parameters(once), 1)
     once.step()
     assert all_same(everything(opt), everything(once))
+
+
+def test_a_flush_that_fails_can_be_repeated() -> None:
+    """And scales the mean once."""
+    opt, once = danlu.GradientAccumulation(danlu.AdamW(some_params()), 4), danlu.AdamW(some_params())
+    for o in (opt, once):
+        give_gradients(parameters(o), 1)
+        o.step()
+    opt.state[parameters(opt)[1]]["exp_avg"] = torch.zeros(99)
+    with pytest.raises(ValueError, match="state 'exp_avg' has shape"):
+        opt.flush()
+    opt.state[parameters(opt)[1]].pop("exp_avg")
+    assert opt.flush()
+    assert all(torch.equal(p, q) for p, q in zip(parameters(opt), parameters(once), strict=True))
+
+
+def test_a_parameter_that_takes_no_part_for_a_cycle(make: Callable[..., Any]) -> None:
+    """Neither its old mean is stepped nor a gradient that was not accumulated."""
+    opt = danlu.GradientAccumulation(make(params()), 3)
+    for t in range(3):
+        give_gradients(parameters(opt), t)
+        opt.step()
+    still = parameters(opt)[1]
+    before = still.detach().clone()
+    give_gradients(parameters(opt), 3)
+    still.grad = None
+    opt.step()
+    still.grad = torch.ones_like(still)
+    assert opt.flush()
+    assert torch.equal(still, before)
 
 
 def test_positions_out_of_the_cycle() -> None:
@@ -170,12 +206,15 @@ def test_positions_out_of_the_cycle() -> None:
         opt.load_state_dict(saved.state_dict())
 
 
-def test_between_cycles_nothing_is_saved() -> None:
+def test_the_same_is_saved_everywhere_in_a_cycle() -> None:
+    """A distributed checkpoint reads the keys that it finds in the optimizer to be loaded."""
     opt = danlu.GradientAccumulation(danlu.Lion(some_params()), 2)
-    for t in range(2):
+    for t in range(4):
         give_gradients(parameters(opt), t)
         opt.step()
-    assert all(state.keys() == {"exp_avg", "step"} for state in opt.state_dict()["state"].values())
+        keys = {"mean_grad", "mean_grad_step"} | ({"exp_avg", "step"} if t else set())
+        assert all(state.keys() == keys for state in opt.state_dict()["state"].values())
+        assert opt.state_dict()["state"][0]["mean_grad_step"] == (t + 1) % 2
 
 
 def test_as_optax_has_it(tmp_path: Path) -> None:

@@ -262,9 +262,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "Adafactor sums over tensors": lambda params: danlu.Adafactor(params, lr=0.1),
     "Amos sums over tensors": lambda params: danlu.Amos(params, lr=0.1, eta=1.0, reduce_dims=()),
     "Tiger sums over tensors": lambda params: danlu.Tiger(params, scale_parameter=True, kind="matrix"),
-    "LayerAdaptation is a wrapper": lambda params: danlu.LayerAdaptation(danlu.Lion(params)),
     "Derived is a wrapper": lambda params: Derived(danlu.Lion(params)),
-    "got danlu.wrappers.lookahead.Lookahead": lambda params: danlu.Lookahead(danlu.Lion(params)),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_eval_and_train() -> None:
         opt.train()
         assert all(torch.equal(p, q) for p, q in zip(parameters(opt), fast, strict=True))
     assert all_same(everything(opt), everything(reference))
+
+
+def test_a_copy_made_in_between_has_the_fast_weights_too() -> None:
+    opt = danlu.Lookahead(danlu.Lion(some_params(), lr=0.1), k=3)
+    train(opt, range(2))
+    fast = [p.detach().clone() for p in parameters(opt)]
+    opt.eval()
+    for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        other.train()
+        assert all(torch.equal(p, q) for p, q in zip(parameters(other), fast, strict=True))
+    assert not torch.equal(parameters(opt)[0], fast[0])
 
 
 def test_eval_before_the_first_step() -> None:

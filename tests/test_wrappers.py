@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
+import itertools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import danlu
-from cases import BF16, F32, STORAGES, Storage, set_gradient, values
+import training
+from cases import BACKENDS, BF16, F32, INTERPRETED, STORAGES, set_gradient, values
 from danlu.testing import same_bits
+from danlu.wrappers.lazy import MODES
+from danlu.wrappers.wrapper import Wrapper
 from emulated import Emulated
-from training import all_same, give_gradients, parameters, some_params, train
-from wrapped import WRAPPED, WRAPPERS, Wrapping
+from oracles import nested
+from oracles.itself import normwise
+from oracles.nested import Nested
+from training import all_same, parameters, some_params
+from wrapped import MAKERS, NESTED, WRAPPED, WRAPPERS, Wrapping, in_order, wrapped_makers
 
 every_wrapper = pytest.mark.parametrize("wrapping", WRAPPERS, ids=lambda w: w.id)
+
+
+@pytest.fixture(params=wrapped_makers(), ids=lambda x: f"{x[2].id}-{x[0]}-{x[1]}")
+def made(request: pytest.FixtureRequest) -> tuple[Callable[..., Any], Wrapping]:
+    """What makes an optimizer, and what goes around it."""
+    name, backend, wrapping = request.param
+    if backend == "cuda":
+        request.getfixturevalue("cuda")
+    return functools.partial(MAKERS[name], backend=backend), wrapping
+
+
+def give_gradients(params: list[torch.nn.Parameter], t: int, factor: float = 1.0) -> None:
+    """Of the last rows zeros: lazy optimizers leave them."""
+    training.give_gradients(params, t, factor)
+    for p in params:
+        p.grad[-1] = 0  # type: ignore[index]
+
+
+def train(opt: Any, steps: Iterable[int]) -> None:
+    for t in steps:
+        give_gradients(parameters(opt), t)
+        opt.step()
 
 
 def everything(opt: Any) -> list[torch.Tensor]:
@@ -35,11 +66,11 @@ def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
     return torch.load(file, weights_only=True)
 
 
-@every_wrapper
-def test_resumes_in_the_middle_of_a_cycle(make: Callable[..., Any], wrapping: Wrapping) -> None:
+def test_resumes_in_the_middle_of_a_cycle(made: tuple[Callable[..., Any], Wrapping]) -> None:
     """Saved and loaded, copied, pickled after any number of steps: the same bits further on."""
+    make, wrapping = made
     opt = wrapping.make(make(some_params()))
-    for t in range(2 * wrapping.period + 1):
+    for t in range(wrapping.period + 2):
         train(opt, [t])
         params = [torch.nn.Parameter(p.detach().clone()) for p in parameters(opt)]
         loaded = wrapping.make(make(params))
@@ -54,9 +85,9 @@ def test_resumes_in_the_middle_of_a_cycle(make: Callable[..., Any], wrapping: Wr
             assert all_same(everything(other), everything(on)), t
 
 
-@every_wrapper
-def test_a_state_dict_of_the_optimizer_alone(make: Callable[..., Any], wrapping: Wrapping) -> None:
+def test_a_state_dict_of_the_optimizer_alone(made: tuple[Callable[..., Any], Wrapping]) -> None:
     """Loads, and the wrapper starts anew; and a wrapper's loads into no other."""
+    make, wrapping = made
     alone = make(some_params())
     train(alone, range(3))
     params = [torch.nn.Parameter(p.detach().clone()) for p in parameters(alone)]
@@ -77,9 +108,9 @@ def test_a_state_dict_of_the_optimizer_alone(make: Callable[..., Any], wrapping:
     assert all_same(everything(fresh), everything(again))
 
 
-@every_wrapper
-def test_schedulers_closures_groups(make: Callable[..., Any], wrapping: Wrapping) -> None:
+def test_schedulers_closures_groups(made: tuple[Callable[..., Any], Wrapping]) -> None:
     """A scheduler and late groups reach the optimizer; the closure's loss comes back, it runs once a call."""
+    make, wrapping = made
     opt = wrapping.make(make(some_params(2)))
     assert isinstance(opt, torch.optim.Optimizer)
     late = torch.nn.Parameter(torch.ones(3, 4))
@@ -92,13 +123,14 @@ def test_schedulers_closures_groups(make: Callable[..., Any], wrapping: Wrapping
         give_gradients(parameters(opt), len(calls))
         return float(len(calls))
 
-    assert opt.step(closure) == len(calls) == 1
+    with torch.no_grad():
+        assert opt.step(closure) == len(calls) == 1
     opt.add_param_group({"params": [late], "lr": 0.1})
-    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 1 / (1 + t))
+    scheduler = danlu.PiecewiseLinearLR(opt, {0: 1.0, 100: 0.0})
     for t in range(2 * wrapping.period):
         assert opt.step(closure) == len(calls) == t + 2
         scheduler.step()
-        assert opt.param_groups[1]["lr"] == pytest.approx(0.1 / (2 + t))
+        assert opt.param_groups[1]["lr"] == pytest.approx(0.1 * (99 - t) / 100)
         assert opt.param_groups[1] is opt.optimizer.param_groups[1]
     assert opt.defaults is opt.optimizer.defaults
     assert opt.state is opt.optimizer.state
@@ -106,9 +138,9 @@ def test_schedulers_closures_groups(make: Callable[..., Any], wrapping: Wrapping
     assert repr(opt).startswith(f"{type(opt).__name__}(")
 
 
-@every_wrapper
-def test_a_grad_scaler(make: Callable[..., Any], wrapping: Wrapping) -> None:
+def test_a_grad_scaler(made: tuple[Callable[..., Any], Wrapping]) -> None:
     """It unscales by itself, and a step that it leaves out is none for the wrapper either."""
+    make, wrapping = made
     a, b = wrapping.make(make(some_params())), wrapping.make(make(some_params()))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
     scaler.scale(torch.zeros(()))
@@ -140,16 +172,27 @@ def test_hooks_and_reports(wrapping: Wrapping) -> None:
     assert {row.backend for row in opt.backend_report()} == {"reference"}
 
 
-STORED = [s for s in STORAGES if s.moment in (F32, BF16)]
+# every wrapper with every storage on every backend; the optimizers take turns
+IN_TURN = ["lion"] if INTERPRETED else [*(case.id for case in WRAPPED if not case.reduces), "lazy-adamw"]
+BITS = [
+    (wrapping, storage, backend)
+    for storage in STORAGES
+    if storage.moment in (F32, BF16)
+    for backend in BACKENDS
+    if backend != "reference"
+    for wrapping in WRAPPERS
+]
 
 
-@pytest.mark.parametrize("storage", STORED, ids=lambda s: s.id)
-@pytest.mark.parametrize("case", [c for c in WRAPPED if not c.reduces], ids=lambda c: c.id)
-@every_wrapper
-def test_the_bits_of_the_reference(case: Any, wrapping: Wrapping, storage: Storage, backend: str) -> None:
+@pytest.mark.parametrize(
+    "turn", range(len(BITS)), ids=lambda i: f"{BITS[i][0].id}-{BITS[i][1].id}-{BITS[i][2]}"
+)
+def test_the_bits_of_the_reference(turn: int, request: pytest.FixtureRequest) -> None:
     """With None, wild and missing gradients, layouts, and averages in place at the end."""
-    if backend == "reference":
-        return
+    wrapping, storage, backend = BITS[turn]
+    if backend == "cuda":
+        request.getfixturevalue("cuda")
+    make = MAKERS[IN_TURN[turn % len(IN_TURN)]]
     results = []
     for one in (backend, "reference"):
         params = [
@@ -160,23 +203,27 @@ def test_the_bits_of_the_reference(case: Any, wrapping: Wrapping, storage: Stora
             torch.nn.Parameter(torch.zeros(0, dtype=storage.param)),
         ]
         groups = [{"params": params[:2]}, {"params": params[2:], "lr": 1e-2, "maximize": True}]
-        opt = wrapping.make(case.make(groups, backend=one, state_dtype=storage.moment))
+        for group, lazy in zip(groups, (True, False), strict=True):
+            group["lazy"] = lazy  # of a number there are no rows
+        opt = wrapping.make(make(groups, backend=one, state_dtype=storage.moment))
         for t in range(7):
             for i, p in enumerate(params):
                 if (t + i) % 4 == 3:
                     p.grad = None
                 else:
-                    g = torch.empty_like(p, dtype=storage.grad)
-                    set_gradient(p, g.copy_(values(p.shape, 50 * t + i)))
+                    g = torch.empty_like(p, dtype=storage.grad).copy_(values(p.shape, 50 * t + i))
+                    if g.dim() == 2:
+                        g[:2] = 0
+                    set_gradient(p, g)
             opt.step()
         assert {row.backend for row in opt.backend_report()} == {one}
         results.append(everything(opt))
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
-@every_wrapper
-def test_lr_zero_changes_no_parameter(make: Callable[..., Any], wrapping: Wrapping) -> None:
+def test_lr_zero_changes_no_parameter(made: tuple[Callable[..., Any], Wrapping]) -> None:
     """And makes the state that a checkpoint needs, once a step is made."""
+    make, wrapping = made
     opt = wrapping.make(make(some_params()))
     for group in opt.param_groups:
         group["lr"] = 0.0
@@ -185,6 +232,14 @@ def test_lr_zero_changes_no_parameter(make: Callable[..., Any], wrapping: Wrappi
         train(opt, [t])
     assert all(torch.equal(p, q) for p, q in zip(parameters(opt), before, strict=True))
     assert opt.optimizer.state_dict()["state"].keys() == {0, 1, 2}
+
+
+@every_wrapper
+def test_a_closure_is_called_at_a_first_step_with_lr_zero(wrapping: Wrapping) -> None:
+    """Whatever gradients there were before."""
+    opt = wrapping.make(torch.optim.SGD(some_params(), lr=0.0))
+    give_gradients(parameters(opt), 0, 0.0)
+    assert [opt.step(lambda: 7.0) for _ in range(2)] == [7.0, 7.0]
 
 
 READS_AND_WRITES = {  # bytes of an fp32 element, of a bf16 one with an fp32 state
@@ -224,26 +279,125 @@ def test_autograd_is_told_of_what_is_written(wrapping: Wrapping, backend: str, c
     assert (p._version > version) == (wrapping.id == "lookahead")
 
 
-def test_orders_that_make_no_sense() -> None:
-    opt = danlu.Lion(some_params())
-    accumulation = danlu.GradientAccumulation(opt, 2)
-    with pytest.raises(TypeError, match=r"EMA goes inside GradientAccumulation, not around it"):
-        danlu.EMA(accumulation)
-    with pytest.raises(TypeError, match="Lookahead goes inside"):
-        danlu.Lookahead(accumulation)
-    with pytest.raises(TypeError, match="optimizer is wrapped in GradientAccumulation already"):
-        danlu.GradientAccumulation(accumulation, 2)
-    with pytest.raises(TypeError, match="optimizer is wrapped in EMA already"):
-        danlu.EMA(danlu.Lookahead(danlu.EMA(opt)))
-    with pytest.raises(TypeError, match="accumulation_steps must be 1"):
-        danlu.Lookahead(danlu.Tiger(some_params(), accumulation_steps=2))
-    with pytest.raises(TypeError, match="takes no LBFGS"):
-        danlu.EMA(torch.optim.LBFGS(some_params()))
-    for wrapping in WRAPPERS:
-        with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got list"):
-            wrapping.make(some_params())  # type: ignore[arg-type]
-    danlu.EMA(danlu.Lookahead(opt))
-    danlu.Lookahead(danlu.EMA(opt))
+# what is innermost, and which wrappers refuse it in what words
+INNERMOST: dict[str, tuple[Callable[..., Any], Collection[str], str]] = {
+    "lion": (danlu.Lion, (), ""),
+    "torch": (torch.optim.SGD, ("LayerAdaptation", "Lazy"), "optimizer must be a danlu optimizer, got torch"),
+    "sums": (danlu.LAMB, ("LayerAdaptation", "Lazy"), "LAMB sums over tensors"),
+    "accumulates": (
+        functools.partial(danlu.Tiger, accumulation_steps=2),
+        NESTED.keys() - {"LayerAdaptation"},
+        "accumulation_steps must be 1 for an optimizer inside {}",
+    ),
+    "line search": (torch.optim.LBFGS, NESTED, "must be a danlu optimizer|{} takes no LBFGS"),
+    "list": (list, NESTED, "optimizer must be a .*[oO]ptimizer, got .*list"),
+}
+ORDERS = [order for n in (1, 2, 3) for order in itertools.product(NESTED, repeat=n)]
+ORDERS += itertools.permutations(NESTED)
+
+
+def nest(opt: Any, order: Sequence[str]) -> Any:
+    for wrap in order:
+        opt = NESTED[wrap](opt)
+    return opt
+
+
+def refusal(name: str, order: Sequence[str]) -> str | None:
+    """What is said to wrappers that are put around one after the other; None if they nest."""
+    _, refused, words = INNERMOST[name]
+    for i, outer in enumerate(order):
+        for inner in reversed(order[:i]):
+            if inner == outer:
+                return f"^optimizer is wrapped in {outer} already$"
+            if not in_order((inner, outer)):
+                return rf"^{outer} goes inside {inner}, not around it: {inner}\({outer}\(optimizer\)\)$"
+        if outer in refused:
+            return words.format(outer)
+    return None
+
+
+@pytest.mark.parametrize("name", INNERMOST)
+def test_every_order(name: str) -> None:
+    """Works, or says which one is right."""
+    make, *_ = INNERMOST[name]
+    for order in ORDERS:
+        opt = make(some_params(1))
+        words = refusal(name, order)
+        if words is None:
+            opt = nest(opt, order)
+            before = parameters(opt)[0].detach().clone()
+            train(opt, range(2))
+            assert not torch.equal(parameters(opt)[0], before), order
+        else:
+            with pytest.raises(TypeError, match=words):
+                nest(opt, order)
+
+
+DEEP = [order for n in (3, 4, 5) for order in itertools.permutations(NESTED, n) if in_order(order)]
+
+
+@pytest.mark.parametrize("order", DEEP, ids="-".join)
+def test_nested_as_in_plain_torch(order: tuple[str, ...]) -> None:
+    """Three and more, in float64: the same after each call as an oracle that knows no nesting."""
+    for mode in MODES if "Lazy" in order and "LayerAdaptation" not in order else ("params",):
+        start = [p.detach().double() for p in some_params()]
+        oracle = Nested([p.clone() for p in start], order, mode)
+        hyper = dict(lr=nested.LR, betas=(nested.BETA1, nested.BETA2), eps=nested.EPS)
+        adamw: Any = danlu.AdamW([torch.nn.Parameter(p) for p in start], weight_decay=nested.DECAY, **hyper)
+        opt = adamw
+        around = {}
+        for wrap in order:
+            around[wrap] = opt = NESTED[wrap](opt, mode=mode)
+        for t in range(13):
+            gradients = [values(p.shape, 100 * t + i, wild=False).double() for i, p in enumerate(start)]
+            for p, g in zip(parameters(opt), gradients, strict=True):
+                g[t // 3 % 4] = 0
+                p.grad = g.clone()
+            opt.step()
+            oracle.call(gradients)
+            held = [adamw.state.get(p, {}) for p in parameters(opt)]
+            if not held[0]:
+                continue
+            saved = opt.state_dict()["state"]
+            for i, (p, x) in enumerate(zip(parameters(opt), oracle.all, strict=True)):
+                found = {"p": p.detach(), "m": held[i]["exp_avg"], "v": held[i]["exp_avg_sq"]}
+                if "Lookahead" in order:
+                    found["slow"] = saved[i]["slow"]
+                for name, got in found.items():
+                    assert normwise(got, getattr(x, name)) < 1e-12, (mode, t, name)
+            if "EMA" in order:
+                with around["EMA"].swap():
+                    for p, want in zip(parameters(opt), oracle.averages(), strict=True):
+                        assert normwise(p.detach(), want) < 1e-12, (mode, t)
+
+
+def test_state_made_for_a_distributed_checkpoint(made: tuple[Callable[..., Any], Wrapping]) -> None:
+    """Before the first step, by one with an lr and gradients of zero: it counts none, and moves nothing."""
+    make, wrapping = made
+    model, whole = torch.nn.ParameterList(some_params()), some_params()
+    opt, expected = wrapping.make(make(model.parameters())), wrapping.make(make(whole))
+    lrs = [group["lr"] for group in opt.param_groups]
+    state = get_optimizer_state_dict(model, opt)["state"]
+    train(expected, range(wrapping.period))
+    assert {name: held.keys() for name, held in state.items()} == {
+        str(i): held.keys() for i, held in expected.state_dict()["state"].items()
+    }
+    assert [group["lr"] for group in opt.param_groups] == lrs
+    inner = opt
+    while isinstance(inner, Wrapper):
+        if isinstance(inner, danlu.EMA):
+            with pytest.raises(RuntimeError, match="no average before the first step"), inner.swap():
+                pass
+        assert not inner.stepped
+        inner = inner.optimizer
+    with torch.no_grad():
+        for ours, theirs in ((p, q) for p, q in zip(model, some_params(), strict=True)):
+            ours.copy_(theirs.neg())  # a checkpoint of the model alone
+        whole = [torch.nn.Parameter(p.neg()) for p in some_params()]
+    expected = wrapping.make(make(whole))
+    for o in (opt, expected):
+        train(o, range(2 * wrapping.period))
+    assert all_same(everything(opt), everything(expected))
 
 
 @pytest.mark.parametrize("value", [0, 1.5, True, -1, "2"])

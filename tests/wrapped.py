@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import danlu
 from cases import ALL, BACKENDS, Case
+from oracles import nested
 
 Optimizer = torch.optim.Optimizer
 
@@ -41,13 +43,54 @@ TORCH: dict[str, Callable[[Any], Optimizer]] = {
 }
 # an optimizer that accumulates by itself is not wrapped
 WRAPPED: list[Case] = [case for case in ALL if case.hyper.get("accumulation_steps", 1) == 1]
+BY_ID = {case.id: case for case in WRAPPED}
+# inside the wrappers, of rows that have a gradient
+LAZY: dict[str, Callable[..., Optimizer]] = {
+    "lazy-adamw": lambda params, **engine: danlu.Lazy(BY_ID["adamw"].make(params, **engine)),
+    "lazy-layer-lion": lambda params, **engine: danlu.Lazy(
+        danlu.LayerAdaptation(BY_ID["lion"].make(params, **engine)), "params"
+    ),
+}
 MAKERS: dict[str, Callable[..., Optimizer]] = {
     **{case.id: case.make for case in WRAPPED},
+    **LAZY,
     **{name: lambda params, make=make, **_: make(params) for name, make in TORCH.items()},
 }
 
 
 def makers() -> list[tuple[str, str]]:
-    """Every optimizer on every backend that it has here."""
-    ours = [(case.id, backend) for case in WRAPPED for backend in BACKENDS]
-    return ours if BACKENDS == ["triton"] else [*ours, *((name, "cpu") for name in TORCH)]
+    """Every optimizer, on one backend after the other."""
+    return [(name, _backend(i, name)) for i, name in enumerate(MAKERS)]
+
+
+def wrapped_makers() -> list[tuple[str, str, Wrapping]]:
+    """Every optimizer inside every wrapper, and with each of them every backend."""
+    return [
+        (name, _backend(i + j, name), wrapping)
+        for i, name in enumerate(MAKERS)
+        for j, wrapping in enumerate(WRAPPERS)
+    ]
+
+
+def _backend(turn: int, name: str) -> str:
+    return "cpu" if name in TORCH else BACKENDS[turn % len(BACKENDS)]
+
+
+# The order, from the innermost outwards.
+
+NESTED: dict[str, Callable[..., Any]] = {
+    "LayerAdaptation": lambda opt, **_: danlu.LayerAdaptation(opt),
+    "Lazy": lambda opt, mode="params": danlu.Lazy(opt, mode),
+    "Lookahead": lambda opt, **_: danlu.Lookahead(opt, k=nested.K, alpha=nested.ALPHA),
+    "EMA": lambda opt, **_: danlu.EMA(opt, decay=nested.MU),
+    "GradientAccumulation": lambda opt, **_: danlu.GradientAccumulation(opt, nested.STEPS),
+}
+LEVEL = {"LayerAdaptation": 1, "Lazy": 2, "Lookahead": 3, "EMA": 3, "GradientAccumulation": 4}
+
+
+def in_order(names: Sequence[str]) -> bool:
+    """Each of them goes around those before it."""
+    return all(
+        LEVEL[inner] < LEVEL[outer] or {inner, outer} == {"EMA", "Lookahead"}
+        for inner, outer in itertools.combinations(names, 2)
+    )

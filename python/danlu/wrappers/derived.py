@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..optimizer import FusedOptimizer
+from .order import Nested
 
 
 class _Inner:
@@ -22,7 +23,7 @@ class _Inner:
         setattr(derived.optimizer, self._name, value)
 
 
-class Derived(FusedOptimizer):
+class Derived(Nested, FusedOptimizer):
     """A `FusedOptimizer` that steps in the place of another one, which it keeps as `optimizer`.
 
     Both have the same param_groups, state and defaults, also after a checkpoint was loaded into either, so
@@ -31,9 +32,10 @@ class Derived(FusedOptimizer):
     rest.
 
     Raises:
-        TypeError: `optimizer` is not one of danlu's.
+        TypeError: `optimizer` is not one of danlu's, or one that has to be around this one.
     """
 
+    rank = 0
     optimizer: FusedOptimizer
 
     # what it holds
@@ -73,10 +75,15 @@ class Derived(FusedOptimizer):
     counter_device: Any = _Inner()
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
+        self.check_order(optimizer)
+        self.__setstate__({"optimizer": optimizer})  # as if unpickled: there are no groups to add
+
+    @classmethod
+    def check_order(cls, optimizer: Any) -> None:
+        super().check_order(optimizer)
         if not isinstance(optimizer, FusedOptimizer):
             kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
             raise TypeError(f"optimizer must be a danlu optimizer, got {kind}")
-        self.__setstate__({"optimizer": optimizer})  # as if unpickled: there are no groups to add
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} around {self.optimizer!r}"

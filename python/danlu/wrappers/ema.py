@@ -71,22 +71,24 @@ class EMA(Wrapper):
     def swap(self) -> Iterator[None]:
         """Puts the averages in the parameters' place, and the parameters back in the end.
 
-        Holds a copy of the parameters meanwhile.
+        Holds a copy of the parameters meanwhile. After an evaluation under `fully_shard`, call the model's
+        `reshard()` before and after this: its root module goes on with the weights that it has gathered.
 
         Raises:
             RuntimeError: there is no average yet, or they are in place already.
         """
         if self._swapped:
             raise RuntimeError("EMA: the averages are in place already")
-        if not self._pass.state:
+        averaged = {p: n for p, held in self._pass.state.items() if (n := held["step"].item())}
+        if not averaged:
             raise RuntimeError("EMA: there is no average before the first step")
         kept = []
         self._swapped = True
         try:
             with torch.no_grad():
-                for p, held in self._pass.state.items():
+                for p, n in averaged.items():
                     kept.append((p, p.detach().clone()))
-                    p.copy_(held["ema"] / (1 - self.decay ** held["step"].item()))
+                    p.copy_(self._pass.state[p]["ema"] / (1 - self.decay**n))
             yield
         finally:
             with torch.no_grad():

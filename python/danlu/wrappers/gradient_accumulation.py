@@ -98,9 +98,6 @@ class GradientAccumulation(Wrapper):
         self.position = 0
         self.stepped = True
 
-    def saved_state(self, p: torch.Tensor) -> dict[str, Any]:
-        return super().saved_state(p) if self.position > 0 and self._pass.count(p) > 0 else {}
-
     def check_position(self, position: Any) -> None:
         if not isinstance(position, int) or not 0 <= position <= self.steps:
             raise ValueError(

@@ -39,6 +39,7 @@ class LayerAdaptation(Derived):
     [1.75, 4.0]
     """
 
+    rank = 1
     reduces = True
 
     def __init__(self, optimizer: FusedOptimizer) -> None:

@@ -61,6 +61,7 @@ class Lazy(Derived):
     [[1.0, 1.0], [0.5, 0.5], [1.0, 1.0]]
     """
 
+    rank = 2
     mode: str
     _selective: bool = False  # whether groups say which of them are lazy
 
@@ -95,14 +96,13 @@ class Lazy(Derived):
     def _check_inner(self) -> None:
         inner = self.optimizer
         name = type(inner).__name__
-        if isinstance(inner, Lazy):
-            raise TypeError("optimizer is lazy already")
         adapted = isinstance(inner, LayerAdaptation)
         if inner.reduces and not (adapted and self.mode == "params"):
             what = "mode='rows'" if adapted else "Lazy"
             raise TypeError(
                 f"optimizer must have a rule that takes each element by itself: {name} sums over tensors, "
                 f"and {what} shows it some of their rows"
+                + ("; Lazy(LayerAdaptation(optimizer), mode='params') shows it all" if adapted else "")
             )
         if any(inner.cycle(group) > 1 for group in self.param_groups):
             raise TypeError(

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .. import checks, state
-from .parameter_pass import ParameterPass
+from .. import checks
+from .parameter_pass import ParameterPass, make_state
 from .wrapper import Wrapper
 
 
@@ -67,6 +67,8 @@ class Lookahead(Wrapper):
         if self._fast is not None:
             raise RuntimeError("Lookahead: the slow weights are in place; train() puts the fast ones back")
         self.refuse_capture()
+        if self.position == 0 and not self.stepped:
+            self._pass.forget_untouched()
         self._pass.start()
         loss = self.optimizer.step(closure)
         self.stepped = True
@@ -77,7 +79,11 @@ class Lookahead(Wrapper):
         return loss
 
     def eval(self) -> None:
-        """Puts the slow weights in place; holds a copy of the fast ones until `train()`."""
+        """Puts the slow weights in place; holds a copy of the fast ones until `train()`.
+
+        After an evaluation under `fully_shard`, call the model's `reshard()` before this and before
+        `train()`: its root module goes on with the weights that it has gathered.
+        """
         if self._fast is not None:
             return
         self._pass.start()
@@ -127,9 +133,15 @@ class _Slow(ParameterPass):
         """Takes the parameters that have no slow weights yet as such."""
         if len(self.state) == sum(len(group["params"]) for group in self.param_groups):
             return
-        for group in self.param_groups:
-            for p in group["params"]:
-                state.ensure(self, p, group)
+        make_state(self)
+
+    def forget_untouched(self) -> None:
+        """Drops slow weights that a checkpoint or `eval()` asked for before the first step: parameters may
+        have been loaded since.
+        """
+        for p, held in list(self.state.items()):
+            if held["step"].item() == 0:
+                del self.state[p]
 
     def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         dtype = self.state_dtype(name, p)

@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..optimizer import FusedOptimizer
 from ..report import BackendReport
-from .parameter_pass import ParameterPass
+from .order import Nested
+from .parameter_pass import ParameterPass, make_state
 
 
-class Wrapper(torch.optim.Optimizer):
+class Wrapper(Nested, torch.optim.Optimizer):
     """Steps `optimizer`, and makes passes of its own over the same parameters.
 
     Parameter groups, defaults and state are the optimizer's own objects, so that schedulers and trainers may
@@ -31,8 +33,6 @@ class Wrapper(torch.optim.Optimizer):
     position: int
     _pass: ParameterPass
 
-    # wrappers with a greater number go around those with a lower one
-    rank: ClassVar[int]
     # the key in each group of a state_dict under which `position`, the place in a cycle, is kept
     position_key: ClassVar[str | None] = None
 
@@ -46,26 +46,13 @@ class Wrapper(torch.optim.Optimizer):
 
     @classmethod
     def check_order(cls, optimizer: Any) -> None:
-        """Raises unless such a wrapper may go around `optimizer`.
-
-        Raises:
-            TypeError: it is no optimizer, or one that has to be around this one, or of the same kind.
-        """
-        name = cls.__name__
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        super().check_order(optimizer)
         if isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError(f"optimizer must step once a call: {name} takes no LBFGS")
-        inner: Any = optimizer
-        while isinstance(inner, Wrapper):
-            if type(inner) is cls:
-                raise TypeError(f"optimizer is wrapped in {name} already")
-            if inner.rank > cls.rank:
-                kind = type(inner).__name__
-                raise TypeError(f"{name} goes inside {kind}, not around it: {kind}({name}(optimizer))")
-            inner = inner.optimizer
-        if any(group.get("accumulation_steps", 1) != 1 for group in inner.param_groups):
-            raise TypeError(f"accumulation_steps must be 1 for an optimizer inside {name}")
+            raise TypeError(f"optimizer must step once a call: {cls.__name__} takes no LBFGS")
+        if any(group.get("accumulation_steps", 1) != 1 for group in optimizer.param_groups):
+            raise TypeError(f"accumulation_steps must be 1 for an optimizer inside {cls.__name__}")
 
     # What torch.optim.Optimizer keeps as attributes.
 
@@ -91,7 +78,32 @@ class Wrapper(torch.optim.Optimizer):
             RuntimeError: the class says when.
             TypeError, ValueError: a tensor cannot be stepped; the message names its parameter.
         """
+        if closure is None and self._is_asked_for_state():
+            self.make_state()
+            return None
         return self._step(closure)
+
+    def _is_asked_for_state(self) -> bool:
+        """Whether this is how torch.distributed.checkpoint makes state before it reads or writes any: by a
+        first step with an lr and gradients of zero.
+        """
+        if self.state or self.stepped or any(group.get("lr", 0.0) != 0 for group in self.param_groups):
+            return False
+        gradients = [p.grad for p in self._pass.parameters() if p.requires_grad]
+        return bool(gradients) and all(g is not None and _is_zero(g) for g in gradients)
+
+    def make_state(self) -> None:
+        """Makes all state that steps would, the optimizer's and the wrapper's, and counts no step."""
+        if isinstance(self.optimizer, Wrapper):
+            self.optimizer.make_state()
+        elif isinstance(self.optimizer, FusedOptimizer):
+            make_state(self.optimizer)
+        else:
+            self.optimizer.step()
+            for held in self.optimizer.state.values():
+                if "step" in held:
+                    held["step"] *= 0  # a number or a tensor
+        make_state(self._pass)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         raise NotImplementedError
@@ -210,3 +222,11 @@ class Wrapper(torch.optim.Optimizer):
     def settings(self) -> dict[str, Any]:
         """The arguments that it was made with, beside the optimizer."""
         return {}
+
+
+def _is_zero(g: torch.Tensor) -> bool:
+    """Of a DTensor all shards, so that every rank has the same answer."""
+    if g.is_sparse:
+        return False
+    norm: Any = torch.linalg.vector_norm(g)
+    return not (norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

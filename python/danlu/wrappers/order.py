@@ -1,0 +1,31 @@
+"""Which optimizer may go around which."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class Nested:
+    """One that goes around an optimizer: those of greater rank around those of lower rank.
+
+    1 `LayerAdaptation`, 2 `Lazy`, 3 `Lookahead` and `EMA` in either order, 4 `GradientAccumulation`.
+    """
+
+    rank: ClassVar[int]
+    optimizer: Any
+
+    @classmethod
+    def check_order(cls, optimizer: Any) -> None:
+        """Raises unless such a one may go around `optimizer`.
+
+        Raises:
+            TypeError: it has to be around this one, or is of the same kind; the message gives the order.
+        """
+        inner: Any = optimizer
+        while isinstance(inner, Nested):
+            name, kind = cls.__name__, type(inner).__name__
+            if type(inner) is cls:
+                raise TypeError(f"optimizer is wrapped in {name} already")
+            if inner.rank > cls.rank:
+                raise TypeError(f"{name} goes inside {kind}, not around it: {kind}({name}(optimizer))")
+            inner = inner.optimizer

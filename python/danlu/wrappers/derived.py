@@ -61,6 +61,7 @@ class Derived(FusedOptimizer):
     variant: Any = _Inner()
     structure: Any = _Inner()
     cycle: Any = _Inner()
+    laziness: Any = _Inner()
     translate: Any = _Inner()
     learning_rate: Any = _Inner()
     hyper: Any = _Inner()

@@ -143,6 +143,15 @@ def test_the_step_is_relative_to_the_parameter(case: Case, backend: str) -> None
         assert length == pytest.approx(0.01 * start.norm().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_norms_of_the_reference_are_float64(scale: float) -> None:
+    """Of numbers whose squares fp32 does not have, which the kernels do not promise."""
+    p = torch.nn.Parameter(torch.tensor([3.0, 4.0]) * scale)
+    p.grad = torch.tensor([1.0, 0.0]) * scale
+    danlu.LayerAdaptation(custom()([p], lr=0.25)).step()
+    assert (p / scale).tolist() == pytest.approx([1.75, 4.0])
+
+
 def adapted(**options: Any) -> danlu.LayerAdaptation:
     return danlu.LayerAdaptation(danlu.AdamW(some_params(), lr=0.1, **options))
 
@@ -206,6 +215,19 @@ def test_settings_of_lamb_that_would_be_lost(name: str, value: bool) -> None:
     with pytest.raises(ValueError, match=rf"LayerAdaptation has no {name}={value}"):
         opt.load_state_dict(lamb.state_dict())
     assert name not in opt.param_groups[0]
+
+
+def test_a_checkpoint_in_the_terms_of_another_library() -> None:
+    class Renaming(danlu.Lion):
+        def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
+            groups = [{**group, "lr": group["learning_rate"]} for group in loaded["param_groups"]]
+            return {**loaded, "param_groups": groups}
+
+    opt = danlu.LayerAdaptation(Renaming(some_params()))
+    saved = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0]["learning_rate"] = 0.125
+    opt.load_state_dict(saved)
+    assert opt.param_groups[0]["lr"] == 0.125
 
 
 @pytest.mark.parametrize("held", ["outer", "inner"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import danlu
-from cases import ALL, CASES, Case
+from cases import ALL, CASES, LAYERED, Case
 from danlu import gradient_scale, state
 from danlu.backends.gpu import GpuPart
 from training import all_same, copies, everything, give_gradients, parameters, some_params
@@ -77,6 +78,23 @@ def test_nothing_waits_for_the_device(case: Case, scaling: str) -> None:
         on_host.step()
         gradient_scale.is_on_device = lambda value: isinstance(value, torch.Tensor)
         assert all_same(everything(on_device), everything(on_host))
+
+
+@pytest.mark.parametrize("case", [LAYERED["adamw"], LAYERED["lion"]], ids=lambda c: c.id)
+@pytest.mark.usefixtures("all_on_device")
+def test_layer_adaptation_does_not_wait_either(case: Case) -> None:
+    on_device, on_host = (case.make(groups(), backend="cuda") for _ in range(2))
+    lr = on_device.param_groups[0]["lr"] = torch.tensor(0.0)
+    for t in range(4):
+        on_host.param_groups[0]["lr"] = 0.01 / (t + 1)
+        lr.fill_(on_host.param_groups[0]["lr"])
+        for opt in (on_device, on_host):
+            give_gradients(parameters(opt), t)
+        on_host.step()
+        with Operations() if t else contextlib.nullcontext():  # the first step makes state
+            on_device.step()
+        pairs = zip(parameters(on_device), parameters(on_host), strict=True)
+        assert all(case.agrees(a.detach(), b.detach()) for a, b in pairs)
 
 
 @every_case

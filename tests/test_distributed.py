@@ -263,6 +263,22 @@ def in_place(opt: Any) -> Iterator[None]:
         opt.train()
 
 
+def rules_that_sum_name_the_shard(rank: int, folder: Path) -> None:
+    """The wrapper itself, whatever it is around, before anything is written."""
+    for make in (danlu.LAMB, lambda params: danlu.LayerAdaptation(danlu.Lion(params))):
+        model = sharded_net()
+        opt = make(model.named_parameters())
+        backward(model, 0)
+        before = [full(p).clone() for p in model.parameters()]
+        kind = type(opt).__name__
+        with pytest.raises(
+            ValueError, match=rf"^0\.weight: {kind} sums over whole tensors and takes no DTensor"
+        ):
+            opt.step()
+        assert same([full(p) for p in model.parameters()], before)
+        assert not opt.state
+
+
 CHECKS = [
     shards_step_as_the_whole,
     the_norm_is_that_of_all_shards,
@@ -272,6 +288,7 @@ CHECKS = [
     rows_of_shards_are_not_told_apart,
     wrappers_go_on,
     weights_change_places,
+    rules_that_sum_name_the_shard,
 ]
 
 

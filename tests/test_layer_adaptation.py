@@ -143,6 +143,15 @@ def test_the_step_is_relative_to_the_parameter(case: Case, backend: str) -> None
         assert length == pytest.approx(0.01 * start.norm().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_norms_of_the_reference_are_float64(scale: float) -> None:
+    """Of numbers whose squares fp32 does not have, which the kernels do not promise."""
+    p = torch.nn.Parameter(torch.tensor([3.0, 4.0]) * scale)
+    p.grad = torch.tensor([1.0, 0.0]) * scale
+    danlu.LayerAdaptation(custom()([p], lr=0.25)).step()
+    assert (p / scale).tolist() == pytest.approx([1.75, 4.0])
+
+
 def adapted(**options: Any) -> danlu.LayerAdaptation:
     return danlu.LayerAdaptation(danlu.AdamW(some_params(), lr=0.1, **options))
 
@@ -208,6 +217,19 @@ def test_settings_of_lamb_that_would_be_lost(name: str, value: bool) -> None:
     assert name not in opt.param_groups[0]
 
 
+def test_a_checkpoint_in_the_terms_of_another_library() -> None:
+    class Renaming(danlu.Lion):
+        def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
+            groups = [{**group, "lr": group["learning_rate"]} for group in loaded["param_groups"]]
+            return {**loaded, "param_groups": groups}
+
+    opt = danlu.LayerAdaptation(Renaming(some_params()))
+    saved = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0]["learning_rate"] = 0.125
+    opt.load_state_dict(saved)
+    assert opt.param_groups[0]["lr"] == 0.125
+
+
 @pytest.mark.parametrize("held", ["outer", "inner"])
 def test_a_scheduler_may_hold_either(held: str, backend: str) -> None:
     opt, by_hand = adapted(backend=backend), adapted(backend=backend)
@@ -231,17 +253,19 @@ def test_options_are_the_inner_ones() -> None:
     assert repr(opt).startswith("LayerAdaptation around AdamW (\nParameter Group 0\n")
 
 
-def custom(**options: Any) -> type[danlu.FusedOptimizer]:
-    def reference(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, *, step: float, lr: float) -> Any:
+def custom() -> type[danlu.FusedOptimizer]:
+    """A sum of gradients, with a setting without effect that is named as one of LAMB."""
+
+    def reference(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, *, lr: float, **others: Any) -> Any:
         m.add_(g)
         return m * lr
 
     return danlu.custom(
         "Sum",
         states=["exp_avg"],
-        defaults=dict(lr=0.1),
+        defaults=dict(lr=0.1, bias_correction=True),
         reference=reference,
-        coefficients=lambda math, *, step, lr: dict(lr=lr),
+        coefficients=lambda math, *, step, lr, bias_correction: dict(lr=lr),
     )
 
 
@@ -253,6 +277,14 @@ def test_a_rule_of_ones_own() -> None:
     assert p.tolist() == pytest.approx([2.5, 4.0])
     (row,) = opt.backend_report()
     assert (row.backend, "no native rule 'layer_Sum#" in row.reason) == ("reference", True)
+
+
+def test_a_setting_of_ones_own_that_lamb_has_too() -> None:
+    opt = danlu.LayerAdaptation(custom()(some_params(), bias_correction=False))
+    train(opt, range(2))
+    other = danlu.LayerAdaptation(custom()(some_params()))
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert other.param_groups[0]["bias_correction"] is False
 
 
 REFUSED: dict[str, Callable[[Any], Any]] = {
@@ -283,6 +315,21 @@ def test_groups_that_turn_out_to_sum_later(backend: str) -> None:
     opt.param_groups[0].update(scale_parameter=True, kind="vector")
     train(opt, [1])
     assert not all_same(everything(opt), before)
+
+
+# what is each one's own, or done in torch's terms on groups and state that are shared
+OWN = {"step", "add_param_group", "load_state_dict", "backend_report"}
+
+
+def test_whatever_a_plan_asks_is_asked_of_the_inner_optimizer() -> None:
+    """A method or attribute that `FusedOptimizer` gains is passed on, or its own for a reason."""
+    base = danlu.FusedOptimizer
+    public = {name for name in {**vars(base), **base.__annotations__} if not name.startswith("_")}
+    torchs = vars(torch.optim.SGD(some_params(), lr=0.1)).keys()
+    held = vars(danlu.AdamW(some_params(), fused=True)).keys() - torchs - {"_plan"}
+    held |= {"defaults", "param_groups", "state"}
+    passed_on = {name for name, value in vars(Derived).items() if type(value) is type(vars(Derived)["rule"])}
+    assert passed_on == (public | held) - OWN
 
 
 def test_a_base_that_changes_nothing_is_the_inner_optimizer(backend: str) -> None:

@@ -3,42 +3,16 @@
 // the memory traffic they wait for.
 #pragma once
 #include "../tensor_list.h"
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 namespace danlu {
 namespace DANLU_ISA {
 
-template <class T>
-void widen(const T* __restrict from, float* __restrict to, int64_t n) {
-  for (int64_t i = 0; i < n; i++) to[i] = to_float(from[i]);
-}
-
-template <class T>
-void narrow(const float* __restrict from, T* __restrict to, int64_t n) {
-  for (int64_t i = 0; i < n; i++) to[i] = from_float<T>::convert(from[i]);
-}
-
-#if defined(__F16C__)
-template <>
-inline void widen<f16>(const f16* __restrict from, float* __restrict to, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
-  for (; i < n; i++) to[i] = to_float(from[i]);
-}
-
-template <>
-inline void narrow<f16>(const float* __restrict from, f16* __restrict to, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128(
-        reinterpret_cast<__m128i*>(to + i),
-        _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  for (; i < n; i++) to[i] = from_float<f16>::convert(from[i]);
-}
-#endif
+// To fp32 and back, in conversions.h: compiled once for all rules of an instruction set, since a copy in
+// every loop is most of what there is to compile.
+void widen(const bf16* from, float* to, int64_t n);
+void widen(const f16* from, float* to, int64_t n);
+void narrow(const float* from, bf16* to, int64_t n);
+void narrow(const float* from, f16* to, int64_t n);
 
 // One stored array, seen as fp32 block by block.
 class Lane {

@@ -63,6 +63,7 @@ class Derived(Nested, FusedOptimizer):
     variant: Any = _Inner()
     structure: Any = _Inner()
     cycle: Any = _Inner()
+    laziness: Any = _Inner()
     translate: Any = _Inner()
     learning_rate: Any = _Inner()
     hyper: Any = _Inner()

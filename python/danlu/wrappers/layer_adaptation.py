@@ -30,7 +30,8 @@ class LayerAdaptation(Derived):
 
     Raises:
         TypeError: `optimizer` is not one of danlu's, sums over tensors itself, or is a wrapper.
-        ValueError: a checkpoint of LAMB has settings that are missing here.
+        ValueError: a checkpoint of LAMB has settings that are missing here; in a step, a parameter is a
+            DTensor.
 
     >>> p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     >>> p.grad = torch.tensor([1.0, 0.0])
@@ -50,7 +51,7 @@ class LayerAdaptation(Derived):
         loaded = self.optimizer.translate(loaded)
         for group in loaded["param_groups"]:
             for name, value in _OF_LAMB.items():
-                if group.get(name, value) != value:
+                if name not in self.defaults and group.get(name, value) != value:
                     raise ValueError(
                         f"LayerAdaptation has no {name}={group[name]}, with which this was saved"
                     )

@@ -20,9 +20,11 @@ from rich.table import Table
 
 import danlu
 from danlu import _cpu
-from harness import Spread, Stream, positive, time_steps
+from harness import Stream, positive, time_steps
+from rounds import spread
 
 OPTIMIZERS = (danlu.Lion, danlu.AdamW)
+SHAPE, LISTED = (128_256, 2048), 4096  # of the embedding of Llama 3.2 1B
 STEPS_PER_TURN = 2
 LISTED_STEPS_PER_TURN = 20  # some milliseconds each, of which a busy machine's scheduler takes as many
 
@@ -31,32 +33,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, default in dict(rows=128_256, columns=2048, listed=4096, rounds=7).items():
+    for name, default in dict(rows=SHAPE[0], columns=SHAPE[1], listed=LISTED, rounds=7).items():
         parser.add_argument(
             f"--{name}", metavar="N", type=positive, default=default, help="default: %(default)s"
         )
     parser.add_argument("--threads", metavar="N", type=positive, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    title = f"{options.listed:,} of {options.rows:,} rows of {options.columns:,} elements"
-    shown = Table("rule", "step", "ms", "faster than all rows", "of the memory's speed", title=title)
-    for optimizer in OPTIMIZERS:
-        for row in measure(optimizer, (options.rows, options.columns), options.listed, options.rounds):
-            ratio, share = row["ratio"], row["share"]
-            shown.add_row(
-                optimizer.__name__,
-                row["step"],
-                f"{row['ms'].median:.1f} ({row['ms'].low:.1f}-{row['ms'].high:.1f})",
-                f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})",
-                f"{share.median:.0%} ({share.low:.0%}-{share.high:.0%})",
-            )
-    Console().print(shown)
+    Console().print(table(measure((options.rows, options.columns), options.listed, options.rounds)))
 
 
-def measure(
+def measure(shape: tuple[int, int], listed: int, rounds: int) -> dict[str, Any]:
+    """Of each rule and each way to step: milliseconds, how many times as fast as all rows, share of the
+    memory's speed.
+    """
+    rows = [
+        {"optimizer": optimizer.__name__, **row}
+        for optimizer in OPTIMIZERS
+        for row in of_rule(optimizer, shape, listed, rounds)
+    ]
+    return {"title": f"{listed:,} of {shape[0]:,} rows of {shape[1]:,} elements", "ways": rows}
+
+
+def table(measured: dict[str, Any]) -> Table:
+    shown = Table(
+        "rule", "step", "ms", "faster than all rows", "of the memory's speed", title=measured["title"]
+    )
+    formats = {
+        "ms": "{:.1f} ({:.1f}-{:.1f})",
+        "ratio": "{:.2f} ({:.2f}-{:.2f})",
+        "share": "{:.0%} ({:.0%}-{:.0%})",
+    }
+    for row in measured["ways"]:
+        spreads = (
+            text.format(*(row[name][x] for x in ("median", "low", "high"))) for name, text in formats.items()
+        )
+        shown.add_row(row["optimizer"], row["step"], *spreads)
+    return shown
+
+
+def of_rule(
     optimizer: type[danlu.FusedOptimizer], shape: tuple[int, int], listed: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """Milliseconds of each way to step, how many times as fast as that of all rows, share of the ceiling."""
     turns = Turns(optimizer, shape, listed)
     seconds: dict[str, list[float]] = {name: [] for name in turns.ways}
     ceilings: dict[str, list[float]] = {name: [] for name in turns.ways}
@@ -70,9 +88,9 @@ def measure(
     return [
         {
             "step": name,
-            "ms": Spread.of([1e3 * t for t in times[1:]]),
-            "ratio": Spread.of([a / t for a, t in zip(all_rows, times[1:], strict=True)]),
-            "share": Spread.of([c / t for c, t in zip(ceilings[name][1:], times[1:], strict=True)]),
+            "ms": spread(1e3 * t for t in times[1:]),
+            "ratio": spread(a / t for a, t in zip(all_rows, times[1:], strict=True)),
+            "share": spread(c / t for c, t in zip(ceilings[name][1:], times[1:], strict=True)),
         }
         for name, times in seconds.items()
     ]

@@ -3,7 +3,7 @@
     python bench/step_time.py                       three workloads, about 4 minutes on 2 cores
     python bench/step_time.py --rounds 20 --workloads many-small --contenders lion,torch-adamw
     python bench/step_time.py --device cuda         three workloads, some 6 minutes
-    python bench/step_time.py --wrappers            what wrappers add to a step, about 1 minute
+    python bench/step_time.py --wrappers            what wrappers add to a step, about 3 minutes, 5 GB
 
 In each round every contender takes its turn: a new optimizer, steps that make its state, then timed steps.
 Ratios compare turns of one round. What the memory can give is measured right after each turn, by a loop
@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import cuda_harness
 import harness
+import lazy_rows
 import wrappers
 from contenders import ON_CPU, ON_CUDA
 from cuda_harness import OnCuda
@@ -78,10 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def time_wrappers(options: argparse.Namespace, console: Console) -> None:
     with Ticker(console, (options.rounds + 1) * len(wrappers.PASSES)) as ticker:
         measured = wrappers.measure(gpt2_small(), options.rounds, ticker.show)
+    lazy = lazy_rows.measure(lazy_rows.SHAPE, lazy_rows.LISTED, options.rounds)
     results = {"environment": harness.environment(), "rounds": options.rounds, "workloads": [measured]}
+    results["lazy_rows"] = lazy
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "wrappers.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(wrappers.table(measured))
+    console.print(lazy_rows.table(lazy))
     console.print(f"wrote wrappers.json to {options.out}")
 
 
@@ -125,7 +129,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.wrappers and (options.device != "cpu" or options.workloads or options.contenders):
         parser.error(
-            "--wrappers: takes GPT-2 small on the CPU, and none of --device, --workloads, --contenders"
+            "--wrappers: has workloads of its own on the CPU, takes no --device, --workloads, --contenders"
         )
     if options.device == "cuda" and (missing := cuda_harness.unavailable()):
         parser.error(f"--device cuda: {missing}")

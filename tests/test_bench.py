@@ -126,6 +126,8 @@ def test_passes_of_wrappers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(step_time, "gpt2_small", lambda: TINY)
+    monkeypatch.setattr(lazy_rows, "SHAPE", (200, 16))
+    monkeypatch.setattr(lazy_rows, "LISTED", 10)
     step_time.main(["--wrappers", "--rounds", "2", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "wrappers.json").read_text())
     (measured,) = results["workloads"]
@@ -133,7 +135,14 @@ def test_passes_of_wrappers(
     for row in measured["passes"]:
         assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
         assert 0 < row["share_of_stream"]["low"] <= row["share_of_stream"]["high"]
-    assert "of AdamW's step" in capsys.readouterr().out
+    ways = results["lazy_rows"]["ways"]
+    assert {way["optimizer"] for way in ways} == {"Lion", "AdamW"}
+    for way in ways:
+        assert all(0 < way[name]["low"] <= way[name]["high"] for name in ("ms", "ratio", "share"))
+    assert {way["ratio"]["median"] for way in ways if way["step"] == "all rows"} == {1.0}
+    printed = capsys.readouterr().out
+    assert "of AdamW's step" in printed
+    assert "10 of 200 rows of 16 elements" in printed
     with pytest.raises(SystemExit):
         step_time.main(["--wrappers", "--workloads", "many-small"])
 
@@ -145,10 +154,8 @@ def test_wrong_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_lazy_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    for way in lazy_rows.measure(danlu.Lion, (200, 16), 10, 2):
-        assert way["ms"].median > 0
-    lazy_rows.main(["--rows", "200", "--columns", "16", "--listed", "10", "--rounds", "1"])
-    assert "10 of 200 rows of 16 elements" in capsys.readouterr().out
+    lazy_rows.main(["--rows", "300", "--columns", "16", "--listed", "10", "--rounds", "1"])
+    assert "10 of 300 rows of 16 elements" in capsys.readouterr().out
 
 
 def test_norms_of_gradients(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,7 @@ def test_equals_optax(lamb: Callable[..., danlu.FusedOptimizer], tmp_path: Any) 
         (adapted_adamw, dict()),
         (adapted_adamw, dict(max_grad_norm=3.0)),
     ],
-    ids=str,
+    ids=lambda x: x.__name__ if callable(x) else str(x),
 )
 def test_equals_timm(lamb: Callable[..., danlu.FusedOptimizer], hyper: dict[str, Any]) -> None:
     def groups() -> list[dict[str, Any]]:

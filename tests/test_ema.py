@@ -83,6 +83,24 @@ def test_a_parameter_that_joins_late() -> None:
     assert torch.equal(averages(opt)[1], torch.full((2,), 3.0))
 
 
+def test_a_parameter_without_a_gradient_is_averaged() -> None:
+    """It may be changed by others."""
+    opt = danlu.EMA(torch.optim.SGD(some_params(2), lr=0.1), decay=0.5)
+    still = parameters(opt)[1]
+    for value in (1.0, 4.0):
+        train(opt, range(1))
+        still.data.fill_(value)
+        still.grad = None
+        opt.step()
+    start = some_params(2)[1]
+    assert not torch.equal(start, still)
+    for value in (4.0, 4.0, 4.0, 7.0):
+        still.data.fill_(value)
+        opt.step()
+    # seven eighths of what is more than three steps old are gone
+    assert (averages(opt)[1] - 5.5).abs().max() < 0.25
+
+
 def test_averages_of_bf16_parameters_are_fp32() -> None:
     """In bf16 an average would stop: 0.001 of a step is less than half of its spacing."""
     p = torch.nn.Parameter(torch.zeros(4, dtype=BF16))

@@ -92,6 +92,21 @@ def test_a_copy_made_in_between_has_the_fast_weights_too() -> None:
     assert not torch.equal(parameters(opt)[0], fast[0])
 
 
+def test_every_step_counts() -> None:
+    """One without any gradient, and one with an lr of 0, which does not hold the slow weights."""
+    opt = danlu.Lookahead(danlu.Lion(some_params(), lr=0.1), k=3)
+    start = [p.detach().clone() for p in parameters(opt)]
+    train(opt, range(1))
+    fast = [p.detach().clone() for p in parameters(opt)]
+    opt.zero_grad()
+    opt.step()
+    assert all(torch.equal(p, q) for p, q in zip(parameters(opt), fast, strict=True))
+    opt.param_groups[0]["lr"] = 0.0
+    train(opt, range(1))
+    for p, first, q in zip(parameters(opt), start, fast, strict=True):
+        torch.testing.assert_close(p.detach(), (first + q) / 2)
+
+
 def test_eval_before_the_first_step() -> None:
     opt = danlu.Lookahead(danlu.Lion(some_params()))
     before = [p.detach().clone() for p in parameters(opt)]

@@ -72,12 +72,15 @@ def test_resumes_in_the_middle_of_a_cycle(made: tuple[Callable[..., Any], Wrappi
     opt = wrapping.make(make(some_params()))
     for t in range(wrapping.period + 2):
         train(opt, [t])
+        assert opt.stepped == ((t + 1) % getattr(opt, "steps", 1) == 0)
         params = [torch.nn.Parameter(p.detach().clone()) for p in parameters(opt)]
         loaded = wrapping.make(make(params))
         loaded.load_state_dict(through_a_file(opt.state_dict()))
+        assert loaded.param_groups[0].keys() == opt.param_groups[0].keys()
         others = [loaded]
         if t == 1:
             others += [copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+            assert all(other.stepped == opt.stepped for other in others[1:])
         on = copy.deepcopy(opt)
         for other in (on, *others):
             train(other, range(100, 100 + wrapping.period))
@@ -103,9 +106,14 @@ def test_a_state_dict_of_the_optimizer_alone(made: tuple[Callable[..., Any], Wra
     fresh.load_state_dict(alone.state_dict())
     again = wrapping.make(make([torch.nn.Parameter(p.detach().clone()) for p in params]))
     again.load_state_dict(copy.deepcopy(alone.state_dict()))
-    for other in (fresh, again):
+    opt.load_state_dict(copy.deepcopy(alone.state_dict()))
+    with torch.no_grad():
+        for p, q in zip(parameters(opt), params, strict=True):
+            p.copy_(q)
+    for other in (fresh, again, opt):
         train(other, range(4))
     assert all_same(everything(fresh), everything(again))
+    assert all_same(everything(fresh), everything(opt))
 
 
 def test_schedulers_closures_groups(made: tuple[Callable[..., Any], Wrapping]) -> None:
@@ -161,6 +169,7 @@ def test_hooks_and_reports(wrapping: Wrapping) -> None:
     seen: list[str] = []
     opt.register_step_pre_hook(lambda *_: seen.append("before"))
     opt.register_step_post_hook(lambda *_: seen.append("after"))
+    opt.register_state_dict_pre_hook(lambda _: seen.append("saving"))
     opt.register_state_dict_post_hook(lambda _, saved: {**saved, "more": 1})
     opt.register_load_state_dict_pre_hook(lambda _, saved: {k: v for k, v in saved.items() if k != "more"})
     opt.register_load_state_dict_post_hook(lambda _: seen.append("loaded"))
@@ -168,7 +177,7 @@ def test_hooks_and_reports(wrapping: Wrapping) -> None:
     saved = opt.state_dict()
     assert saved["more"] == 1
     opt.load_state_dict(saved)
-    assert seen == ["before", "after", "loaded"]
+    assert seen == ["before", "after", "saving", "loaded"]
     assert {row.backend for row in opt.backend_report()} == {"reference"}
 
 
@@ -232,6 +241,52 @@ def test_lr_zero_changes_no_parameter(made: tuple[Callable[..., Any], Wrapping])
         train(opt, [t])
     assert all(torch.equal(p, q) for p, q in zip(parameters(opt), before, strict=True))
     assert opt.optimizer.state_dict()["state"].keys() == {0, 1, 2}
+
+
+@every_wrapper
+def test_states_of_16_bits_resume_in_fp32(wrapping: Wrapping) -> None:
+    params = [torch.nn.Parameter(p.detach().to(BF16)) for p in some_params()]
+    opt = wrapping.make(danlu.AdamW(params))
+    for t in range(wrapping.period + 1):
+        for i, p in enumerate(params):
+            p.grad = values(p.shape, 10 * t + i, wild=False).to(BF16)
+        opt.step()
+    loaded = wrapping.make(danlu.AdamW([torch.nn.Parameter(p.detach().clone()) for p in params]))
+    loaded.load_state_dict(through_a_file(opt.state_dict()))
+    assert all_same(everything(loaded), everything(opt))
+
+
+@every_wrapper
+def test_a_later_step_of_zeros_counts(wrapping: Wrapping) -> None:
+    """A first one with an lr and gradients of zero is how torch asks for state."""
+    opt = wrapping.make(danlu.AdamW(some_params()))
+    train(opt, range(wrapping.period))
+    before = opt.state[parameters(opt)[0]]["step"].item()
+    opt.param_groups[0]["lr"] = 0.0
+    for _ in range(wrapping.period):
+        give_gradients(parameters(opt), 0, 0.0)
+        opt.step()
+    assert opt.state[parameters(opt)[0]]["step"].item() == 2 * before
+
+
+@pytest.mark.parametrize("wrap", [danlu.EMA, danlu.Lookahead])
+def test_a_first_sparse_gradient_with_lr_zero_counts(wrap: Callable[[Any], Any]) -> None:
+    p = torch.nn.Parameter(torch.ones(4, 2))
+    opt = wrap(danlu.Lazy(danlu.AdamW([p], lr=0.0)))
+    p.grad = torch.sparse_coo_tensor([[1]], torch.zeros(1, 2), (4, 2), check_invariants=False)
+    opt.step()
+    assert opt.state[p]["step"] == 1
+
+
+@every_wrapper
+def test_frozen_parameters_get_no_gradients_state(wrapping: Wrapping) -> None:
+    """When a distributed checkpoint asks for state; slow weights and averages they have."""
+    params = some_params(2)
+    params[1].requires_grad_(False)
+    opt = wrapping.make(danlu.AdamW(params))
+    get_optimizer_state_dict(torch.nn.ParameterList(params), opt)
+    keys = opt.state_dict()["state"].get(1, {}).keys()
+    assert keys <= {"slow", "slow_step", "ema", "ema_step"}
 
 
 @every_wrapper

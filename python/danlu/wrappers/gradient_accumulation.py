@@ -33,8 +33,8 @@ class GradientAccumulation(Wrapper):
         stepped: whether the last call of `step()` or `flush()` made a step of the optimizer.
 
     A parameter without a gradient at a call adds nothing; one without any in `steps` calls has none when the
-    optimizer steps. The state_dict holds `mean_grad` and the number of gradients in it for each parameter
-    in the middle of a cycle, beside the optimizer's state, so that a resumed run goes on to the same bits.
+    optimizer steps. The state_dict holds `mean_grad` and the number of gradients in it for each parameter,
+    beside the optimizer's state, so that a run resumed in the middle of a cycle goes on to the same bits.
 
     Raises:
         ValueError: steps is out of its range.

@@ -80,7 +80,7 @@ REDUCING = [
     *(LAYERED[name] for name in ("tiger-accumulate", "adamw")),
 ]
 ALL = CASES + REDUCING
-# what the kernels have besides: with these every rule and every kind of statistic
+# what the kernels have besides: with these every kind of statistic, and but for the last list every rule
 EVERY_REDUCING = [
     *REDUCING,
     Case("adafactor-root", danlu.Adafactor, dict(preset="bert4keras", lr=2e-3)),
@@ -90,8 +90,9 @@ EVERY_REDUCING = [
     Case("amos-rows-momentum", danlu.Amos, dict(lr=2e-2, eta=0.5, reduce_dims=(-1,), momentum=0.8)),
     Case("amos-columns", danlu.Amos, dict(lr=2e-2, eta=0.5, clip_value=1.5, reduce_dims=(-2,))),
     Case("amos-columns-momentum", danlu.Amos, dict(lr=2e-2, eta=0.5, reduce_dims=(-2,), momentum=0.8)),
-    *(LAYERED[name] for name in ("lion", "adam", "adax", "adax-inside", "adaxw", "adaxw-inside")),
 ]
+# the same passes around the other element-wise rules
+OTHER_LAYERED = [LAYERED[name] for name in ("lion", "adam", "adax", "adax-inside", "adaxw", "adaxw-inside")]
 
 
 @dataclass(frozen=True)

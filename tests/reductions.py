@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from cases import EVERY_REDUCING, F32, F64, Case, Storage
+from cases import EVERY_REDUCING, F32, F64, OTHER_LAYERED, Case, Storage
 from danlu.testing import same_bits
 from layouts import Layout, offset
 from runs import Result
 
-CASE: dict[str, Case] = {case.id: case for case in EVERY_REDUCING}
+CASE: dict[str, Case] = {case.id: case for case in EVERY_REDUCING + OTHER_LAYERED}
 DOUBLE = Storage(F64, F64, F32)
 TOLERANCE = 1e-6  # of a tensor's norm after some steps
 LAST_BIT = 3e-3  # of a tensor's norm, where some of its 16-bit numbers are the next one

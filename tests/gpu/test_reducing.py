@@ -14,7 +14,19 @@ import torch
 from steps import assert_waits_for_nothing, kernels
 
 import danlu
-from cases import BF16, EVERY_REDUCING, F16, F32, REDUCING, STORAGES, Case, Storage, set_gradient, values
+from cases import (
+    BF16,
+    EVERY_REDUCING,
+    F16,
+    F32,
+    OTHER_LAYERED,
+    REDUCING,
+    STORAGES,
+    Case,
+    Storage,
+    set_gradient,
+    values,
+)
 from danlu.backends.gpu import GpuPart
 from layouts import LAYOUTS, Layout
 from reductions import CASE, DOUBLE, LAST_BIT, MATRICES, TOLERANCE, assert_bits, difference, far, singles
@@ -30,7 +42,7 @@ KINDS = ["adafactor-momentum", "lamb", "tiger-rows", "amos-momentum"]
 TRITON_STORAGES = [Storage(BF16, BF16, BF16), Storage(F16, F16, F32)]
 LR_STEPS = 4
 by_case = functools.partial(pytest.mark.parametrize, "case", ids=lambda c: c.id)
-every_case, listed_case = by_case(EVERY_REDUCING), by_case(REDUCING)
+every_case, listed_case = by_case(EVERY_REDUCING + OTHER_LAYERED), by_case(REDUCING)
 
 
 def places(case: Case, device_type: str, backend: str) -> list[Layout]:
@@ -91,7 +103,7 @@ def test_kernels_take_everything(case: Case, backend: str, device: torch.device)
 
 @pytest.mark.parametrize(
     ("backend", "case", "storage"),
-    [("cuda", case, storage) for case in EVERY_REDUCING for storage in COMPILED[1:]]
+    [("cuda", case, storage) for case in EVERY_REDUCING + OTHER_LAYERED for storage in COMPILED[1:]]
     + [("triton", CASE[kind], storage) for kind in KINDS for storage in TRITON_STORAGES],
     indirect=["backend"],
     ids=lambda x: x if isinstance(x, str) else x.id,

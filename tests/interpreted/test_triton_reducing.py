@@ -13,7 +13,7 @@ import triton.language as tl
 from test_triton_bits import placed
 
 import danlu
-from cases import EVERY_REDUCING, F32, F64, STORAGES, Case, Storage, values
+from cases import EVERY_REDUCING, F32, F64, OTHER_LAYERED, STORAGES, Case, Storage, values
 from danlu.backends import triton_reduce
 from danlu.backends.schedule import CHUNK_SIZE, WANTED_ROW_TILES
 from danlu.backends.triton import TritonPart
@@ -85,7 +85,8 @@ def test_close_to_float64(case: Case) -> None:
 
 @pytest.mark.parametrize(
     ("case", "storage"),
-    [(case, STORAGES[1 + i % 8]) for i, case in enumerate(EVERY_REDUCING)],
+    [(case, STORAGES[1 + i % 8]) for i, case in enumerate(EVERY_REDUCING)]
+    + [(case, STORAGES[i]) for i, case in enumerate(OTHER_LAYERED)],
     ids=lambda x: x.id,
 )
 def test_close_to_the_reference_in_16_bits(case: Case, storage: Storage) -> None:

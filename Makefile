@@ -16,8 +16,9 @@ bench: .venv/built
 	$(BIN)/python bench/step_time.py
 	$(BIN)/python bench/train.py
 
+# two processes whose threads would spin while the other's wait for a core
 test: .venv/built
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

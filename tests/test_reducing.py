@@ -68,7 +68,7 @@ def test_close_to_float64(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch)
 @by_id("case", EVERY_REDUCING)
 def test_close_to_float64_in_tiles(case: Case) -> None:
     got, want = (
-        run(case, storage, backend, wild=False, layouts=MATRICES)
+        run(case, storage, backend, wild=False, steps=4, layouts=MATRICES)
         for storage, backend in ((STORAGES[0], "cpu"), (DOUBLE, "reference"))
     )
     assert_close(got, want, MATRICES)
@@ -91,7 +91,7 @@ def test_the_same_bits_for_any_threads_and_instruction_set(
         monkeypatch.setenv("DANLU_CPU_ISA", isa)
         for threads in (1, 2, 5, 2):
             torch.set_num_threads(threads)
-            results.append(run(case, STORAGES[0], "cpu", wild=False, steps=3, layouts=MATRICES))
+            results.append(run(case, STORAGES[0], "cpu", wild=False, steps=2, layouts=MATRICES))
     for other in results[1:]:
         for layout, a, b in zip(MATRICES, results[0], other, strict=True):
             assert all(same_bits(a[key], b[key]) for key in a), layout.id

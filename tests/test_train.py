@@ -438,7 +438,7 @@ def test_wrappers_are_compared_by_steps(
         (["--optimizers", "lion+sgd"], "--optimizers lion+sgd: may add layer, lazy"),
         (["--optimizers", "lion+accumulation+ema"], "GradientAccumulation(EMA(optimizer))"),
         (["--optimizers", "lion+ema+ema"], "optimizer is wrapped in EMA already"),
-        (["--optimizers", "lion+ema+layer"], "optimizer must be a danlu optimizer, got"),
+        (["--optimizers", "lion+ema+layer"], "EMA(LayerAdaptation(optimizer))"),
         (["--optimizers", "torch-adamw+layer"], "optimizer must be a danlu optimizer, got torch.optim"),
         (["--optimizers", "lion+lazy"], "--optimizers lion+lazy: with lazy needs --untied"),
         (["--optimizers", "lion+layer+lazy", "--untied"], "mode='rows' shows it some of their rows"),

@@ -80,7 +80,7 @@ REDUCING = [
     *(LAYERED[name] for name in ("tiger-accumulate", "adamw")),
 ]
 ALL = CASES + REDUCING
-# what the kernels have besides: with these every kind of statistic, and but for the last list every rule
+# what the kernels have besides: with these every kind of statistic
 EVERY_REDUCING = [
     *REDUCING,
     Case("adafactor-root", danlu.Adafactor, dict(preset="bert4keras", lr=2e-3)),

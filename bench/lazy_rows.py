@@ -111,11 +111,13 @@ class Turns:
         self.p = torch.nn.Parameter(torch.randn(shape, generator=generator))
         order = torch.randperm(shape[0], generator=generator)
         dense = torch.zeros(shape)
-        coalesced, fresh = [], []
+        coalesced, fresh, repeated = [], [], []
         for rows in order.split(listed)[:LISTS]:
             values = torch.randn((len(rows), shape[1]), generator=generator)
             fresh.append(torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=True))
             coalesced.append(fresh[-1].coalesce())
+            twice = rows.repeat(2)[None], values.repeat(2, 1)
+            repeated.append(torch.sparse_coo_tensor(*twice, shape, check_invariants=True))
         dense.index_copy_(0, coalesced[0]._indices()[0], coalesced[0]._values())
 
         inner = optimizer([self.p])
@@ -129,6 +131,7 @@ class Turns:
             ALL_ROWS: ([dense], inner.step, 0, size),
             "rows, listed": (coalesced, lazy.step, 0, updated),
             "rows, listed in no order": (fresh, lazy.step, 0, updated),
+            "rows, listed twice": (repeated, lazy.step, updated, updated),
             "rows, dense gradient": ([dense], lazy.step, size - updated, updated),
             "params, listed": (coalesced, moments.step, 0, updated + rest),
             "params, dense gradient": ([dense], moments.step, size - updated, updated + rest),

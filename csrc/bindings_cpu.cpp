@@ -79,7 +79,8 @@ class CpuStep : public StepList {
             partial_sums_[claim] += sum_squares(t.g, chunks_[c].begin, chunks_[c].end);
         }
     });
-    return std::accumulate(partial_sums_.begin(), partial_sums_.end(), listed_squares(threads));
+    const double of_lists = lazy_.squares(tensors(), listed(), threads);
+    return std::accumulate(partial_sums_.begin(), partial_sums_.end(), of_lists);
   }
 
   // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
@@ -119,21 +120,6 @@ class CpuStep : public StepList {
 
   bool lists(int tensor) const {
     return std::any_of(listed().begin(), listed().end(), [&](const auto& l) { return l.tensor == tensor; });
-  }
-
-  // Of the gradients that list rows.
-  double listed_squares(int threads) const {
-    double total = 0;
-    for (const ListedRows& list : listed()) {
-      const Storage values = {list.values, tensors()[list.tensor].g.dtype};
-      const int64_t size = list.count * lazy_.columns(list.tensor);
-      std::vector<double> sums(divided_up(size, claim_size));
-      parallel_claims(int64_t(sums.size()), threads, [&](int64_t i) {
-        sums[i] = sum_squares(values, i * claim_size, std::min(size, (i + 1) * claim_size));
-      });
-      total += std::accumulate(sums.begin(), sums.end(), 0.0);
-    }
-    return total;
   }
 
   std::string isa_;

@@ -6,9 +6,15 @@ namespace danlu {
 
 struct ListedRows {
   int tensor;           // its place in the list of parameters
-  void* values;         // [count][elements of a row], in the gradient's dtype
+  void* values;         // [entries][elements of a row], in the gradient's dtype
   const int64_t* rows;  // ascending, each once, all of them the parameter's
   int64_t count;
+  // The entries of rows[i] are order[ends[i - 1]] to order[ends[i] - 1]. Null: it has one, entry i.
+  const int64_t *order, *ends;
+
+  int64_t first(int64_t i) const { return !ends || i == 0 ? i : ends[i - 1]; }
+  int64_t entries(int64_t i) const { return ends ? ends[i] - first(i) : 1; }
+  int64_t entry(int64_t i, int64_t which = 0) const { return order ? order[first(i) + which] : i; }
 };
 
 }  // namespace danlu

@@ -14,7 +14,7 @@ import torch
 import danlu
 from cases import BF16, CASES, F16, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
 from danlu import _cpu, checks
-from danlu.listed_rows import rows_taking_part
+from danlu.listed_rows import rows_taking_part, summed_rows
 from danlu.testing import same_bits
 from emulated import Emulated
 from layouts import permuted
@@ -55,11 +55,13 @@ def dense(shape: tuple[int, ...], seed: int, *, wild: bool = True) -> torch.Tens
 
 
 def listed(shape: tuple[int, ...], seed: int, dtype: torch.dtype, *, wild: bool = True) -> torch.Tensor:
-    """Rows in no order, some of them twice, one of zeros."""
+    """Rows in no order, some of them two and three times, the last of zeros."""
     rows = some_rows(shape[0], seed)
-    rows = torch.cat([rows, rows[: len(rows) // 3]])
+    last = len(rows) - 1
+    rows = torch.cat([rows, rows[: (len(rows) + 2) // 3], rows[: len(rows) // 5]])
     rows_values = values((len(rows), *shape[1:]), seed, wild=wild).to(dtype)
-    rows_values[:1] = 0
+    if last >= 0:
+        rows_values[last] = 0
     return coo(rows, rows_values, shape)
 
 
@@ -241,6 +243,21 @@ def test_rows_that_are_listed_twice_are_summed(mode: str, backend: str) -> None:
         assert not p.grad.is_coalesced() or flag
 
 
+@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16])
+@pytest.mark.parametrize("shape", [(300, 40), (300,), (40, 2, 3), (40, 0)], ids=str)
+def test_entries_of_a_row_are_summed_in_their_order(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    g = listed(shape, 3, dtype)
+    sums: dict[int, torch.Tensor] = {}
+    for row, entry in zip(g._indices()[0].tolist(), g._values(), strict=True):
+        sums[row] = sums[row] + entry if row in sums else entry
+    rows, rows_values = summed_rows(g)
+    assert rows.tolist() == sorted(sums)
+    assert same_bits(rows_values, torch.stack([sums[row] for row in sorted(sums)]))
+    tame = listed(shape, 3, dtype, wild=False)
+    rtol = {F64: 1e-14, F32: 1e-6, BF16: 2e-2, F16: 2e-3}[dtype]
+    torch.testing.assert_close(summed_rows(tame).values, tame.coalesce()._values(), rtol=rtol, atol=rtol)
+
+
 @every_case
 @every_mode
 @every_backend
@@ -361,6 +378,33 @@ def test_clipping_and_scaling(mode: str, backend: str) -> None:
         torch.testing.assert_close(scaled, -summed / 4 * (2.0 / norm), rtol=1e-6, atol=0)
         assert want is None or same_bits(want, scaled)
         want = scaled
+
+
+@every_mode
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_the_norm_of_a_list_depends_on_neither_its_order_nor_the_threads(
+    dtype: torch.dtype, mode: str
+) -> None:
+    """Nor on whether rows were summed before."""
+    shapes = [(300, 40), (7,), (2, 140_001), (5, 5000)]
+    lists = [listed(shape, i, dtype, wild=False) for i, shape in enumerate(shapes)]
+    summed = [coo(*summed_rows(g), g.shape) for g in lists]
+    assert all(len(a._values()) > len(b._values()) for a, b in zip(lists, summed, strict=True))
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for gradients in (lists, summed):
+            params = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+            inner = danlu.AdamW(params, max_grad_norm=1.0, betas=(0.0, 0.999), state_dtype=F32)
+            for p, g in zip(params, gradients, strict=True):
+                p.grad = g
+            danlu.Lazy(inner, mode).step()
+            results.append([inner.state[p]["exp_avg"] for p in params])
+    want = torch.cat([g.to_dense().double().flatten() for g in summed])
+    got = torch.cat([moment.double().flatten() for moment in results[0]])
+    torch.testing.assert_close(got, want / want.norm(), rtol=1e-6, atol=0)
+    for result in results[1:]:
+        assert all(map(same_bits, result, results[0]))
 
 
 def not_contiguous(p: torch.Tensor) -> torch.nn.Parameter:

@@ -4,15 +4,10 @@
 #include <cstdint>
 
 #include "../tensor_list.h"
+#include "for_each_isa.h"
 
 namespace danlu {
 namespace any_nonzero_detail {
-
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define FOR_EACH_ISA __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_ISA
-#endif
 
 // Most rows that take part show it in their first block.
 constexpr int64_t block = 512;
@@ -36,7 +31,6 @@ FOR_EACH_ISA static bool any(const uint16_t* x, int64_t n) {
     for (; i < n; i++) bits |= x[i];
   return (bits & 0x7fff) != 0;
 }
-#undef FOR_EACH_ISA
 
 }  // namespace any_nonzero_detail
 

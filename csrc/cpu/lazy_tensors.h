@@ -10,8 +10,10 @@
 
 #include "../coefficient_rows.h"
 #include "../listed_rows.h"
+#include "add_arrays.h"
 #include "any_nonzero.h"
 #include "kernel.h"
+#include "sum_squares.h"
 #include "threads.h"
 #include "tiles.h"
 
@@ -47,33 +49,44 @@ class LazyTensors {
       m.row = rows[m.tensor.row];
       if (m.all_moments) m.resting.assign(m.row, m.row + rows.stride());
       if (m.all_moments) m.resting[store_params] = 0.f;
-      claims_ += divided_up(m.places(), m.claim_rows) * m.parts;
+      claims_ += m.claims(m.places());
     }
     look_at_long_rows(threads);
   }
 
   int64_t claims() const { return claims_; }
 
-  int64_t columns(int tensor) const {
-    for (const Member& m : members_)
-      if (m.index == tensor) return m.columns;
-    return 0;
+  // Of the gradients that list rows: the sum of the squares of what the steps read, in an order that depends
+  // on neither the threads nor the entries.
+  double squares(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
+                 int threads) const {
+    double total = 0;
+    for (const ListedRows& list : listed) {
+      const auto before = [](const Member& m, int tensor) { return m.index < tensor; };
+      const Member& m = *std::lower_bound(members_.begin(), members_.end(), list.tensor, before);
+      const Dtype dtype = tensors[m.index].g.dtype;
+      std::vector<double> sums(m.columns == 0 ? 0 : m.claims(list.count));
+      parallel_claims(int64_t(sums.size()), threads, [&](int64_t claim) {
+        const Part part = m.part(claim, list.count);
+        for (int64_t place = part.first; place < part.last; place++)
+          gradient_of(list, dtype, place, m.columns, part.columns,
+                      [&](Storage g, int64_t, int64_t n) { sums[claim] += sum_squares(g, 0, n); });
+      });
+      total = std::accumulate(sums.begin(), sums.end(), total);
+    }
+    return total;
   }
 
   void work(int64_t claim) const {
     const auto after = [](int64_t value, const Member& m) { return value < m.first_claim; };
     const Member& m = *(std::upper_bound(members_.begin(), members_.end(), claim, after) - 1);
-    claim -= m.first_claim;
-    const int64_t first = claim / m.parts * m.claim_rows;
-    const int64_t last = std::min(m.places(), first + m.claim_rows);
-    const int64_t begin = claim % m.parts * claim_size;
-    const Columns columns = {begin, m.parts == 1 ? m.columns : std::min(m.columns, begin + claim_size)};
+    const Part part = m.part(claim - m.first_claim, m.places());
     if (!m.list)
-      step_nonzero(m, first, last, columns);
+      step_nonzero(m, part);
     else if (m.all_moments)
-      step_all(m, first, last, columns);
+      step_all(m, part);
     else
-      step_listed(m, first, last, columns);
+      step_listed(m, part);
   }
 
  private:
@@ -83,6 +96,11 @@ class LazyTensors {
 
   struct Columns {
     int64_t begin, end;  // of each row; all of them, unless a row is longer than a claim
+  };
+
+  struct Part {           // what a claim is
+    int64_t first, last;  // rows of the parameter, or of the list
+    Columns columns;
   };
 
   struct Member {
@@ -102,33 +120,79 @@ class LazyTensors {
 
     // What the claims cut: rows of the parameter, or of the list if nothing happens to the others.
     int64_t places() const { return list && !all_moments ? list->count : rows; }
+    int64_t claims(int64_t places) const { return divided_up(places, claim_rows) * parts; }
+
+    Part part(int64_t claim, int64_t places) const {
+      const int64_t first = claim / parts * claim_rows, begin = claim % parts * claim_size;
+      const int64_t end = parts == 1 ? columns : std::min(columns, begin + claim_size);
+      return {first, std::min(places, first + claim_rows), {begin, end}};
+    }
   };
 
-  static void step_listed(const Member& m, int64_t first, int64_t last, Columns columns) {
-    const int64_t* rows = m.list->rows;
-    for (int64_t i = first, next; i < last; i = next) {
-      for (next = i + 1; next < last && rows[next] == rows[next - 1] + 1;) next++;
-      step(m, rows[i], next - i, i, columns);
+  static void step_listed(const Member& m, const Part& part) {
+    for (int64_t place = part.first; place < part.last;)
+      place += step_run(m, place, part.last - place, part.columns);
+  }
+
+  static void step_all(const Member& m, const Part& part) {
+    const ListedRows& list = *m.list;
+    int64_t place = std::lower_bound(list.rows, list.rows + list.count, part.first) - list.rows;
+    for (int64_t row = part.first; row < part.last;) {
+      const int64_t stop = place < list.count ? std::min(list.rows[place], part.last) : part.last;
+      rest(m, row, stop - row, part.columns);
+      row = stop;
+      if (row == part.last) break;
+      const int64_t count = step_run(m, place, part.last - row, part.columns);
+      place += count;
+      row += count;
     }
   }
 
-  static void step_all(const Member& m, int64_t first, int64_t last, Columns columns) {
-    const int64_t *begin = m.list->rows, *end = begin + m.list->count;
-    const int64_t* listed = std::lower_bound(begin, end, first);
-    for (int64_t row = first; row < last;) {
-      int64_t count = 0;
-      while (listed + count < end && listed[count] == row + count && row + count < last) count++;
-      step(m, row, count, listed - begin, columns);
-      listed += count;
-      row += count;
-      const int64_t stop = listed < end ? std::min(*listed, last) : last;
-      rest(m, row, stop - row, columns);
-      row = stop;
+  // The row at a place of the list, with those after it that lie beside it in the parameter and in the
+  // gradient, at most so many; returns how many.
+  static int64_t step_run(const Member& m, int64_t place, int64_t most, Columns columns) {
+    const ListedRows& list = *m.list;
+    const int64_t row = list.rows[place], entry = list.entry(place);
+    if (list.entries(place) > 1) {
+      gradient_of(list, m.tensor.g.dtype, place, m.columns, columns, [&](Storage g, int64_t at, int64_t n) {
+        Tensor t = m.tensor;
+        at += row * m.columns;
+        t.g.data = moved(g, -at);
+        m.kernel(t, at, at + n, m.row);
+      });
+      return 1;
+    }
+    int64_t count = 1;
+    while (count < most && place + count < list.count && list.rows[place + count] == row + count &&
+           list.entries(place + count) == 1 && list.entry(place + count) == entry + count)
+      count++;
+    step(m, row, count, entry, columns);
+    return count;
+  }
+
+  // Calls see(g, at, n) for blocks of the row at a place of a list: n elements from column `at` on, in g from
+  // its first on. An entry is seen where it lies, several are summed in the order in which they are listed.
+  template <class See>
+  static void gradient_of(const ListedRows& list, Dtype dtype, int64_t place, int64_t row_size,
+                          Columns columns, const See& see) {
+    alignas(64) float buffer[at_once];
+    const int64_t entries = list.entries(place);
+    for (int64_t at = columns.begin; at < columns.end; at += at_once) {
+      const int64_t n = std::min(at_once, columns.end - at);
+      const auto values = [&](int64_t which) {
+        return moved({list.values, dtype}, list.entry(place, which) * row_size + at);
+      };
+      Storage g = {values(0), dtype};
+      if (entries > 1) g.data = buffer;
+      for (int64_t which = 1; which < entries; which++)
+        add_arrays(which == 1 ? values(0) : buffer, values(which), g, n);
+      see(g, at, n);
     }
   }
 
   // Rows of a dense gradient, each looked at just before the rule reads it.
-  static void step_nonzero(const Member& m, int64_t first, int64_t last, Columns columns) {
+  static void step_nonzero(const Member& m, const Part& part) {
+    const auto [first, last, columns] = part;
     const int64_t most = std::max<int64_t>(1, at_once / m.columns);
     bool now = takes_part(m, first), following = now;
     for (int64_t row = first, next; row < last; row = next, now = following) {
@@ -174,9 +238,10 @@ class LazyTensors {
 
   // The address from which on a kernel finds at element i what lies at element i + by.
   static void* moved(Storage x, int64_t by) {
-    const int64_t bytes = x.dtype == Dtype::f32 ? 4 : 2;
-    return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(x.data) + uintptr_t(by * bytes));
+    return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(x.data) + uintptr_t(by * bytes_of(x.dtype)));
   }
+
+  static int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
   // Where several claims share a row of a dense gradient, none of them could tell whether all of it is zero.
   void look_at_long_rows(int threads) {

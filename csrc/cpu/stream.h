@@ -4,18 +4,13 @@
 #include <stdexcept>
 #include <vector>
 
+#include "for_each_isa.h"
 #include "threads.h"
 
 namespace danlu {
 
 namespace stream_detail {
 constexpr int64_t chunk = 65536;
-
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define FOR_EACH_ISA __attribute__((target_clones("avx2", "default")))
-#else
-#define FOR_EACH_ISA
-#endif
 
 FOR_EACH_ISA static void update(float* __restrict a, float* __restrict b, float* __restrict c,
                                 const float* __restrict g, int64_t n) {
@@ -42,7 +37,6 @@ FOR_EACH_ISA static uint32_t combine(const uint32_t* x, int64_t n) {
   for (int64_t i = 0; i < n; i++) all ^= x[i];
   return all;
 }
-#undef FOR_EACH_ISA
 }  // namespace stream_detail
 
 // Reads fp32 elements and does nothing else: the ceiling of a norm.

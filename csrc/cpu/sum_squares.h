@@ -5,15 +5,10 @@
 #include <cstdint>
 
 #include "../tensor_list.h"
+#include "for_each_isa.h"
 
 namespace danlu {
 namespace sum_squares_detail {
-
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define FOR_EACH_ISA __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_ISA
-#endif
 
 typedef float Floats __attribute__((vector_size(32), aligned(4)));
 typedef double Doubles __attribute__((vector_size(64)));
@@ -45,7 +40,6 @@ FOR_EACH_ISA static void widen(const bf16* from, float* to, int64_t n) {
 FOR_EACH_ISA static void widen(const f16* from, float* to, int64_t n) {
   for (int64_t i = 0; i < n; i++) to[i] = to_float(from[i]);
 }
-#undef FOR_EACH_ISA
 
 template <class T>
 double of_narrow(const T* x, int64_t n) {

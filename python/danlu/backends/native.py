@@ -101,8 +101,8 @@ class NativePart:
         if not self._list_rows():
             return False
         addresses = [
-            (i, listed.values.data_ptr(), listed.rows.data_ptr(), len(listed.rows))
-            for i, listed in self._listed
+            (i, _address(values), _address(rows), len(rows), _address(order), _address(ends))
+            for i, (rows, values, order, ends) in self._listed
         ]
         keys = self._list.gather(optimizer.state, addresses)
         if keys is None:
@@ -176,6 +176,10 @@ def exchange_api() -> object:
     if os.environ.get("DANLU_DLPACK") == "0":
         return None
     return getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+
+def _address(t: torch.Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 def _where(items: Sequence[Any], mask: Sequence[bool]) -> list[Any]:

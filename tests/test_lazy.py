@@ -205,7 +205,8 @@ def test_a_list_of_the_rows_that_are_not_zero_is_the_dense_gradient(
     case: Case, mode: str, backend: str
 ) -> None:
     results = []
-    for form in ("dense", "coalesced", "uncoalesced", "strided values", "negated values", "marked wrongly"):
+    forms = ("dense", "coalesced", "uncoalesced", "strided values", "negated values", "strided indices")
+    for form in (*forms, "marked wrongly"):
         p = torch.nn.Parameter(values((40, 6), 0, wild=False))
         opt = danlu.Lazy(case.make([p], backend=backend), mode)
         for t in range(4):
@@ -218,6 +219,7 @@ def test_a_list_of_the_rows_that_are_not_zero_is_the_dense_gradient(
                 "uncoalesced": coo(rows[order], rows_values[order], g.shape),
                 "strided values": coo(rows, rows_values.t().contiguous().t(), g.shape, is_coalesced=True),
                 "negated values": coo(rows, torch._neg_view(-rows_values), g.shape, is_coalesced=True),
+                "strided indices": coo(rows.repeat_interleave(2)[::2], rows_values, g.shape, is_coalesced=True),
                 "marked wrongly": coo(rows[order], rows_values[order], g.shape, is_coalesced=True),
             }[form]
             before = p.grad.clone() if form == "dense" else p.grad._values().clone()
@@ -233,10 +235,10 @@ def test_a_list_of_the_rows_that_are_not_zero_is_the_dense_gradient(
 def test_rows_that_are_listed_twice_are_summed(mode: str, backend: str) -> None:
     for flag in (False, True):  # True is not true
         p, q = (torch.nn.Parameter(torch.ones(4, 2)) for _ in range(2))
-        p.grad = coo(
-            [2, 0, 2], torch.tensor([[1.0, 2.0], [3.0, 4.0], [-5.0, 6.0]]), (4, 2), is_coalesced=flag
-        )
-        q.grad = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-4.0, 8.0], [0.0, 0.0]])
+        entries = torch.tensor([[7.0, 8.0], [1.0, 2.0], [3.0, 4.0], [-5.0, 6.0]])
+        # the second row lies beside the first in the parameter and in the list, and is listed again
+        p.grad = coo([2, 3, 0, 3], entries, (4, 2), is_coalesced=flag)
+        q.grad = torch.tensor([[3.0, 4.0], [0.0, 0.0], [7.0, 8.0], [-4.0, 8.0]])
         for x in (p, q):
             danlu.Lazy(danlu.AdamW([x], backend=backend), mode).step()
         assert same_bits(p, q)

@@ -21,8 +21,9 @@ class Lazy(Derived):
 
     A row is what lies at one index of the first dimension: of an embedding the vector of one token. Of a
     sparse gradient (`torch.sparse_coo`, as `torch.nn.Embedding(sparse=True)` gives) every listed row takes
-    part, whatever its values, and rows that are listed more than once are summed; of a dense one every row
-    that is not all zero. The other rows keep their parameters, without decay, and
+    part, whatever its values, and a row that is listed more than once with the sum of its entries, taken in
+    their order and rounded to the gradient's dtype; of a dense one every row that is not all zero. The other
+    rows keep their parameters, without decay, and
 
         mode="rows"      their moments too: a step costs what the rows that take part cost
                          (as torch.optim.SparseAdam);

@@ -118,6 +118,15 @@ def _groups(result: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{head}: {times}; best {row['best']}"
 
 
+def _lazy_steps(result: list[dict[str, Any]]) -> Iterator[str]:
+    alike: dict[str, list[str]] = {}
+    for row in result:
+        shown = f"{row['step']} {row['ms']['median']:.3f} ({row['ratio']['median']:.1f})"
+        alike.setdefault(row["optimizer"], []).append(shown)
+    for optimizer, ways in alike.items():
+        yield f"{optimizer} on an embedding, ms (times all rows): {', '.join(ways)}"
+
+
 def _small_tensors(measured: dict[str, Any]) -> Iterator[str]:
     yield f"{measured['id']}, ms (times torch-adamw), launches:"
     shown = []
@@ -195,6 +204,7 @@ SECTIONS = {
     "reductions": _reductions,
     "gradient_norm": _gradient_norm,
     "groups": _groups,
+    "lazy_steps": _lazy_steps,
     "small_tensors": _small_tensors,
     "zero_gradients": _zero_gradients,
     "cuda_graph": _cuda_graph,

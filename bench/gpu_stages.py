@@ -21,7 +21,9 @@ import contenders
 import cuda_harness
 import gpu_graphs
 import gpu_groups
+import gpu_lazy
 import gpu_norm
+import lazy_rows
 from contenders import Contender
 from cuda_harness import CudaStream, OnCuda
 from harness import ROOT
@@ -90,6 +92,10 @@ def gradient_norm(_: Results) -> list[Results]:
 
 def groups(_: Results) -> list[Results]:
     return gpu_groups.swept(MODELS, ROUNDS)
+
+
+def lazy_steps(_: Results) -> list[Results]:
+    return gpu_lazy.times(lazy_rows.SHAPE, lazy_rows.LISTED, ROUNDS)
 
 
 def zero_gradients(_: Results) -> list[Results]:
@@ -181,6 +187,7 @@ STAGES: dict[str, Callable[[Results], Any]] = {
         reductions,
         gradient_norm,
         groups,
+        lazy_steps,
         zero_gradients,
         small_tensors,
         cuda_graph,

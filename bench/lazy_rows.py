@@ -102,6 +102,24 @@ LISTS = 8  # of other rows: those of the last step are in no cache
 Way = tuple[list[torch.Tensor], Callable[[], object], int, int]
 
 
+def gradients(
+    shape: tuple[int, int], listed: int, device: str | torch.device = "cpu"
+) -> dict[str, list[torch.Tensor]]:
+    """Some of each form, those in one place of the same rows: "listed" is coalesced."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(shape[0], generator=generator)
+    found: dict[str, list[torch.Tensor]] = {"listed": [], "in no order": [], "twice": []}
+    for rows in order.split(listed)[:LISTS]:
+        rows_values = torch.randn((len(rows), shape[1]), generator=generator)
+        for form, times in (("in no order", 1), ("twice", 2)):
+            entries = rows.repeat(times)[None], rows_values.repeat(times, 1)
+            found[form].append(torch.sparse_coo_tensor(*entries, shape, check_invariants=True).to(device))
+        found["listed"].append(found["in no order"][-1].coalesce())
+    first = found["listed"][0]
+    dense = torch.zeros(shape, device=device).index_copy_(0, first._indices()[0], first._values())
+    return {**found, "dense": [dense]}
+
+
 class Turns:
     """A parameter, its gradients in every form, and the ways to step it; all share one state."""
 
@@ -109,32 +127,23 @@ class Turns:
         generator = torch.Generator().manual_seed(0)
         size, updated = shape[0] * shape[1], listed * shape[1]
         self.p = torch.nn.Parameter(torch.randn(shape, generator=generator))
-        order = torch.randperm(shape[0], generator=generator)
-        dense = torch.zeros(shape)
-        coalesced, fresh, repeated = [], [], []
-        for rows in order.split(listed)[:LISTS]:
-            values = torch.randn((len(rows), shape[1]), generator=generator)
-            fresh.append(torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=True))
-            coalesced.append(fresh[-1].coalesce())
-            twice = rows.repeat(2)[None], values.repeat(2, 1)
-            repeated.append(torch.sparse_coo_tensor(*twice, shape, check_invariants=True))
-        dense.index_copy_(0, coalesced[0]._indices()[0], coalesced[0]._values())
+        given = gradients(shape, listed)
 
         inner = optimizer([self.p])
         lazy, moments = danlu.Lazy(inner), danlu.Lazy(inner, "params")
         self._written = 1 + len(inner.state_names)
-        self._stream, self._read = Stream(size // 4), dense
+        self._stream, self._read = Stream(size // 4), given["dense"][0]
         # of an element's update what is neither parameter nor gradient
         moving = 2 * len(inner.state_names) / (2 * self._written + 1)
         rest = int((size - updated) * moving)
         self.ways: dict[str, Way] = {
-            ALL_ROWS: ([dense], inner.step, 0, size),
-            "rows, listed": (coalesced, lazy.step, 0, updated),
-            "rows, listed in no order": (fresh, lazy.step, 0, updated),
-            "rows, listed twice": (repeated, lazy.step, updated, updated),
-            "rows, dense gradient": ([dense], lazy.step, size - updated, updated),
-            "params, listed": (coalesced, moments.step, 0, updated + rest),
-            "params, dense gradient": ([dense], moments.step, size - updated, updated + rest),
+            ALL_ROWS: (given["dense"], inner.step, 0, size),
+            "rows, listed": (given["listed"], lazy.step, 0, updated),
+            "rows, listed in no order": (given["in no order"], lazy.step, 0, updated),
+            "rows, listed twice": (given["twice"], lazy.step, updated, updated),
+            "rows, dense gradient": (given["dense"], lazy.step, size - updated, updated),
+            "params, listed": (given["listed"], moments.step, 0, updated + rest),
+            "params, dense gradient": (given["dense"], moments.step, size - updated, updated + rest),
         }
 
     def taking(self, gradients: Sequence[torch.Tensor]) -> Callable[[], None]:

@@ -150,6 +150,7 @@ py::object coefficient_names(const std::string& rule) {
 PYBIND11_MODULE(_cpu, m) {
   using namespace danlu;
   m.doc() = "Native CPU kernels of danlu.";
+  m.attr("num_zeros") = num_zeros;
   m.def("instruction_sets", &instruction_set_names, "Those that this machine can run, the fastest first.");
   m.def("coefficient_names", &coefficient_names,
         "The coefficients of a rule in order; None if there is no such rule.");
@@ -163,6 +164,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def("advance", &AddressList::advance)
       .def("select", &AddressList::select)
       .def("table", &AddressList::table)
+      .def("lazy_table", &AddressList::lazy_table)
       .def("gradients", &AddressList::gradients);
   step_list_class<CpuStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, std::string>())

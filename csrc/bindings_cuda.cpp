@@ -101,17 +101,18 @@ class CudaStep : public AddressList {
       };
       for (size_t i = 0; i < tensors().size(); i++) {
         const Tensor& t = tensors()[i];
-        if (t.row < 0 || t.size == 0 || t.g.dtype != dtype) continue;
+        if (t.row < 0 || t.g.dtype != dtype) continue;
         Tensor with_sums = {};
         with_sums.p.data = next;
         with_sums.g = t.g;
-        with_sums.size = t.size;
+        with_sums.size = gradient_size(i);
+        if (with_sums.size == 0) continue;
         if (!packer.add(with_sums, nullptr)) {
           enqueue();
           packer.add(with_sums, nullptr);
         }
         if (packer.num_tensors() == 1) first_ = i;
-        next += norm_chunks(t);
+        next += norm_chunks(with_sums);
       }
       enqueue();
     }
@@ -123,30 +124,48 @@ class CudaStep : public AddressList {
   // Enqueues the element-wise step on a stream, counts the step for all tensors, and returns the number of
   // launches, with the `launches` that were made before. rows: as CpuStep::run, without counters on the
   // device; then device_rows is the address of an fp32 row for each tensor added. clip, found_inf: addresses
-  // of fp32 numbers on the device, or 0.
+  // of fp32 numbers on the device, or 0. With lazy parameters whose moments all move, resting is how far
+  // behind the coefficient row of their listed rows that of the others is, and zeros the address of num_zeros
+  // fp32 zeros on the device.
   int run(const py::list& rows, uintptr_t stream, uintptr_t device_rows, uintptr_t clip, uintptr_t found_inf,
-          int launches) {
+          int resting, uintptr_t zeros, int launches) {
     rows_.assign(rows, row_stride_);
     const py::gil_scoped_release nogil;
     const DeviceGuard guard(device_);
-    for (size_t next = 0; next < order_.size();) {
-      const auto [rule, kernel] = kernels_[order_[next]];
-      LaunchPacker packer(rule->info.num_states, device_rows ? row_stride_ : rule->info.row_length(),
-                          rule->chunk_size, reinterpret_cast<const float*>(device_rows));
+    for (size_t next = 0, end; next < order_.size(); next = end) {
+      const CudaRule* rule = kernels_[order_[next]].first;
+      const CudaKernel* kernel = kernels_[order_[next]].second;
+      const int num_states = rule->info.num_states;
+      LaunchPacker packer(num_states, device_rows ? row_stride_ : rule->info.row_length(), rule->chunk_size,
+                          reinterpret_cast<const float*>(device_rows));
       packer.list().clip = reinterpret_cast<const float*>(clip);
       packer.list().found_inf = reinterpret_cast<const float*>(found_inf);
-      for (; next < order_.size() && kernels_[order_[next]].second == kernel; next++) {
-        const Tensor& t = tensors()[order_[next]];
-        if (t.row < 0) continue;
+      const auto add = [&](const Tensor& t, size_t i) {
         const float* coefficients = device_rows ? nullptr : rows_[t.row];
-        if (packer.add(t, coefficients)) {
-          if (packer.num_tensors() == 1) first_ = order_[next];
-          continue;
+        if (!packer.add(t, coefficients)) {
+          enqueue(*kernel, packer, stream, launches++);
+          packer.clear();
+          packer.add(t, coefficients);
         }
-        enqueue(*kernel, packer, stream, launches++);
-        packer.clear();
-        packer.add(t, coefficients);
-        first_ = order_[next];
+        if (packer.num_tensors() == 1) first_ = i;
+      };
+      for (end = next; end < order_.size() && kernels_[order_[end]].second == kernel; end++) {
+        const size_t i = order_[end];
+        const Tensor& t = tensors()[i];
+        if (t.row < 0) continue;
+        if (const ListedRows* list = list_of(i))
+          for_listed_rows(lazy_shape(i), t, num_states, *list, [&](const Tensor& part) { add(part, i); });
+        else
+          add(t, i);
+      }
+      // behind the others, since a launch takes rows on the device in ascending order
+      for (size_t j = next; j < end; j++) {
+        const size_t i = order_[j];
+        Tensor t = tensors()[i];
+        if (t.row < 0 || !lazy_shape(i).all_moments) continue;
+        t.row += resting;
+        for_other_rows(lazy_shape(i), t, num_states, *list_of(i), reinterpret_cast<void*>(zeros),
+                       [&](const Tensor& part) { add(part, i); });
       }
       if (!packer.empty()) enqueue(*kernel, packer, stream, launches++);
     }
@@ -232,6 +251,7 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
   m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),
         "Reads an fp32 array and does nothing else: the ceiling of a norm.");
   m.def("reduction", &reduction, "What a rule sums before its step; None if nothing.");
+  m.attr("num_zeros") = num_zeros;
   m.attr("geometry_fields") = split_names(geometry_fields);
   step_list_class<CudaStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, int, bool>())

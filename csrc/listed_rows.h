@@ -5,11 +5,13 @@
 namespace danlu {
 
 struct ListedRows {
-  int tensor;           // its place in the list of parameters
-  void* values;         // [entries][elements of a row], in the gradient's dtype
+  int tensor;    // its place in the list of parameters
+  void* values;  // [num_values][elements of a row], in the gradient's dtype
+  int64_t num_values;
   const int64_t* rows;  // ascending, each once, all of them the parameter's
   int64_t count;
-  // The entries of rows[i] are order[ends[i - 1]] to order[ends[i] - 1]. Null: it has one, entry i.
+  // The entries of rows[i], rows of values, are order[ends[i - 1]] to order[ends[i] - 1]. Null: it has one,
+  // entry i.
   const int64_t *order, *ends;
 
   int64_t first(int64_t i) const { return !ends || i == 0 ? i : ends[i - 1]; }

@@ -24,7 +24,7 @@ enum class Counters { on_host, on_device };
 
 class StepList {
  public:
-  using Listing = std::tuple<int, uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t>;
+  using Listing = std::tuple<int, uintptr_t, int64_t, uintptr_t, int64_t, uintptr_t, uintptr_t>;
 
   StepList(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
            Device device, Counters counters)
@@ -103,9 +103,9 @@ class StepList {
   py::object gather(const py::dict& state, const std::vector<Listing>& listed) {
     release();
     const auto numbers = [](uintptr_t address) { return reinterpret_cast<const int64_t*>(address); };
-    for (const auto& [tensor, values, rows, count, order, ends] : listed)
-      listed_.push_back(
-          {tensor, reinterpret_cast<void*>(values), numbers(rows), count, numbers(order), numbers(ends)});
+    for (const auto& [tensor, values, num_values, rows, count, order, ends] : listed)
+      listed_.push_back({tensor, reinterpret_cast<void*>(values), num_values, numbers(rows), count,
+                         numbers(order), numbers(ends)});
     row_of_.clear();
     if (!same_states(state)) return py::none();
     py::list keys;

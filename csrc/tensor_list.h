@@ -13,6 +13,13 @@ struct Storage {
   Dtype dtype;
 };
 
+inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+
+// The address of the element that lies so many behind the first, or before it.
+inline void* moved(Storage x, int64_t by) {
+  return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(x.data) + uintptr_t(by * bytes_of(x.dtype)));
+}
+
 struct Tensor {
   Storage p, g, states[max_states];
   int64_t size;

@@ -9,7 +9,7 @@ import torch
 
 import danlu
 from cases import BF16, CASES, Case, values
-from danlu.backends.cuda import Cuda
+from danlu.backends.cuda import Cuda, CudaPart
 from danlu.testing import same_bits
 from emulated import STREAM, Emulated
 from layouts import reserved
@@ -230,3 +230,58 @@ def test_same_bits_whichever_way_addresses_are_read(monkeypatch: pytest.MonkeyPa
             opt.step()
         results.append(copies(opt))
     assert all(map(same_bits, *results))
+
+
+def listing(rows: list[int], shape: tuple[int, int]) -> torch.Tensor:
+    indices = torch.tensor([rows])
+    return torch.sparse_coo_tensor(indices, torch.ones(len(rows), shape[1]), shape, check_invariants=True)
+
+
+def blocks_of_a_step(opt: torch.optim.Optimizer, cuda: Emulated) -> list[int]:
+    opt.step()  # makes state
+    cuda.native.reset()
+    opt.step()
+    return [launch.blocks for launch in cuda.native.machine().launches]
+
+
+def test_lazy_rows_take_blocks_by_their_number(cuda: Emulated) -> None:
+    """Rows that are neighbours in parameter and gradient share theirs."""
+    shape = (9000, 4)
+    p = torch.nn.Parameter(torch.ones(shape))
+    opt = danlu.Lazy(danlu.Lion([p], backend="cuda"))
+    p.grad = listing([*range(100, 5000)], shape)
+    assert blocks_of_a_step(opt, cuda) == [2]
+    p.grad = listing([*range(5000, 100, -1)], shape)
+    assert sum(blocks_of_a_step(opt, cuda)) == 4900
+    p.grad = torch.zeros(shape)
+    p.grad[0:4200:2] = 1.0
+    blocks = blocks_of_a_step(opt, cuda)
+    assert sum(blocks) == 2100
+    assert len(blocks) == 3
+    p.grad.zero_()
+    assert blocks_of_a_step(opt, cuda) == []
+
+
+def test_lazy_moments_take_blocks_of_whole_chunks(cuda: Emulated) -> None:
+    shape = (9000, 4)
+    p = torch.nn.Parameter(torch.ones(shape))
+    opt = danlu.Lazy(danlu.Lion([p], backend="cuda"), "params")
+    p.grad = listing([4000], shape)
+    assert blocks_of_a_step(opt, cuda) == [1 + 1 + 2]
+    p.grad = listing([0, 8999], shape)
+    assert blocks_of_a_step(opt, cuda) == [2 + 3]
+
+
+def test_a_lazy_step_cannot_be_captured(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.nn.Parameter(torch.ones(4, 2))
+    opt = danlu.Lazy(danlu.Lion([("table", p)], backend="cuda", capturable=True))
+    for g in (torch.ones(4, 2), listing([1], (4, 2))):
+        p.grad = g
+        opt.step()
+        before = p.detach().clone()
+        with monkeypatch.context() as patched:
+            patched.setattr(CudaPart, "is_capturing", lambda self: True)
+            with pytest.raises(RuntimeError, match=r"^table: a lazy step waits for its rows, which no graph"):
+                opt.step()
+        assert torch.equal(p, before)
+        p.grad = None

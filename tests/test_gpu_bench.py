@@ -28,6 +28,7 @@ import gpu_groups
 import gpu_norm
 import gpu_report
 import gpu_stages
+import lazy_rows
 import memcheck
 import rounds
 import step_time
@@ -61,6 +62,8 @@ def small(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     monkeypatch.setattr(gpu_stages, "MANY_SMALL", TINIER)
     monkeypatch.setattr(gpu_stages, "LLAMA_8B", TINIER)
     monkeypatch.setattr(gpu_stages, "STREAM_ELEMENTS", 1000)
+    monkeypatch.setattr(lazy_rows, "SHAPE", (90, 16))
+    monkeypatch.setattr(lazy_rows, "LISTED", 10)
     monkeypatch.setattr(gpu_stages, "limited", commands)
     monkeypatch.setattr(torch, "compile", lambda step: step)  # the compiler takes its time
     return fake
@@ -327,6 +330,13 @@ def test_all_stages(small: FakeGpu, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(found["gradient_norm"]) == 2 * 2 * 3
     assert all(row["share_of_reading"]["median"] > 0 for row in found["gradient_norm"])
     assert {row["best"] for row in found["groups"]} <= set(gpu_groups.sizes())
+    ways = [*(f"rows, {how}" for how in ("listed", "listed in no order", "listed twice", "dense gradient"))]
+    steps = ["all rows", *ways, "params, listed"]
+    lazy = found["lazy_steps"]
+    assert [(row["optimizer"], row["step"]) for row in lazy] == [
+        (o, w) for o in ("Lion", "AdamW") for w in steps
+    ]
+    assert all(row["ms"]["median"] > 0 and row["ratio"]["median"] > 0 for row in lazy)
     assert len(found["host_time"]["contenders"]) == len(contenders.ON_CUDA) - 4
     assert [row["name"] for row in found["compiled_adafactor"]["contenders"]] == [
         "torch-adafactor-compile",
@@ -341,6 +351,7 @@ def test_all_stages(small: FakeGpu, tmp_path: Path, capsys: pytest.CaptureFixtur
         r"lamb  .* of the stream for 44 B/param >= 0\.85: (NOT )?REACHED",
         r"adafactor  .* times torch's speed >= 5: .*; .* times 20 B/param in place <= 1\.35: ",
         r"norm, bfloat16 on tiny: cuda .* of reading >= 0\.9: .*; triton .*; torch get_total_norm",
+        r"Lion on an embedding, ms \(times all rows\): all rows .*, rows, listed twice .*",
         r"adafactor's groups, float32 on tiny, .*: default .*, L2/4 .*; best ",
     ):
         assert re.search(shown, out, re.IGNORECASE), shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -12,93 +11,24 @@ import pytest
 import torch
 
 import danlu
-from cases import BF16, CASES, F16, F32, F64, REDUCING, STORAGES, Case, Storage, set_gradient, values
+from cases import BF16, F16, F32, F64, REDUCING, STORAGES, Case, Storage, values
 from danlu import _cpu, checks
 from danlu.listed_rows import rows_taking_part, summed_rows
 from danlu.testing import same_bits
-from emulated import Emulated
 from layouts import permuted
+from lazy_runs import LAZY, MODES, assert_same, coo, dense, gradient, listed, run
 from oracles.lazy_rows import PlainLazy
-
-MODES = ("rows", "params")
-LAZY = [case for case in CASES if "accumulation_steps" not in case.hyper]
-SHAPES = [(50, 3), (7,), (300, 40), (1, 5), (5, 1), (2, 140_001), (0, 4), (4, 0), (20, 6, 5), (200, 997)]
-STEPS = 6
 
 every_case = pytest.mark.parametrize("case", LAZY, ids=lambda c: c.id)
 every_mode = pytest.mark.parametrize("mode", MODES)
-every_backend = pytest.mark.parametrize("backend", ["cpu", "reference"])
+every_backend = pytest.mark.parametrize("backend", ["cpu", "cuda", "reference"], indirect=True)
 
 
-def coo(rows: Any, rows_values: torch.Tensor, shape: Any, **flags: bool) -> torch.Tensor:
-    indices = torch.as_tensor(rows, dtype=torch.int64).reshape(1, -1)
-    return torch.sparse_coo_tensor(indices, rows_values, tuple(shape), check_invariants=False, **flags)
-
-
-def some_rows(count: int, seed: int) -> torch.Tensor:
-    """With neighbours and gaps, in no order."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = (torch.rand(count, generator=generator) < 0.4).nonzero()[:, 0]
-    return chosen[torch.randperm(len(chosen), generator=generator)]
-
-
-def dense(shape: tuple[int, ...], seed: int, *, wild: bool = True) -> torch.Tensor:
-    """Some rows of numbers; of the others some are zeros of either sign, some hold one odd number."""
-    g = torch.zeros(shape)
-    rows = some_rows(shape[0], seed)
-    g[rows] = values((len(rows), *shape[1:]), seed, wild=wild)
-    if wild and g.numel():
-        flat = g.view(shape[0], -1)
-        for i, odd in enumerate((-0.0, float("nan"), 1e-45)):
-            flat[i::11][:, -1:][flat[i::11].eq(0).all(1)] = odd
-    return g
-
-
-def listed(shape: tuple[int, ...], seed: int, dtype: torch.dtype, *, wild: bool = True) -> torch.Tensor:
-    """Rows in no order, some of them two and three times, the last of zeros."""
-    rows = some_rows(shape[0], seed)
-    last = len(rows) - 1
-    rows = torch.cat([rows, rows[: (len(rows) + 2) // 3], rows[: len(rows) // 5]])
-    rows_values = values((len(rows), *shape[1:]), seed, wild=wild).to(dtype)
-    if last >= 0:
-        rows_values[last] = 0
-    return coo(rows, rows_values, shape)
-
-
-@functools.cache
-def gradient(
-    shape: tuple[int, ...], seed: int, kind: int, dtype: torch.dtype, **how: bool
-) -> torch.Tensor | None:
-    """Of one of six kinds."""
-    if kind == 0:
-        return None
-    if kind in (1, 2):
-        return dense(shape, seed, **how).to(dtype)
-    if kind == 3:
-        return coo([], torch.zeros((0, *shape[1:]), dtype=dtype), shape)
-    g = listed(shape, seed, dtype, **how)
-    return g if kind == 4 else g.coalesce()
-
-
-def run(case: Case, storage: Storage, backend: str, mode: str, **how: Any) -> list[dict[str, torch.Tensor]]:
-    """Parameters and states after steps with gradients of every kind, in two lazy groups and another."""
-    params = [torch.nn.Parameter(values(shape, i, **how).to(storage.param)) for i, shape in enumerate(SHAPES)]
-    plain = torch.nn.Parameter(values((33, 5), 99, **how).to(storage.param))
-    other: dict[str, Any] = {"params": params[1::2], "lr": 5e-3, "maximize": True, "lazy": True}
-    if case.hyper.get("weight_decay"):
-        other["weight_decay"] = 0.0
-    groups = [{"params": params[::2], "lazy": True}, other, {"params": [plain], "lazy": False}]
-    opt = danlu.Lazy(case.make(groups, backend=backend, state_dtype=storage.moment), mode)
-    for t in range(STEPS):
-        opt.param_groups[0]["lr"] = case.hyper["lr"] / (t + 1)
-        for i, (shape, p) in enumerate(zip(SHAPES, params, strict=True)):
-            p.grad = None
-            g = gradient(shape, 1000 * (t + 1) + i, (t + i) % 6, storage.grad, **how)
-            if g is not None:
-                set_gradient(p, g)
-        set_gradient(plain, dense((33, 5), t, **how).to(storage.grad))
-        opt.step()
-    return [{"param": p.detach(), **opt.state[p]} for p in (*params, plain)]
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda":
+        request.getfixturevalue("cuda")
+    return str(request.param)
 
 
 EXPECTED: dict[tuple[str, Storage, str], list[dict[str, torch.Tensor]]] = {}
@@ -111,23 +41,23 @@ def expected(case: Case, storage: Storage, mode: str) -> list[dict[str, torch.Te
     return EXPECTED[key]
 
 
-def assert_same(got: list[dict[str, torch.Tensor]], want: list[dict[str, torch.Tensor]]) -> None:
-    names = [*map(str, SHAPES), "plain"]
-    different = [
-        f"{name}: {key}"
-        for name, a, b in zip(names, got, want, strict=True)
-        for key in b
-        if not same_bits(a[key], b[key])
-    ]
-    assert not different, different
-
-
 @every_mode
 @pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
 @every_case
 def test_same_bits_as_the_reference(case: Case, storage: Storage, mode: str) -> None:
     torch.set_num_threads(3)
     assert_same(run(case, storage, "cpu", mode), expected(case, storage, mode))
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
+@every_mode
+@every_case
+def test_same_bits_of_cuda_kernels(case: Case, mode: str, capturable: bool) -> None:
+    """With coefficients from the host, and with those computed by torch beside the counters."""
+    storages = [storage for storage in STORAGES if storage.moment != F16]
+    for storage in storages[:: len(storages) - 1] if capturable else storages:
+        assert_same(run(case, storage, "cuda", mode, capturable=capturable), expected(case, storage, mode))
 
 
 @every_mode
@@ -219,7 +149,9 @@ def test_a_list_of_the_rows_that_are_not_zero_is_the_dense_gradient(
                 "uncoalesced": coo(rows[order], rows_values[order], g.shape),
                 "strided values": coo(rows, rows_values.t().contiguous().t(), g.shape, is_coalesced=True),
                 "negated values": coo(rows, torch._neg_view(-rows_values), g.shape, is_coalesced=True),
-                "strided indices": coo(rows.repeat_interleave(2)[::2], rows_values, g.shape, is_coalesced=True),
+                "strided indices": coo(
+                    rows.repeat_interleave(2)[::2], rows_values, g.shape, is_coalesced=True
+                ),
                 "marked wrongly": coo(rows[order], rows_values[order], g.shape, is_coalesced=True),
             }[form]
             before = p.grad.clone() if form == "dense" else p.grad._values().clone()
@@ -428,23 +360,6 @@ def test_rows_that_are_not_contiguous_take_the_reference(case: Case, mode: str) 
     assert row.backend == "reference"
     assert "not contiguous" in row.reason
     assert [row.backend for row in lazy[1].backend_report()] == ["cpu"]
-
-
-@every_mode
-def test_on_another_backend_the_reference_takes_lazy_parameters(mode: str, cuda: Emulated) -> None:
-    results = []
-    for backend in ("cuda", "reference"):
-        p, b = torch.nn.Parameter(values((9, 4), 0, wild=False)), torch.nn.Parameter(torch.ones(3))
-        groups = [{"params": [p], "lazy": True}, {"params": [b], "lazy": False}]
-        opt = danlu.Lazy(danlu.AdamW(groups, backend=backend), mode)
-        for t in range(6):
-            p.grad, b.grad = gradient((9, 4), t, t % 6, F32, wild=False), torch.ones(3)
-            opt.step()
-        results.append([p.detach(), b.detach(), *opt.state[p].values(), *opt.state[b].values()])
-        report = opt.backend_report()
-        assert [row.backend for row in report] == ["reference", backend]
-        assert backend == "reference" or report[0].reason == "not cuda: no CUDA kernel steps single rows"
-    assert all(map(same_bits, *results))
 
 
 # what a gradient may not be, for a parameter of shape (4, 3): (how it is made, error, words)

@@ -236,13 +236,6 @@ class LazyTensors {
     }
   }
 
-  // The address from which on a kernel finds at element i what lies at element i + by.
-  static void* moved(Storage x, int64_t by) {
-    return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(x.data) + uintptr_t(by * bytes_of(x.dtype)));
-  }
-
-  static int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
-
   // Where several claims share a row of a dense gradient, none of them could tell whether all of it is zero.
   void look_at_long_rows(int threads) {
     for (Member& m : members_) {

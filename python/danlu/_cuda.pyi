@@ -5,6 +5,7 @@ from ._step_list import StepList
 
 architectures: str
 geometry_fields: tuple[str, ...]
+num_zeros: int
 
 def unavailable() -> str | None: ...
 def capability(device: int) -> int: ...
@@ -37,6 +38,8 @@ class Step(StepList):
         device_rows: int,
         clip: int,
         found_inf: int,
+        resting: int,
+        zeros: int,
         launches: int,
     ) -> int: ...
 

@@ -10,7 +10,7 @@ import torch
 class ListedRows(NamedTuple):
     """The rows that a COO gradient lists. rows: int64, ascending, each once. values: contiguous, a row of the
     gradient for each entry, in the order in which they are listed. order, ends: int64; the entries of rows[i]
-    are order[ends[i - 1]:ends[i]]. None where each row has one entry and they ascend.
+    are order[ends[i - 1]:ends[i]]. ends is None where each row has one entry, order where these ascend too.
     """
 
     rows: torch.Tensor
@@ -21,12 +21,16 @@ class ListedRows(NamedTuple):
 
 def listed_rows(g: torch.Tensor) -> ListedRows:
     """Looks at the indices alone, whether or not they are marked as coalesced."""
-    rows, values = g._indices()[0], g._values().detach().contiguous()
+    return in_order(g._indices()[0], g._values().detach().contiguous())
+
+
+def in_order(rows: torch.Tensor, values: torch.Tensor) -> ListedRows:
+    """Of a row number for each row of values; rows, order and ends are where the numbers are."""
     if bool((rows.diff() > 0).all()):
         return ListedRows(rows.contiguous(), values, None, None)
-    in_order, order = rows.sort(stable=True)
-    rows, counts = torch.unique_consecutive(in_order, return_counts=True)
-    return ListedRows(rows, values, order, counts.cumsum(0))
+    ascending, order = rows.sort(stable=True)
+    rows, counts = torch.unique_consecutive(ascending, return_counts=True)
+    return ListedRows(rows, values, order, counts.cumsum(0) if len(rows) < len(order) else None)
 
 
 class SummedRows(NamedTuple):
@@ -37,28 +41,38 @@ class SummedRows(NamedTuple):
 
 
 def summed_rows(g: torch.Tensor) -> SummedRows:
-    """The rows that a COO gradient lists, the entries of each summed in their order, each sum rounded to the
-    gradient's dtype.
+    """The rows that a COO gradient lists, with the sums of their entries."""
+    return summed(listed_rows(g))
+
+
+def summed(listed: ListedRows) -> SummedRows:
+    """The entries of each row summed in their order, each sum rounded to the gradient's dtype.
 
     Not by `coalesce`, which sums three entries and more in an order that the processor decides.
     """
-    rows, values, order, ends = listed_rows(g)
-    if order is None or ends is None:
+    rows, values, order, ends = listed
+    if order is None:
         return SummedRows(rows, values)
-    lengths = ends.diff(prepend=ends.new_zeros(1))
+    if ends is None:
+        return SummedRows(rows, values[order.to(values.device)])
+    lengths = ends.diff(prepend=ends.new_zeros(1)).to(values.device)
     # -0.0 changes no number that is added to it
-    return SummedRows(rows, torch.segment_reduce(values[order], "sum", lengths=lengths, initial=-0.0))
+    sums = torch.segment_reduce(values[order.to(values.device)], "sum", lengths=lengths, initial=-0.0)
+    return SummedRows(rows, sums)
 
 
 def rows_taking_part(g: torch.Tensor) -> SummedRows:
     """Those that a COO gradient lists, or those of a dense one that are not all zero; NaN is not zero."""
     if g.layout == torch.sparse_coo:
         return summed_rows(g)
-    nonzero = g.detach() != 0
-    if g.ndim > 1:
-        nonzero = nonzero.flatten(1).any(1)
-    rows = nonzero.nonzero()[:, 0]
+    rows = nonzero_rows(g)
     return SummedRows(rows, g.detach()[rows])
+
+
+def nonzero_rows(g: torch.Tensor) -> torch.Tensor:
+    """Those of a dense gradient that are not all zero, ascending; NaN is not zero."""
+    g = g.detach()
+    return (g if g.ndim == 1 else g.flatten(1).any(1)).nonzero()[:, 0]
 
 
 def values_of(g: torch.Tensor) -> torch.Tensor:

@@ -66,8 +66,6 @@ class Cuda:
             return f"no CUDA rule {entry.rule!r}"
         if not self.native.has_kernel(entry.rule, entry.dtypes):
             return f"no CUDA kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
-        if entry.lazy is not None:
-            return "no CUDA kernel steps single rows"
         return refusal_of_tensors(entry)
 
     def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> CudaPart:
@@ -121,7 +119,8 @@ class CudaPart(GpuPart):
                     stream, sent.data_ptr(), table, self._row_stride, clip, found_inf, launches
                 )
         rows = 0 if self._device_rows is None else self._device_rows.table.data_ptr()
-        self._native.run(self._rows, stream, rows, clip, found_inf, launches)
+        zeros = self._zeros.data_ptr()
+        self._native.run(self._rows, stream, rows, clip, found_inf, self._resting, zeros, launches)
 
     def enqueue_norm(self, result: torch.Tensor, grad_scale: torch.Tensor | None) -> None:
         assert self._max_norm is not None

@@ -17,19 +17,24 @@ if TYPE_CHECKING:
     from ..plan import Entry
     from .native import NativePart
 
+STORE_PARAMS = 1  # its place in a row
+
 
 class DeviceRows:
-    """A coefficient row for each parameter, by some twenty small operations for each group.
+    """A coefficient row for each parameter, by some twenty small operations for each group. With `resting`
+    another for each behind all these, which stores no parameter.
 
     The rows come from the same `coefficients` as on the host, on float64 vectors with an element for each
     parameter. Rows, counters and addresses stay where they are from step to step.
     """
 
-    def __init__(self, part: NativePart, entries: Sequence[Entry], stride: int) -> None:
+    def __init__(
+        self, part: NativePart, entries: Sequence[Entry], stride: int, *, resting: bool = False
+    ) -> None:
         self._part = part
         self._entries = entries
         device = entries[0].param.device
-        self.table = torch.zeros(len(entries), stride, dtype=torch.float32, device=device)
+        self.table = torch.zeros((1 + resting) * len(entries), stride, dtype=torch.float32, device=device)
         self._steps = [entry.state["step"] for entry in entries]
         self._cycles = any(entry.cycle > 1 for entry in entries)
         # parameters without a cycle have no micro_step: a number of their own keeps the lists alike
@@ -57,6 +62,10 @@ class DeviceRows:
                 optimizer, entry, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end]
             )
             self.table[begin:end, : columns.shape[1]].copy_(columns)
+        if len(self.table) > len(self._entries):
+            rows, resting = self.table.view(2, *steps.shape, -1)
+            resting.copy_(rows)
+            resting[:, STORE_PARAMS] = 0
 
         counts = 1.0 if found_inf is None else (found_inf == 0).to(torch.float32)
         self._step_increments = updates.to(torch.float32) * counts

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..gradient_scale import GradientScale
+from ..listed_rows import ListedRows, in_order, nonzero_rows, summed
 from .device_rows import DeviceRows
 from .mirror import Mirror
 from .native import ROW_HEADER, CoefficientNames, NativePart
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class GpuPart(NativePart):
-    """The parameters of one device, up to their launches."""
+    """The parameters of one device, up to their launches.
+
+    A lazy parameter is launched as runs of its rows, each with addresses of its own, which the host makes: a
+    step with one waits for the device.
+    """
+
+    finds_rows = False
 
     def __init__(
         self,
@@ -29,11 +36,19 @@ class GpuPart(NativePart):
         optimizer: FusedOptimizer,
         entries: Sequence[Entry],
     ) -> None:
+        from .. import _cpu
+
         super().__init__(native, rules, optimizer, entries)
         self._row_stride = ROW_HEADER + max(len(names or ()) for names in self._names.values())
         self.device = entries[0].param.device
         on_device = optimizer.counters_on_device
-        self._device_rows = DeviceRows(self, entries, self._row_stride) if on_device else None
+        # of lazy parameters whose other rows' moments move: how far behind a coefficient row that of these is
+        self._resting = 0
+        self._rests = any(entry.lazy == "params" for entry in entries)
+        self._zeros = torch.zeros(_cpu.num_zeros if self._rests else 0, device=self.device)
+        self._device_rows = (
+            DeviceRows(self, entries, self._row_stride, resting=self._rests) if on_device else None
+        )
         self._rows: list[tuple[float, ...]] = []
         self._sharded = any(entry.sharded for entry in entries)
         self._max_norm = optimizer._max_grad_norm
@@ -52,12 +67,26 @@ class GpuPart(NativePart):
             self._clip = None if scale.unscaled else self._factor(scale)
             self._found_inf = scale.found_inf_on(self.device)
             self._device_rows.prepare(optimizer, self._found_inf)
+            self._resting = len(self._entries)
             return
         if self.is_capturing():
             raise RuntimeError("a step inside a CUDA graph's capture needs capturable=True")
         # a norm stays on the device, so that nothing waits for it; the sign of maximize stays in the row
         self._clip = self._factor(scale) if scale.clips else None
         self._rows = self.rows(optimizer, 1.0 if scale.clips else scale.factor())
+        self._resting = len(self._rows)
+        if self._rests:
+            self._rows += [(factor, 0.0, *coefficients) for factor, _, *coefficients in self._rows]
+
+    def rows_of(self, entry: Entry, g: torch.Tensor) -> ListedRows:
+        """Of a dense gradient too: a launch takes the addresses of rows from the host."""
+        if self.is_capturing():
+            raise RuntimeError(f"{entry.name}: a lazy step waits for its rows, which no graph can capture")
+        if g.layout != torch.strided:
+            listed = in_order(g._indices()[0].cpu(), g._values().detach().contiguous())
+            return listed if listed.ends is None else ListedRows(*summed(listed), None, None)
+        rows = nonzero_rows(g).cpu()
+        return ListedRows(rows, g.detach(), rows, None)
 
     def gradient_squares(self) -> torch.Tensor | float:
         if self._sharded:  # needs the other ranks
@@ -93,7 +122,7 @@ class GpuPart(NativePart):
 
     @functools.cached_property
     def _row_mirror(self) -> Mirror:
-        return Mirror(4 * self._row_stride * len(self._entries), self.device)
+        return Mirror(4 * self._row_stride * (1 + self._rests) * len(self._entries), self.device)
 
     def _factor(self, scale: GradientScale) -> torch.Tensor:
         """What multiplies every gradient, float32; by kernels of this part if all gradients are here."""

@@ -69,6 +69,7 @@ class NativePart:
     """A native list of parameters, which borrows every object: the entries here keep them alive."""
 
     captured = False
+    finds_rows = True  # whether the kernels look which rows of a dense gradient take part
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class NativePart:
         if not self._list_rows():
             return False
         addresses = [
-            (i, _address(values), _address(rows), len(rows), _address(order), _address(ends))
+            (i, _address(values), len(values), _address(rows), len(rows), _address(order), _address(ends))
             for i, (rows, values, order, ends) in self._listed
         ]
         keys = self._list.gather(optimizer.state, addresses)
@@ -142,18 +143,29 @@ class NativePart:
         return values
 
     def _list_rows(self) -> bool:
-        """Reads the gradients that list rows; False if one has another dtype than the plan recorded."""
+        """Reads the rows of lazy parameters; False if a gradient is not what the plan recorded."""
         self._listed.clear()
         for i, entry in self._lazy:
             g = entry.param.grad
-            if g is None or g.layout == torch.strided:
+            if g is None:
                 continue
-            checks.listed_rows(entry.name, entry.param, g)
-            listed = listed_rows(g)
+            if g.layout != torch.strided:
+                checks.listed_rows(entry.name, entry.param, g)
+            elif self.finds_rows:
+                continue
+            elif not _looks_like(g, entry.param):
+                return False
+            listed = self.rows_of(entry, g)
             if str(listed.values.dtype) != f"torch.{entry.dtypes[1]}":
                 return False
             self._listed.append((i, listed))
         return True
+
+    def rows_of(self, entry: Entry, g: torch.Tensor) -> ListedRows:
+        """Of a gradient that lists them, or of any if the kernels do not find rows themselves; the numbers
+        on the host, the values on the parameter's device.
+        """
+        return listed_rows(g)
 
     def _row_set(self, entry: Entry) -> int:
         first = self._sets.setdefault((entry.group, entry.variant), entry)
@@ -194,6 +206,12 @@ def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
     for name in entry.state_names:
         if name in entry.state and name not in state.COUNTERS:
             yield f"state {name!r}", entry.state[name]
+
+
+def _looks_like(g: torch.Tensor, p: torch.Tensor) -> bool:
+    """Whether a native list may read a dense gradient of the parameter by its address."""
+    plain = type(g) is torch.Tensor and not g.is_neg()
+    return plain and g.device == p.device and g.shape == p.shape and _same_strides(p, g)
 
 
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -64,8 +64,6 @@ class Triton:
             return f"no Triton kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
         if len(entry.dtypes) - 2 > MOST_STATES:
             return f"{len(entry.dtypes) - 2} states, at most {MOST_STATES} are taken"
-        if entry.lazy is not None:
-            return "no Triton kernel steps single rows"
         return refusal_of_tensors(entry)
 
     def coefficient_names(self, rule: str) -> tuple[str, ...] | None:
@@ -88,10 +86,10 @@ class TritonPart(GpuPart):
         on_device = optimizer.counters_on_device
         self._native = _cpu.AddressList(exchange_api(), torch, dtensor_type(), place, on_device)
         super().__init__(self._native, backend, optimizer, entries)
-        alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        alike: dict[tuple[str, tuple[str, ...], bool], list[int]] = {}
         for i, entry in enumerate(entries):
             if math.prod(entry.shape):
-                alike.setdefault((entry.rule, entry.dtypes), []).append(i)
+                alike.setdefault((entry.rule, entry.dtypes, entry.lazy is not None), []).append(i)
         self.launches = [_launches([entries[i] for i in indices]) for indices in alike.values()]
         self._selections = [self._native.select(indices) for indices in alike.values()]
         self._gradient_norm = None
@@ -117,8 +115,14 @@ class TritonPart(GpuPart):
         with self._current_device():
             calls = []
             for launch, selection in zip(self.launches, self._selections, strict=True):
-                table = launch.table.send(self._native.table(selection), capturing=capturing)
-                calls.append((launch, (table.view(torch.int64), rows, clip, found_inf, self._row_stride)))
+                if isinstance(launch, _LazyLaunch):
+                    zeros = self._zeros.data_ptr()
+                    tables = self._native.lazy_table(selection, launch.chunk, self._resting, zeros)
+                    table = launch.send(*tables)
+                else:
+                    sent = launch.table.send(self._native.table(selection), capturing=capturing)
+                    table = sent.view(torch.int64)
+                calls.append((launch, (table, rows, clip, found_inf, self._row_stride)))
             # all before the first runs, so that none can fail when others have run
             if not self._compiled and not interpreted():
                 for launch, arguments in calls:
@@ -137,10 +141,12 @@ class TritonPart(GpuPart):
         return torch.cuda.device(self.device if self.device.type == "cuda" else -1)
 
 
-def _launches(entries: Sequence[Entry]) -> _Launch | ReducingLaunches:
-    """Of entries of one rule and one combination of dtypes."""
+def _launches(entries: Sequence[Entry]) -> _Launch | _LazyLaunch | ReducingLaunches:
+    """Of entries of one rule and one combination of dtypes, all lazy or none."""
     first = entries[0]
     rule, dtypes, device = _rule(first.rule), first.dtypes, first.param.device
+    if first.lazy is not None:
+        return _LazyLaunch(first.rule, dtypes, device)
     if rule.reduction is None:
         return _Launch(first.rule, dtypes, [math.prod(entry.shape) for entry in entries], device)
     reduced = 0 if rule.reduction.along == "none" else 2
@@ -148,30 +154,33 @@ def _launches(entries: Sequence[Entry]) -> _Launch | ReducingLaunches:
     return ReducingLaunches(entries, rule, _kinds(dtypes), _block_size(elementwise, device), _options())
 
 
-class _Launch:
-    """Tensors of one rule and one combination of dtypes; what depends on their sizes is sent once."""
+class _ElementwiseLaunch:
+    """Of the element-wise kernel, for one rule and one combination of dtypes."""
 
-    def __init__(self, rule: str, dtypes: tuple[str, ...], sizes: list[int], device: torch.device) -> None:
-        engine = _engine()
-        self._tensors = len(sizes)
-        self._chunks = ChunkMap(sizes, engine.CHUNK_SIZE, device)
-        self.table = Mirror(8 * (len(dtypes) + 1) * len(sizes), device)
-        found = _rule(rule)
+    # what the last step launched for
+    tensors: int
+    programs: int
+    chunks: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # as `ChunkMap.tensors`
+
+    def __init__(self, rule: str, dtypes: tuple[str, ...], device: torch.device) -> None:
+        engine, found = _engine(), _rule(rule)
+        self.chunk = engine.CHUNK_SIZE
         self._constants: dict[str, Any] = dict(
             RULE=found.function,
             OUTCOME=found.outcome,
             DTYPES=_kinds(dtypes),
             COEFFICIENTS=len(found.coefficients),
             BLOCK=_block_size(dtypes, device),
-            CHUNK=engine.CHUNK_SIZE,
+            CHUNK=self.chunk,
             **_options(),
         )
 
     def compile(self, *arguments: Any) -> None:
-        _engine().step_kernel.warmup(*self._all(*arguments), grid=(self._chunks.programs,), **self._constants)
+        _engine().step_kernel.warmup(*self._all(*arguments), grid=(max(1, self.programs),), **self._constants)
 
     def run(self, *arguments: Any) -> None:
-        _engine().step_kernel[(self._chunks.programs,)](*self._all(*arguments), **self._constants)
+        if self.programs:
+            _engine().step_kernel[(self.programs,)](*self._all(*arguments), **self._constants)
 
     def _all(
         self,
@@ -181,7 +190,38 @@ class _Launch:
         found_inf: torch.Tensor,
         stride: int,
     ) -> tuple[Any, ...]:
-        return (table, *self._chunks.tensors, rows, clip, found_inf, self._tensors, stride)
+        return (table, *self.chunks, rows, clip, found_inf, self.tensors, stride)
+
+
+class _Launch(_ElementwiseLaunch):
+    """Of whole tensors; what depends on their sizes is sent once."""
+
+    def __init__(self, rule: str, dtypes: tuple[str, ...], sizes: list[int], device: torch.device) -> None:
+        super().__init__(rule, dtypes, device)
+        chunks = ChunkMap(sizes, self.chunk, device)
+        self.tensors, self.programs, self.chunks = len(sizes), chunks.programs, chunks.tensors
+        self.table = Mirror(8 * (len(dtypes) + 1) * len(sizes), device)
+
+
+class _LazyLaunch(_ElementwiseLaunch):
+    """Of runs of rows, other ones in every step."""
+
+    def __init__(self, rule: str, dtypes: tuple[str, ...], device: torch.device) -> None:
+        super().__init__(rule, dtypes, device)
+        self._device = device
+
+    def send(self, table: bytes, sizes: bytes, chunk_tensors: bytes, chunk_indices: bytes) -> torch.Tensor:
+        """What `AddressList.lazy_table` gives; returns the table of addresses on the device."""
+        of_sizes = self._sent(sizes, torch.int64)
+        of_tensors, of_indices = (self._sent(data, torch.int32) for data in (chunk_tensors, chunk_indices))
+        self.tensors, self.programs = len(of_sizes), len(of_tensors)
+        self.chunks = of_sizes, of_tensors, of_indices
+        return self._sent(table, torch.int64)
+
+    def _sent(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
+        if not data:
+            return torch.empty(0, dtype=dtype, device=self._device)
+        return torch.frombuffer(bytearray(data), dtype=dtype).to(self._device)
 
 
 @functools.cache

@@ -60,7 +60,7 @@ class GradientNorm:
         for dtype, indices in alike.items():
             chunks = ChunkMap([math.prod(entries[i].shape) for i in indices], chunk_size, device)
             constants = dict(DTYPE=kind(dtype), BLOCK=block(dtype), CHUNK=chunk_size, **options)
-            addresses = Mirror(8 * len(indices), device)
+            addresses = Mirror(2 * 8 * len(indices), device)
             self._launches.append(_Squares(native.select(indices), addresses, chunks, constants))
         programs = sum(launch.chunks.programs for launch in self._launches)
         self._sums = torch.zeros(programs, dtype=torch.float64, device=device)
@@ -71,10 +71,13 @@ class GradientNorm:
 
         begin = 0
         for launch in self._launches:
-            addresses = launch.addresses.send(self._native.gradients(launch.selection), capturing=capturing)
+            sent = launch.addresses.send(self._native.gradients(launch.selection), capturing=capturing)
+            addresses, sizes = sent.view(torch.int64).view(
+                2, -1
+            )  # of a lazy gradient other ones in every step
             sums = self._sums[begin:]
             begin += launch.chunks.programs
-            arguments = (addresses.view(torch.int64), *launch.chunks.tensors, sums)
+            arguments = (addresses, sizes, *launch.chunks.tensors[1:], sums)
             norm.squares[(launch.chunks.programs,)](*arguments, **launch.constants)
         scale = self._one if grad_scale is None else grad_scale
         norm.norm[(1,)](self._sums, begin, self._max_norm, scale, result, **self._options)

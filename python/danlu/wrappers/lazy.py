@@ -43,7 +43,8 @@ class Lazy(Derived):
 
     All parameters are lazy, or if any group has a key "lazy", those of the groups where it is true; the
     others step as without `Lazy` and take dense gradients alone. `max_grad_norm` sees the summed values of a
-    sparse gradient. On a GPU the reference takes lazy parameters. `EMA`, `Lookahead` and
+    sparse gradient. On a GPU the host makes the addresses of the rows: a step waits for the
+    device, and inside the capture of a CUDA graph it raises. `EMA`, `Lookahead` and
     `GradientAccumulation` go around it; the last takes dense gradients.
 
     State per parameter: the inner optimizer's, under the same names.

@@ -15,6 +15,7 @@ import torch
 from cases import ALL, BF16, F32, Storage, set_gradient, values
 from danlu.backends import BACKENDS
 from emulated import emulated
+from lazy_runs import LAZY, MODES, run
 
 # element-wise rules see the first six
 SHAPES = [(1,), (8,), (1000,), (2049,), (16384,), (16391,), (3, 5), (70, 264), (2, 9, 7), (1, 3000), (300, 8)]
@@ -43,6 +44,10 @@ def main() -> None:
             for _ in range(2):
                 opt.step()
             assert {row.backend for row in opt.backend_report()} == {"cuda"}
+            done += 1
+    for mode in MODES:
+        for storage in (Storage(F32, F32, F32), Storage(BF16, BF16, BF16)):
+            run(LAZY[0], storage, "cuda", mode, shapes=[(12, 5), (7,), (3, 16_391), (0, 4), (4, 0), (300, 8)])
             done += 1
     print(done)
 

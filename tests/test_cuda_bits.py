@@ -14,6 +14,7 @@ from cases import ALL, CASES, F16, STORAGES, Case, Storage, set_gradient, values
 from danlu.testing import same_bits
 from emulated import Emulated
 from layouts import LAYOUTS
+from lazy_runs import MODES
 from runs import assert_flushing_changes_nothing, assert_same, expected, run
 
 pytestmark = pytest.mark.usefixtures("cuda")
@@ -152,4 +153,4 @@ def test_nothing_is_touched_outside_a_tensor(tmp_path: Path) -> None:
     command = [sys.executable, str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == str(2 * len(ALL))
+    assert done.stdout.split()[-1] == str(2 * (len(ALL) + len(MODES)))

@@ -5,8 +5,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <functional>
-#include <numeric>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -31,11 +29,10 @@ class AddressList : public StepList {
     StepList::add(entry, num_states);
     num_states_.push_back(num_states);
     const py::object lazy = entry.attr("lazy");
-    const auto shape = entry.attr("shape").cast<std::vector<int64_t>>();
     if (lazy.is_none()) return lazy_shapes_.push_back({});
-    const auto times = std::multiplies<int64_t>();
-    const int64_t columns = std::accumulate(shape.begin() + 1, shape.end(), int64_t{1}, times);
-    lazy_shapes_.push_back({shape[0], columns, lazy.cast<std::string>() == "params"});
+    needs_list();
+    const auto shape = entry.attr("shape").cast<std::vector<int64_t>>();
+    lazy_shapes_.push_back({shape[0], elements_of_row(shape), lazy.cast<std::string>() == "params"});
   }
 
   // Names some tensors with equally many states; the number that table() knows them by.
@@ -70,19 +67,13 @@ class AddressList : public StepList {
       runs.push_back(run);
       sizes.push_back(run.size);
     };
-    for (const int i : selections_.at(selection)) {
-      Tensor t = tensors()[i];
-      if (t.row < 0) continue;
-      for_listed_rows(lazy_shape(i), t, num_states, *list_of(i), add);
-      t.row += resting;
-      if (lazy_shape(i).all_moments)
-        for_other_rows(lazy_shape(i), t, num_states, *list_of(i), reinterpret_cast<void*>(zeros), add);
-    }
+    for_launched(selections_.at(selection), num_states, resting, zeros,
+                 [&](const Tensor& t, size_t) { add(t); });
     return {table_of(runs, num_states), as_bytes(sizes), as_bytes(chunk_tensors), as_bytes(chunk_indices)};
   }
 
-  // The addresses of a selection's gradients, 0 where there is none, then how many elements are there; as
-  // bytes of int64.
+  // The addresses of a selection's gradients, 0 where there is none, then at a multiple of 16 bytes how many
+  // elements are there; as bytes of int64.
   py::bytes gradients(int selection) const {
     std::vector<int64_t> values, sizes;
     for (const int i : selections_.at(selection)) {
@@ -90,27 +81,49 @@ class AddressList : public StepList {
       values.push_back(t.row < 0 ? 0 : int64_t(reinterpret_cast<uintptr_t>(t.g.data)));
       sizes.push_back(gradient_size(i));
     }
+    if (values.size() % 2) values.push_back(0);
     values.insert(values.end(), sizes.begin(), sizes.end());
     return as_bytes(values);
   }
 
  protected:
-  const LazyShape& lazy_shape(size_t tensor) const { return lazy_shapes_[tensor]; }
+  // Calls see(tensor, index) for what a step launches of some tensors with as many states: the tensor, or
+  // runs of its rows where it is lazy; at last those whose states alone move, as a launch takes coefficient
+  // rows on the device in ascending order. resting, zeros: as lazy_table().
+  template <class Indices, class See>
+  void for_launched(const Indices& indices, int num_states, int resting, uintptr_t zeros,
+                    const See& see) const {
+    for (const size_t i : indices) {
+      const Tensor& t = tensors()[i];
+      if (t.row < 0) continue;
+      if (const ListedRows* list = list_of(i))
+        for_listed_rows(lazy_shapes_[i], t, num_states, *list, [&](const Tensor& run) { see(run, i); });
+      else
+        see(t, i);
+    }
+    for (const size_t i : indices) {
+      Tensor t = tensors()[i];
+      if (t.row < 0 || !lazy_shapes_[i].all_moments) continue;
+      t.row += resting;
+      for_other_rows(lazy_shapes_[i], t, num_states, *list_of(i), reinterpret_cast<void*>(zeros),
+                     [&](const Tensor& run) { see(run, i); });
+    }
+  }
 
-  // The rows of a tensor that this step lists; null where it steps all.
+  // Elements behind the address of a gradient.
+  int64_t gradient_size(size_t tensor) const {
+    const ListedRows* list = list_of(tensor);
+    return list ? list->num_values * lazy_shapes_[tensor].columns : tensors()[tensor].size;
+  }
+
+ private:
+  // The rows of a tensor that this step lists; null where it is not lazy.
   const ListedRows* list_of(size_t tensor) const {
     const auto before = [](const ListedRows& list, int tensor) { return list.tensor < tensor; };
     const auto found = std::lower_bound(listed().begin(), listed().end(), int(tensor), before);
     return found != listed().end() && found->tensor == int(tensor) ? &*found : nullptr;
   }
 
-  // Elements behind the address of a gradient.
-  int64_t gradient_size(size_t tensor) const {
-    const ListedRows* list = list_of(tensor);
-    return list ? list->num_values * lazy_shape(tensor).columns : tensors()[tensor].size;
-  }
-
- private:
   int num_states_of(int selection) const {
     const std::vector<int>& indices = selections_.at(selection);
     return indices.empty() ? 0 : num_states_[indices[0]];

@@ -149,24 +149,10 @@ class CudaStep : public AddressList {
         }
         if (packer.num_tensors() == 1) first_ = i;
       };
-      for (end = next; end < order_.size() && kernels_[order_[end]].second == kernel; end++) {
-        const size_t i = order_[end];
-        const Tensor& t = tensors()[i];
-        if (t.row < 0) continue;
-        if (const ListedRows* list = list_of(i))
-          for_listed_rows(lazy_shape(i), t, num_states, *list, [&](const Tensor& part) { add(part, i); });
-        else
-          add(t, i);
-      }
-      // behind the others, since a launch takes rows on the device in ascending order
-      for (size_t j = next; j < end; j++) {
-        const size_t i = order_[j];
-        Tensor t = tensors()[i];
-        if (t.row < 0 || !lazy_shape(i).all_moments) continue;
-        t.row += resting;
-        for_other_rows(lazy_shape(i), t, num_states, *list_of(i), reinterpret_cast<void*>(zeros),
-                       [&](const Tensor& part) { add(part, i); });
-      }
+      std::vector<size_t> alike;
+      for (end = next; end < order_.size() && kernels_[order_[end]].second == kernel; end++)
+        alike.push_back(order_[end]);
+      for_launched(alike, num_states, resting, zeros, add);
       if (!packer.empty()) enqueue(*kernel, packer, stream, launches++);
     }
     advance();
@@ -251,7 +237,6 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
   m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),
         "Reads an fp32 array and does nothing else: the ceiling of a norm.");
   m.def("reduction", &reduction, "What a rule sums before its step; None if nothing.");
-  m.attr("num_zeros") = num_zeros;
   m.attr("geometry_fields") = split_names(geometry_fields);
   step_list_class<CudaStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, int, bool>())

@@ -3,11 +3,19 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <numeric>
+#include <vector>
 
 #include "listed_rows.h"
 #include "tensor_list.h"
 
 namespace danlu {
+
+// Of a parameter with rows.
+inline int64_t elements_of_row(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin() + 1, shape.end(), int64_t{1}, std::multiplies<int64_t>());
+}
 
 constexpr int64_t num_zeros = 16384;  // a chunk of the kernels
 

@@ -1,4 +1,4 @@
-// A gradient that lists rows of its parameter and has no others.
+// The rows of a gradient that take part in a step: those that it lists, or some of a dense one.
 #pragma once
 #include <cstdint>
 
@@ -10,8 +10,8 @@ struct ListedRows {
   int64_t num_values;
   const int64_t* rows;  // ascending, each once, all of them the parameter's
   int64_t count;
-  // The entries of rows[i], rows of values, are order[ends[i - 1]] to order[ends[i] - 1]. Null: it has one,
-  // entry i.
+  // The entries of rows[i], rows of values, are order[ends[i - 1]] to order[ends[i] - 1]. Without ends it has
+  // one, order[i], and without order entry i.
   const int64_t *order, *ends;
 
   int64_t first(int64_t i) const { return !ends || i == 0 ? i : ends[i - 1]; }

@@ -98,8 +98,8 @@ class StepList {
   // Reads everything, writes nothing. None if anything differs from the records; else the coefficient rows
   // that this step needs, as tuples (row set, step that is being made, micro-step). With counters on the
   // device there are none: then a tensor's row is its index.
-  // listed: for gradients that list rows, in the order of the tensors, the members of ListedRows as numbers;
-  // their owner in Python has compared them with the plan.
+  // listed: of gradients of which some rows take part, in the order of the tensors, the members of ListedRows
+  // as numbers; their owner in Python has compared them with the plan.
   py::object gather(const py::dict& state, const std::vector<Listing>& listed) {
     release();
     const auto numbers = [](uintptr_t address) { return reinterpret_cast<const int64_t*>(address); };
@@ -121,6 +121,10 @@ class StepList {
       const bool lists = list != listed_.end() && list->tensor == int(i);
       PyObject* g = r.takes_gradient && !lists ? hold(PyObject_GetAttr(r.param, grad)) : nullptr;
       if (g == Py_None) continue;
+      if (r.needs_list && !lists) {  // another thread may have given it just now
+        release();
+        return py::none();
+      }
       if (!addresses(r, t, g)) {
         release();
         return py::none();
@@ -181,6 +185,9 @@ class StepList {
   StepList(const StepList&) = delete;
   StepList& operator=(const StepList&) = delete;
 
+  // The last tensor added can be stepped only as a list of rows.
+  void needs_list() { records_.back().needs_list = true; }
+
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const std::vector<ListedRows>& listed() const { return listed_; }
 
@@ -208,6 +215,7 @@ class StepList {
     int cycle;            // gradients for one update
     bool sharded;         // a DTensor: the local tensors are what is updated
     bool takes_gradient;  // else every step takes the parameter, and reads no gradient
+    bool needs_list = false;
   };
 
   struct Place {

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
 import danlu
 from cases import BF16, CASES, Case, values
-from danlu.backends.cuda import Cuda, CudaPart
+from danlu import capture
+from danlu.backends.cuda import Cuda
+from danlu.backends.gpu import GpuPart
 from danlu.testing import same_bits
 from emulated import STREAM, Emulated
 from layouts import reserved
+from lazy_runs import MODES
 from training import all_same, copies, everything, give_gradients, parameters, some_params
 
 ADAMW = CASES[4]
@@ -272,6 +276,10 @@ def test_lazy_moments_take_blocks_of_whole_chunks(cuda: Emulated) -> None:
     assert blocks_of_a_step(opt, cuda) == [2 + 3]
 
 
+def waits(self: torch.Tensor) -> bool:
+    raise AssertionError("waits for the device")
+
+
 def test_a_lazy_step_cannot_be_captured(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     p = torch.nn.Parameter(torch.ones(4, 2))
     opt = danlu.Lazy(danlu.Lion([("table", p)], backend="cuda", capturable=True))
@@ -280,8 +288,34 @@ def test_a_lazy_step_cannot_be_captured(cuda: Emulated, monkeypatch: pytest.Monk
         opt.step()
         before = p.detach().clone()
         with monkeypatch.context() as patched:
-            patched.setattr(CudaPart, "is_capturing", lambda self: True)
+            patched.setattr(capture, "is_capturing", lambda device: True)
+            patched.setattr(torch.Tensor, "__int__", waits)
+            patched.setattr(torch.Tensor, "__bool__", waits)
             with pytest.raises(RuntimeError, match=r"^table: a lazy step waits for its rows, which no graph"):
                 opt.step()
         assert torch.equal(p, before)
         p.grad = None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gradient_that_comes_late_is_listed(
+    mode: str, cuda: Emulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from another thread, once the rows of all gradients are read."""
+    p, q = (torch.nn.Parameter(torch.ones(4, 2)) for _ in range(2))
+    opt = danlu.Lazy(danlu.AdamW([p, q], lr=1.0, weight_decay=0.5, backend="cuda"), mode)
+    for x in (p, q):
+        x.grad = listing([1], (4, 2))
+    opt.step()
+    p.grad = None
+    rows_of = GpuPart.rows_of
+
+    def then_another(*arguments: Any) -> Any:
+        p.grad = torch.zeros(4, 2)
+        return rows_of(*arguments)
+
+    monkeypatch.setattr(GpuPart, "rows_of", then_another)
+    before = p.detach().clone()
+    opt.step()
+    assert opt.state[p]["step"] == opt.state[q]["step"] == 2
+    assert torch.equal(p, before)

@@ -681,6 +681,25 @@ def test_layer_adaptation_sees_the_whole_parameter(backend: str) -> None:
 
 @every_mode
 @every_backend
+def test_the_default_dtype_is_no_matter(mode: str, backend: str) -> None:
+    shape = (3000, 6)
+    results = []
+    try:
+        for dtype in (F32, BF16):
+            torch.set_default_dtype(dtype)
+            p = torch.nn.Parameter(values(shape, 0, wild=False).float())
+            opt = danlu.Lazy(danlu.AdamW([p], backend=backend), mode)
+            for t in range(3):
+                p.grad = coo([5 * t], values((1, 6), t, wild=False).float(), shape)
+                opt.step()
+            results.append([p.detach(), *opt.state[p].values()])
+    finally:
+        torch.set_default_dtype(F32)
+    assert all(map(same_bits, *results))
+
+
+@every_mode
+@every_backend
 def test_lr_zero_changes_no_parameter(mode: str, backend: str) -> None:
     p = torch.nn.Parameter(values((6, 3), 0, wild=False))
     before = p.detach().clone()

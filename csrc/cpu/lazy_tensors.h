@@ -4,11 +4,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <cstring>
 #include <numeric>
 #include <vector>
 
 #include "../coefficient_rows.h"
+#include "../lazy_rows.h"
 #include "../listed_rows.h"
 #include "add_arrays.h"
 #include "any_nonzero.h"
@@ -23,8 +24,7 @@ class LazyTensors {
  public:
   // all_moments: the states of the other rows move too, as with a gradient and a parameter of zeros.
   void add(int tensor, Kernel kernel, const std::vector<int64_t>& shape, bool all_moments) {
-    const auto times = std::multiplies<int64_t>();
-    const int64_t columns = std::accumulate(shape.begin() + 1, shape.end(), int64_t{1}, times);
+    const int64_t columns = elements_of_row(shape);
     Member m = {};
     m.index = tensor;
     m.kernel = kernel;
@@ -67,10 +67,7 @@ class LazyTensors {
       const Dtype dtype = tensors[m.index].g.dtype;
       std::vector<double> sums(m.columns == 0 ? 0 : m.claims(list.count));
       parallel_claims(int64_t(sums.size()), threads, [&](int64_t claim) {
-        const Part part = m.part(claim, list.count);
-        for (int64_t place = part.first; place < part.last; place++)
-          gradient_of(list, dtype, place, m.columns, part.columns,
-                      [&](Storage g, int64_t, int64_t n) { sums[claim] += sum_squares(g, 0, n); });
+        sums[claim] = squares_of(m, list, dtype, m.part(claim, list.count));
       });
       total = std::accumulate(sums.begin(), sums.end(), total);
     }
@@ -171,23 +168,58 @@ class LazyTensors {
   }
 
   // Calls see(g, at, n) for blocks of the row at a place of a list: n elements from column `at` on, in g from
-  // its first on. An entry is seen where it lies, several are summed in the order in which they are listed.
+  // its first on. An entry is seen where it lies, several are summed.
   template <class See>
   static void gradient_of(const ListedRows& list, Dtype dtype, int64_t place, int64_t row_size,
                           Columns columns, const See& see) {
     alignas(64) float buffer[at_once];
-    const int64_t entries = list.entries(place);
     for (int64_t at = columns.begin; at < columns.end; at += at_once) {
       const int64_t n = std::min(at_once, columns.end - at);
-      const auto values = [&](int64_t which) {
-        return moved({list.values, dtype}, list.entry(place, which) * row_size + at);
-      };
-      Storage g = {values(0), dtype};
-      if (entries > 1) g.data = buffer;
-      for (int64_t which = 1; which < entries; which++)
-        add_arrays(which == 1 ? values(0) : buffer, values(which), g, n);
+      Storage g = {buffer, dtype};
+      if (list.entries(place) > 1)
+        sum_entries(list, place, row_size, at, n, g);
+      else
+        g.data = moved({list.values, dtype}, list.entry(place) * row_size + at);
       see(g, at, n);
     }
+  }
+
+  // The sum of n elements from column `at` on of the entries of a row, in the order in which they are listed.
+  static void sum_entries(const ListedRows& list, int64_t place, int64_t row_size, int64_t at, int64_t n,
+                          Storage sum) {
+    const auto entry = [&](int64_t which) {
+      return moved({list.values, sum.dtype}, list.entry(place, which) * row_size + at);
+    };
+    const int64_t entries = list.entries(place);
+    if (entries == 1) std::memcpy(sum.data, entry(0), n * bytes_of(sum.dtype));
+    for (int64_t which = 1; which < entries; which++)
+      add_arrays(which == 1 ? entry(0) : sum.data, entry(which), sum, n);
+  }
+
+  // Of a claim's rows one behind the other, in blocks whose sums are taken as one.
+  static double squares_of(const Member& m, const ListedRows& list, Dtype dtype, const Part& part) {
+    const auto [first, last, columns] = part;
+    const int64_t width = columns.end - columns.begin, size = (last - first) * width;
+    double total = 0;
+    if (!list.order) {  // they lie so
+      const Storage values = {moved({list.values, dtype}, first * m.columns + columns.begin), dtype};
+      for (int64_t at = 0; at < size; at += at_once)
+        total += sum_squares(values, at, std::min(size, at + at_once));
+      return total;
+    }
+    alignas(64) float buffer[at_once];
+    const Storage block = {buffer, dtype};
+    int64_t filled = 0;
+    for (int64_t place = first; place < last; place++)
+      for (int64_t at = columns.begin, n; at < columns.end; at += n) {
+        n = std::min(at_once - filled, columns.end - at);
+        sum_entries(list, place, m.columns, at, n, {moved(block, filled), dtype});
+        filled += n;
+        if (filled < at_once) continue;
+        total += sum_squares(block, 0, filled);
+        filled = 0;
+      }
+    return total + sum_squares(block, 0, filled);
   }
 
   // Rows of a dense gradient, each looked at just before the rule reads it.

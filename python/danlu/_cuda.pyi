@@ -5,7 +5,6 @@ from ._step_list import StepList
 
 architectures: str
 geometry_fields: tuple[str, ...]
-num_zeros: int
 
 def unavailable() -> str | None: ...
 def capability(device: int) -> int: ...

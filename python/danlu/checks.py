@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from . import capture
+
 
 def at_least_zero(name: str, value: Any) -> None:
     _number(name, value)
@@ -97,7 +99,7 @@ def gradient(name: str, p: torch.Tensor, g: torch.Tensor) -> None:
 
 
 def listed_rows(name: str, p: torch.Tensor, g: torch.Tensor) -> None:
-    """Raises if `g`, which is not strided, is no gradient that lists rows of `p`."""
+    """Raises if `g`, which is not strided, does not list rows of a gradient of `p`; looks at no number."""
     if g.layout != torch.sparse_coo:
         raise TypeError(
             f"{name}: the gradient has layout {g.layout}; danlu.Lazy takes torch.sparse_coo and dense ones"
@@ -113,14 +115,24 @@ def listed_rows(name: str, p: torch.Tensor, g: torch.Tensor) -> None:
             f"{name}: the gradient is sparse in {g.sparse_dim()} dimensions; danlu.Lazy takes lists of whole "
             "rows, sparse in the first dimension alone"
         )
-    rows, values = g._indices(), g._values()
-    _real_dense(name, "gradient", values)
+    _real_dense(name, "gradient", g._values())
+
+
+def row_numbers(name: str, p: torch.Tensor, rows: torch.Tensor) -> None:
+    """Raises if a gradient lists a row that `p` does not have; waits for the device of `rows`."""
     if rows.numel() == 0:
         return
+    waits_for_rows(name, rows.device)
     first, last = (int(row) for row in rows.aminmax())
     if first < 0 or last >= p.shape[0]:
         wrong = first if first < 0 else last
         raise ValueError(f"{name}: the gradient lists row {wrong}, the parameter has {p.shape[0]} rows")
+
+
+def waits_for_rows(name: str, device: torch.device) -> None:
+    """Raises where a step cannot wait for the device."""
+    if capture.is_capturing(device):
+        raise RuntimeError(f"{name}: a lazy step waits for its rows, which no graph can capture")
 
 
 def has_rows(name: str, p: torch.Tensor) -> None:

@@ -10,9 +10,9 @@ from .listed_rows import values_of
 
 
 def sum_of_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor | float:
-    """Over all tensors, in float64, on their device; nothing synchronizes. NaN and infinities show.
+    """Over all tensors, in float64, on their device; only COO tensors synchronize. NaN and infinities show.
 
-    A DTensor counts with all its shards, a COO tensor with its coalesced values.
+    A DTensor counts with all its shards, a COO tensor with the sums of each row's entries.
     """
     norms = []
     for g in gradients:

@@ -8,9 +8,10 @@ import torch
 
 
 class ListedRows(NamedTuple):
-    """The rows that a COO gradient lists. rows: int64, ascending, each once. values: contiguous, a row of the
-    gradient for each entry, in the order in which they are listed. order, ends: int64; the entries of rows[i]
-    are order[ends[i - 1]:ends[i]]. ends is None where each row has one entry, order where these ascend too.
+    """The rows of a gradient that take part. rows: int64, ascending, each once. values: contiguous, rows of
+    the gradient: of one that lists rows its entries, in the order in which they are listed. order, ends:
+    int64; those of rows[i] are values[order[ends[i - 1]:ends[i]]]. ends is None where each row has one, order
+    where rows[i] has values[i].
     """
 
     rows: torch.Tensor
@@ -55,10 +56,13 @@ def summed(listed: ListedRows) -> SummedRows:
         return SummedRows(rows, values)
     if ends is None:
         return SummedRows(rows, values[order.to(values.device)])
-    lengths = ends.diff(prepend=ends.new_zeros(1)).to(values.device)
+    where = values.device if values.device.type in ("cpu", "cuda") else torch.device("cpu")
+    # a dimension more, since sums of numbers alone are taken in another order on a GPU
+    entries = values[order.to(values.device)].unsqueeze(-1).to(where)
+    lengths = ends.diff(prepend=ends.new_zeros(1)).to(where)
     # -0.0 changes no number that is added to it
-    sums = torch.segment_reduce(values[order.to(values.device)], "sum", lengths=lengths, initial=-0.0)
-    return SummedRows(rows, sums)
+    sums = torch.segment_reduce(entries, "sum", lengths=lengths, unsafe=True, initial=-0.0)
+    return SummedRows(rows, sums.squeeze(-1).to(values.device))
 
 
 def rows_taking_part(g: torch.Tensor) -> SummedRows:

@@ -157,6 +157,7 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
             raise ValueError(f"{name}: the gradient is not sharded as the parameter is")
         if lazy is not None and g.layout != torch.strided:
             checks.listed_rows(name, p, g)
+            checks.row_numbers(name, p, g._indices()[0])
         else:
             checks.gradient(name, shard, local(g))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import danlu
 from cases import BF16, F16, F32, values
 from danlu.backends.triton import TritonPart
+from danlu.triton_kernels import norm
 from layouts import LAYOUTS
 from test_cuda_norm import squares_of, with_gradients
 
@@ -92,3 +94,25 @@ def test_with_parameters_elsewhere_and_a_scale() -> None:
         opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
         opt.step()
         assert part_of(opt)._clip == factor / 1024
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_tables_start_at_multiples_of_16_bytes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles a kernel once more for addresses that do not."""
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(count)]
+    for p in params:
+        p.grad = torch.ones(5)
+    opt = danlu.Lion(params, max_grad_norm=1.0, backend="triton")
+    squares, seen = norm.squares, []
+
+    class Watched:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            def launch(addresses: torch.Tensor, sizes: torch.Tensor, *others: Any, **constants: Any) -> None:
+                seen.append([addresses.data_ptr() % 16, sizes.data_ptr() % 16, sizes[:count].tolist()])
+                squares[grid](addresses, sizes, *others, **constants)
+
+            return launch
+
+    monkeypatch.setattr(norm, "squares", Watched())
+    opt.step()
+    assert seen == [[0, 0, [5] * count]]

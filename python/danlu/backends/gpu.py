@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .. import capture, checks
 from ..gradient_scale import GradientScale
 from ..listed_rows import ListedRows, in_order, nonzero_rows, summed
 from .device_rows import DeviceRows
@@ -45,7 +46,9 @@ class GpuPart(NativePart):
         # of lazy parameters whose other rows' moments move: how far behind a coefficient row that of these is
         self._resting = 0
         self._rests = any(entry.lazy == "params" for entry in entries)
-        self._zeros = torch.zeros(_cpu.num_zeros if self._rests else 0, device=self.device)
+        self._zeros = torch.zeros(
+            _cpu.num_zeros if self._rests else 0, dtype=torch.float32, device=self.device
+        )
         self._device_rows = (
             DeviceRows(self, entries, self._row_stride, resting=self._rests) if on_device else None
         )
@@ -80,13 +83,15 @@ class GpuPart(NativePart):
 
     def rows_of(self, entry: Entry, g: torch.Tensor) -> ListedRows:
         """Of a dense gradient too: a launch takes the addresses of rows from the host."""
-        if self.is_capturing():
-            raise RuntimeError(f"{entry.name}: a lazy step waits for its rows, which no graph can capture")
-        if g.layout != torch.strided:
-            listed = in_order(g._indices()[0].cpu(), g._values().detach().contiguous())
-            return listed if listed.ends is None else ListedRows(*summed(listed), None, None)
-        rows = nonzero_rows(g).cpu()
-        return ListedRows(rows, g.detach(), rows, None)
+        checks.waits_for_rows(entry.name, self.device)
+        if g.layout == torch.strided:
+            rows = nonzero_rows(g).cpu()
+            return ListedRows(rows, g.detach(), rows, None)
+        checks.listed_rows(entry.name, entry.param, g)
+        rows = g._indices()[0].cpu()
+        checks.row_numbers(entry.name, entry.param, rows)
+        listed = in_order(rows, g._values().detach().contiguous())
+        return listed if listed.ends is None else ListedRows(*summed(listed), None, None)
 
     def gradient_squares(self) -> torch.Tensor | float:
         if self._sharded:  # needs the other ranks
@@ -132,4 +137,4 @@ class GpuPart(NativePart):
         return self._norm.view(torch.float32)[2]
 
     def is_capturing(self) -> bool:
-        return self.device.type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
+        return capture.is_capturing(self.device)

@@ -149,12 +149,11 @@ class NativePart:
             g = entry.param.grad
             if g is None:
                 continue
-            if g.layout != torch.strided:
-                checks.listed_rows(entry.name, entry.param, g)
-            elif self.finds_rows:
-                continue
-            elif not _looks_like(g, entry.param):
-                return False
+            if g.layout == torch.strided:
+                if self.finds_rows:
+                    continue
+                if not _looks_like(g, entry.param):
+                    return False
             listed = self.rows_of(entry, g)
             if str(listed.values.dtype) != f"torch.{entry.dtypes[1]}":
                 return False
@@ -163,8 +162,10 @@ class NativePart:
 
     def rows_of(self, entry: Entry, g: torch.Tensor) -> ListedRows:
         """Of a gradient that lists them, or of any if the kernels do not find rows themselves; the numbers
-        on the host, the values on the parameter's device.
+        on the host, the values on the parameter's device. Raises if it is none of the parameter.
         """
+        checks.listed_rows(entry.name, entry.param, g)
+        checks.row_numbers(entry.name, entry.param, g._indices()[0])
         return listed_rows(g)
 
     def _row_set(self, entry: Entry) -> int:

@@ -160,7 +160,7 @@ class _ElementwiseLaunch:
     # what the last step launched for
     tensors: int
     programs: int
-    chunks: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # as `ChunkMap.tensors`
+    chunks: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sizes, and as `ChunkMap.places`
 
     def __init__(self, rule: str, dtypes: tuple[str, ...], device: torch.device) -> None:
         engine, found = _engine(), _rule(rule)
@@ -199,7 +199,8 @@ class _Launch(_ElementwiseLaunch):
     def __init__(self, rule: str, dtypes: tuple[str, ...], sizes: list[int], device: torch.device) -> None:
         super().__init__(rule, dtypes, device)
         chunks = ChunkMap(sizes, self.chunk, device)
-        self.tensors, self.programs, self.chunks = len(sizes), chunks.programs, chunks.tensors
+        self.tensors, self.programs = len(sizes), chunks.programs
+        self.chunks = (torch.tensor(sizes, dtype=torch.int64, device=device), *chunks.places)
         self.table = Mirror(8 * (len(dtypes) + 1) * len(sizes), device)
 
 

@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 
 class ChunkMap:
-    """Which chunk of which tensor each program takes; `tensors`: sizes, chunk_tensors, chunk_indices."""
+    """Which chunk of which tensor each program takes; `places`: chunk_tensors, chunk_indices."""
 
     def __init__(self, sizes: Sequence[int], chunk_size: int, device: torch.device) -> None:
         chunks = [-(-size // chunk_size) for size in sizes]
         self.programs = sum(chunks)
         tensors = [i for i, count in enumerate(chunks) for _ in range(count)]
         within = [c for count in chunks for c in range(count)]
-        self.tensors = (
-            torch.tensor(sizes, dtype=torch.int64, device=device),
+        self.places = (
             torch.tensor(tensors, dtype=torch.int32, device=device),
             torch.tensor(within, dtype=torch.int32, device=device),
         )
@@ -60,7 +59,8 @@ class GradientNorm:
         for dtype, indices in alike.items():
             chunks = ChunkMap([math.prod(entries[i].shape) for i in indices], chunk_size, device)
             constants = dict(DTYPE=kind(dtype), BLOCK=block(dtype), CHUNK=chunk_size, **options)
-            addresses = Mirror(2 * 8 * len(indices), device)
+            # two halves at multiples of 16 bytes, whatever their number
+            addresses = Mirror(16 * (len(indices) + len(indices) % 2), device)
             self._launches.append(_Squares(native.select(indices), addresses, chunks, constants))
         programs = sum(launch.chunks.programs for launch in self._launches)
         self._sums = torch.zeros(programs, dtype=torch.float64, device=device)
@@ -72,12 +72,10 @@ class GradientNorm:
         begin = 0
         for launch in self._launches:
             sent = launch.addresses.send(self._native.gradients(launch.selection), capturing=capturing)
-            addresses, sizes = sent.view(torch.int64).view(
-                2, -1
-            )  # of a lazy gradient other ones in every step
+            addresses, sizes = sent.view(torch.int64).view(2, -1)
             sums = self._sums[begin:]
             begin += launch.chunks.programs
-            arguments = (addresses, sizes, *launch.chunks.tensors[1:], sums)
+            arguments = (addresses, sizes, *launch.chunks.places, sums)
             norm.squares[(launch.chunks.programs,)](*arguments, **launch.constants)
         scale = self._one if grad_scale is None else grad_scale
         norm.norm[(1,)](self._sums, begin, self._max_norm, scale, result, **self._options)

@@ -297,6 +297,19 @@ def test_a_lazy_step_cannot_be_captured(cuda: Emulated, monkeypatch: pytest.Monk
         p.grad = None
 
 
+def test_nor_can_the_first_one(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which a plan is made."""
+    p = torch.nn.Parameter(torch.ones(4, 2))
+    p.grad = listing([1], (4, 2))
+    opt = danlu.Lazy(danlu.Lion([("table", p)], backend="cuda", capturable=True))
+    with monkeypatch.context() as patched:
+        patched.setattr(capture, "is_capturing", lambda device: True)
+        patched.setattr(torch.Tensor, "__int__", waits)
+        with pytest.raises(RuntimeError, match=r"^table: a lazy step waits for its rows, which no graph"):
+            opt.step()
+    assert not opt.state
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_gradient_that_comes_late_is_listed(
     mode: str, cuda: Emulated, monkeypatch: pytest.MonkeyPatch

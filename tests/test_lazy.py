@@ -681,6 +681,22 @@ def test_layer_adaptation_sees_the_whole_parameter(backend: str) -> None:
 
 @every_mode
 @every_backend
+def test_a_dense_gradient_may_lie_otherwise_in_the_next_step(mode: str, backend: str) -> None:
+    """With other strides, or as a lazily negated view."""
+    p, q = (torch.nn.Parameter(values((12, 5), 0, wild=False)) for _ in range(2))
+    lazy = [danlu.Lazy(danlu.AdamW([x], backend=b), mode) for x, b in ((p, backend), (q, "reference"))]
+    strided, negated = permuted(1, 0), lambda g: torch._neg_view(-g)
+    for t, form in enumerate((torch.clone, strided, torch.clone, negated, torch.clone)):
+        g = dense((12, 5), t, wild=False)
+        p.grad, q.grad = form(g), g
+        for opt in lazy:
+            opt.step()
+    assert same_bits(p, q)
+    assert all(same_bits(lazy[0].state[p][name], value) for name, value in lazy[1].state[q].items())
+
+
+@every_mode
+@every_backend
 def test_the_default_dtype_is_no_matter(mode: str, backend: str) -> None:
     shape = (3000, 6)
     results = []

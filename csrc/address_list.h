@@ -44,9 +44,9 @@ class AddressList : public StepList {
   // What gather() read of a selection: a row of addresses for each of parameter, gradient and states, then
   // the indices of coefficient rows, -1 where there is no gradient; as bytes of int64.
   py::bytes table(int selection) const {
-    std::vector<Tensor> selected;
-    for (const int i : selections_.at(selection)) selected.push_back(tensors()[i]);
-    return table_of(selected, num_states_of(selection));
+    const std::vector<int>& indices = selections_.at(selection);
+    return table_of(indices.size(), num_states_of(selection),
+                    [&](size_t i) -> const Tensor& { return tensors()[indices[i]]; });
   }
 
   // Of a selection of lazy parameters, whose tensors are runs of their rows: table(), then for each tensor
@@ -59,7 +59,7 @@ class AddressList : public StepList {
     std::vector<Tensor> runs;
     std::vector<int64_t> sizes;
     std::vector<int32_t> chunk_tensors, chunk_indices;
-    const auto add = [&](const Tensor& run) {
+    const auto add = [&](const Tensor& run, size_t) {
       for (int64_t i = 0; i * chunk_size < run.size; i++) {
         chunk_tensors.push_back(int32_t(runs.size()));
         chunk_indices.push_back(int32_t(i));
@@ -67,9 +67,11 @@ class AddressList : public StepList {
       runs.push_back(run);
       sizes.push_back(run.size);
     };
-    for_launched(selections_.at(selection), num_states, resting, zeros,
-                 [&](const Tensor& t, size_t) { add(t); });
-    return {table_of(runs, num_states), as_bytes(sizes), as_bytes(chunk_tensors), as_bytes(chunk_indices)};
+    const std::vector<int>& indices = selections_.at(selection);
+    for_launched(indices.begin(), indices.end(), num_states, resting, zeros, add);
+    const auto run_at = [&](size_t i) -> const Tensor& { return runs[i]; };
+    return {table_of(runs.size(), num_states, run_at), as_bytes(sizes), as_bytes(chunk_tensors),
+            as_bytes(chunk_indices)};
   }
 
   // The addresses of a selection's gradients, 0 where there is none, then at a multiple of 16 bytes how many
@@ -89,11 +91,12 @@ class AddressList : public StepList {
  protected:
   // Calls see(tensor, index) for what a step launches of some tensors with as many states: the tensor, or
   // runs of its rows where it is lazy; at last those whose states alone move, as a launch takes coefficient
-  // rows on the device in ascending order. resting, zeros: as lazy_table().
-  template <class Indices, class See>
-  void for_launched(const Indices& indices, int num_states, int resting, uintptr_t zeros,
+  // rows on the device in ascending order. resting, zeros: as lazy_table(); no zeros: there are none such.
+  template <class Index, class See>
+  void for_launched(Index begin, Index end, int num_states, int resting, uintptr_t zeros,
                     const See& see) const {
-    for (const size_t i : indices) {
+    for (Index index = begin; index != end; ++index) {
+      const size_t i = *index;
       const Tensor& t = tensors()[i];
       if (t.row < 0) continue;
       if (const ListedRows* list = list_of(i))
@@ -101,7 +104,9 @@ class AddressList : public StepList {
       else
         see(t, i);
     }
-    for (const size_t i : indices) {
+    if (!zeros) return;
+    for (Index index = begin; index != end; ++index) {
+      const size_t i = *index;
       Tensor t = tensors()[i];
       if (t.row < 0 || !lazy_shapes_[i].all_moments) continue;
       t.row += resting;
@@ -129,11 +134,11 @@ class AddressList : public StepList {
     return indices.empty() ? 0 : num_states_[indices[0]];
   }
 
-  static py::bytes table_of(const std::vector<Tensor>& tensors, int num_states) {
-    const size_t n = tensors.size();
+  template <class TensorAt>
+  static py::bytes table_of(size_t n, int num_states, const TensorAt& tensor_at) {
     std::vector<int64_t> values((2 + num_states + 1) * n);
     for (size_t i = 0; i < n; i++) {
-      const Tensor& t = tensors[i];
+      const Tensor& t = tensor_at(i);
       const auto put = [&](int row, const void* address) {
         values[row * n + i] = int64_t(reinterpret_cast<uintptr_t>(address));
       };

@@ -149,10 +149,8 @@ class CudaStep : public AddressList {
         }
         if (packer.num_tensors() == 1) first_ = i;
       };
-      std::vector<size_t> alike;
-      for (end = next; end < order_.size() && kernels_[order_[end]].second == kernel; end++)
-        alike.push_back(order_[end]);
-      for_launched(alike, num_states, resting, zeros, add);
+      for (end = next; end < order_.size() && kernels_[order_[end]].second == kernel;) end++;
+      for_launched(order_.begin() + next, order_.begin() + end, num_states, resting, zeros, add);
       if (!packer.empty()) enqueue(*kernel, packer, stream, launches++);
     }
     advance();

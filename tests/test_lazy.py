@@ -21,14 +21,6 @@ from oracles.lazy_rows import PlainLazy
 
 every_case = pytest.mark.parametrize("case", LAZY, ids=lambda c: c.id)
 every_mode = pytest.mark.parametrize("mode", MODES)
-every_backend = pytest.mark.parametrize("backend", ["cpu", "cuda", "reference"], indirect=True)
-
-
-@pytest.fixture
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda":
-        request.getfixturevalue("cuda")
-    return str(request.param)
 
 
 EXPECTED: dict[tuple[str, Storage, str], list[dict[str, torch.Tensor]]] = {}
@@ -93,7 +85,6 @@ def test_equals_the_formulas(case: Case, mode: str, dtype: torch.dtype) -> None:
     assert {row.backend for row in opt.backend_report()} == {"reference" if dtype == F64 else "cpu"}
 
 
-@every_backend
 def test_equals_sparse_adam(backend: str) -> None:
     """Which adds eps to the uncorrected root of v, and so is equal where eps is nothing."""
     dtype = F64 if backend == "reference" else F32
@@ -130,7 +121,6 @@ def test_equals_sparse_adam_with_its_epsilon() -> None:
 
 @every_case
 @every_mode
-@every_backend
 def test_a_list_of_the_rows_that_are_not_zero_is_the_dense_gradient(
     case: Case, mode: str, backend: str
 ) -> None:
@@ -163,7 +153,6 @@ def test_a_list_of_the_rows_that_are_not_zero_is_the_dense_gradient(
 
 
 @every_mode
-@every_backend
 def test_rows_that_are_listed_twice_are_summed(mode: str, backend: str) -> None:
     for flag in (False, True):  # True is not true
         p, q = (torch.nn.Parameter(torch.ones(4, 2)) for _ in range(2))
@@ -194,7 +183,6 @@ def test_entries_of_a_row_are_summed_in_their_order(shape: tuple[int, ...], dtyp
 
 @every_case
 @every_mode
-@every_backend
 def test_which_rows_take_part(case: Case, mode: str, backend: str) -> None:
     p = torch.nn.Parameter(torch.ones(6, 3))
     opt = danlu.Lazy(case.make([p], backend=backend), mode)
@@ -218,7 +206,6 @@ def test_which_rows_take_part(case: Case, mode: str, backend: str) -> None:
 
 @every_case
 @every_mode
-@every_backend
 def test_a_listed_row_of_zeros_takes_part(case: Case, mode: str, backend: str) -> None:
     p = torch.nn.Parameter(torch.ones(3, 2))
     opt = danlu.Lazy(case.make([p], backend=backend), mode)
@@ -231,7 +218,6 @@ def test_a_listed_row_of_zeros_takes_part(case: Case, mode: str, backend: str) -
 
 
 @every_mode
-@every_backend
 def test_every_gradient_counts_a_step(mode: str, backend: str) -> None:
     p = torch.nn.Parameter(torch.ones(3, 2))
     opt = danlu.Lazy(danlu.AdamW([p], backend=backend), mode)
@@ -250,7 +236,6 @@ def test_every_gradient_counts_a_step(mode: str, backend: str) -> None:
 
 
 @every_case
-@every_backend
 def test_params_mode_moves_the_moments_of_the_usual_step(case: Case, backend: str) -> None:
     """Where decay is no part of the gradient."""
     hyper = {"weight_decay": 0.0} if case.optimizer in (danlu.Adam, danlu.AdaX) else {}
@@ -286,7 +271,6 @@ def test_absent_rows_are_not_read(mode: str) -> None:
 
 
 @every_mode
-@every_backend
 def test_clipping_and_scaling(mode: str, backend: str) -> None:
     """By the norm of the summed values, over lazy and ordinary parameters."""
     rows, rows_values = [5, 1, 5], values((3, 90_000), 1, wild=False)
@@ -385,7 +369,6 @@ BAD = {
 
 
 @every_mode
-@every_backend
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("planned", [False, True])
 def test_a_bad_gradient_is_named_and_changes_nothing(
@@ -429,7 +412,6 @@ def test_other_sparse_layouts_are_named() -> None:
 
 
 @every_mode
-@every_backend
 def test_other_errors_name_the_parameter(mode: str, backend: str) -> None:
     scalar = torch.nn.Parameter(torch.tensor(1.0))
     opt = danlu.Lazy(danlu.Lion([("scale", scalar)], backend=backend), mode)
@@ -448,7 +430,6 @@ def test_other_errors_name_the_parameter(mode: str, backend: str) -> None:
 
 
 @every_mode
-@every_backend
 def test_the_dtype_of_a_listed_gradient_may_change(mode: str, backend: str) -> None:
     p = torch.nn.Parameter(torch.zeros(4, 3, dtype=BF16))
     opt = danlu.Lazy(danlu.Tiger([p], beta=0.0, backend=backend), mode)
@@ -461,7 +442,6 @@ def test_the_dtype_of_a_listed_gradient_may_change(mode: str, backend: str) -> N
     assert [row.backend for row in opt.backend_report()] == [backend]
 
 
-@every_backend
 def test_which_groups_are_lazy(backend: str) -> None:
     def moved(*keys: dict[str, bool], change: Callable[[Any], None] = lambda opt: None) -> list[bool]:
         params = [torch.nn.Parameter(torch.ones(2, 2)) for _ in keys]
@@ -539,7 +519,6 @@ def test_groups_that_cannot_be_lazy_raise_at_the_next_step() -> None:
 
 
 @every_mode
-@every_backend
 def test_checkpoints_in_the_middle(mode: str, backend: str) -> None:
     def made() -> tuple[torch.nn.Parameter, danlu.Lazy]:
         p = torch.nn.Parameter(values((20, 4), 0, wild=False))
@@ -570,7 +549,6 @@ def test_checkpoints_in_the_middle(mode: str, backend: str) -> None:
 
 
 @every_mode
-@every_backend
 def test_groups_added_and_schedulers(mode: str, backend: str) -> None:
     p, q = (torch.nn.Parameter(torch.ones(4, 3)) for _ in range(2))
     opt = danlu.Lazy(danlu.Lion([p], lr=1.0, backend=backend), mode)
@@ -656,7 +634,6 @@ def test_a_rule_of_ones_own(mode: str) -> None:
     assert opt.state[p]["exp_avg"][:, 0].tolist() == ([1.0, 1.5, 1.0] if mode == "rows" else [0.5, 1.5, 0.5])
 
 
-@every_backend
 def test_layer_adaptation_sees_the_whole_parameter(backend: str) -> None:
     """The step that it adapts is that of all rows; those without a gradient keep their parameters."""
     p, q = (torch.nn.Parameter(values((6, 3), 0, wild=False)) for _ in range(2))
@@ -680,7 +657,6 @@ def test_layer_adaptation_sees_the_whole_parameter(backend: str) -> None:
 
 
 @every_mode
-@every_backend
 def test_a_dense_gradient_may_lie_otherwise_in_the_next_step(mode: str, backend: str) -> None:
     """With other strides, or as a lazily negated view."""
     p, q = (torch.nn.Parameter(values((12, 5), 0, wild=False)) for _ in range(2))
@@ -696,7 +672,6 @@ def test_a_dense_gradient_may_lie_otherwise_in_the_next_step(mode: str, backend:
 
 
 @every_mode
-@every_backend
 def test_the_default_dtype_is_no_matter(mode: str, backend: str) -> None:
     shape = (3000, 6)
     results = []
@@ -715,7 +690,6 @@ def test_the_default_dtype_is_no_matter(mode: str, backend: str) -> None:
 
 
 @every_mode
-@every_backend
 def test_lr_zero_changes_no_parameter(mode: str, backend: str) -> None:
     p = torch.nn.Parameter(values((6, 3), 0, wild=False))
     before = p.detach().clone()

@@ -21,6 +21,7 @@ from training import all_same, copies, everything, give_gradients, parameters, s
 
 ADAMW = CASES[4]
 CHUNK = 16384
+PARAMETER_BYTES = 31 * 1024  # of a launch
 
 
 def llama_8b() -> list[int]:
@@ -58,12 +59,14 @@ def test_what_fits_into_a_launch(cuda: Emulated) -> None:
         row = 2 + len(cuda.native.coefficient_names(rule))
         for rows in ([0] * 3000, list(range(3000))):
             used = [n * (3 + states) + -(-row * len(set(rows[:n])) // 2) for n in range(1, 1300)]
-            most = sum(words <= (32764 - 32) // 8 for words in used)
+            most = sum(words <= (PARAMETER_BYTES - 32) // 8 for words in used)
             assert planned(cuda, [1] * 3000, rows, rule)[:2] == [most, most]
-    assert planned(cuda, [1] * 1000, [0] * 1000)[0] >= 816
-    assert planned(cuda, [1] * 1000, [0] * 408 + [1] * 592)[0] >= 816
-    assert planned(cuda, [1] * 1000, list(range(1000)))[0] >= 409
+    assert planned(cuda, [1] * 1000, [0] * 1000)[0] >= 791
+    assert planned(cuda, [1] * 1000, [0] * 408 + [1] * 592)[0] >= 790
+    assert planned(cuda, [1] * 1000, list(range(1000)))[0] >= 396
     assert sum(planned(cuda, [1] * 1000, list(range(1000)))) == 1000
+    # sm_90 reads parameters at offsets from c[0x0][0x210] on, which ptxas takes for signed numbers of 16 bits
+    assert PARAMETER_BYTES + 0x210 <= 0x8000
     assert planned(cuda, [0, 0], [0, 0]) == []
     assert planned(cuda, [0, 5, 0, 0, 5, 0], [0] * 6) == [2]
     # an index into rows on the device has 16 bits

@@ -11,7 +11,10 @@
 namespace danlu {
 
 struct LaunchList {
-  static constexpr int parameter_bytes = 32764;  // with CUDA 12.1 and newer; 4 KB before
+  // CUDA 12.1 and newer allow 32,764 bytes. On sm_90 parameters begin at c[0x0][0x210], and ptxas leaves
+  // reads that cross 0x8000 only by these 0x210 bytes without the correction that its signed offsets need:
+  // the last of them have to end below.
+  static constexpr int parameter_bytes = 31 * 1024;
   static constexpr int num_words = (parameter_bytes - 32) / 8;
 
   const float* device_rows;  // coefficient rows computed on the device, or null: they stand in the list

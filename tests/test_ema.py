@@ -59,7 +59,7 @@ def test_swap_puts_everything_back() -> None:
         train(plain, [t])
         with opt.swap():
             assert t == 0 or not torch.equal(parameters(opt)[0], parameters(plain)[0])
-            with pytest.raises(RuntimeError, match=r"inside swap\(\) would train the averages"):
+            with pytest.raises(RuntimeError, match="averages are in place, a step would train them"):
                 opt.step()
             with pytest.raises(RuntimeError, match="in place already"), opt.swap():
                 pass
@@ -113,4 +113,4 @@ def test_averages_of_bf16_parameters_are_fp32() -> None:
         opt.step()
     ema = opt.state_dict()["state"][0]["ema"]
     assert ema.dtype == torch.float32
-    assert ema[0].item() == pytest.approx(1 - 0.999**100, rel=1e-5)
+    assert ema[0].item() == pytest.approx((1 - 0.999**100) / (1 - 0.999**200), rel=1e-5)

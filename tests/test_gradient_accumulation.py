@@ -14,7 +14,7 @@ from cases import BF16, F32, values
 from danlu.testing import same_bits
 from oracles.itself import normwise
 from oracles.jax_optimizers import Run, trajectories
-from training import all_same, everything, give_gradients, parameters, some_params
+from training import all_same, copies, everything, give_gradients, parameters, some_params, train
 from wrapped import TORCH
 
 SHAPES = [(5, 3), (7,), (2, 3, 4)]
@@ -209,14 +209,17 @@ def test_maximize_counts_once(kind: type[torch.optim.Optimizer]) -> None:
     assert all_same(everything(opt), everything(once))
 
 
-def test_positions_out_of_the_cycle() -> None:
-    opt = danlu.GradientAccumulation(danlu.Lion(some_params()), 2)
-    saved = danlu.GradientAccumulation(danlu.Lion(some_params()), 5)
-    for t in range(4):
-        give_gradients(parameters(saved), t)
-        saved.step()
-    with pytest.raises(ValueError, match=r"accumulated_steps must be an integer from 0 to steps, 2, got 4"):
-        opt.load_state_dict(saved.state_dict())
+@pytest.mark.parametrize("position", [-1, 6, 1.0, True, "2"])
+def test_positions_out_of_the_cycle(position: object) -> None:
+    opt = danlu.GradientAccumulation(danlu.Lion(some_params()), 5)
+    train(opt, range(2))
+    before = copies(opt)
+    saved = opt.state_dict()
+    saved["param_groups"][0]["accumulated_steps"] = position
+    with pytest.raises(ValueError, match=r"^accumulated_steps must be an integer from 0 to 5, .* got"):
+        opt.load_state_dict(saved)
+    assert opt.position == 2
+    assert all_same(copies(opt), before)
 
 
 def test_the_same_is_saved_everywhere_in_a_cycle() -> None:

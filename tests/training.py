@@ -8,6 +8,7 @@ import torch
 
 from cases import values
 from danlu.testing import same_bits
+from danlu.wrappers.parameter_pass import innermost
 
 
 def some_params(count: int = 3) -> list[torch.nn.Parameter]:
@@ -30,8 +31,9 @@ def train(opt: torch.optim.Optimizer, steps: Iterable[int]) -> None:
 
 
 def everything(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Parameters and states in their order."""
-    return [t for p in parameters(opt) for t in (p, *opt.state.get(p, {}).values())]
+    """Parameters and states in their order, those of the optimizer inside all wrappers."""
+    state = innermost(opt).state
+    return [t for p in parameters(opt) for t in (p, *state.get(p, {}).values())]
 
 
 def copies(opt: torch.optim.Optimizer) -> list[torch.Tensor]:

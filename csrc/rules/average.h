@@ -8,10 +8,10 @@ namespace DANLU_ISA {
 struct Average {
   static constexpr int num_states = 1;
   static constexpr Uses uses = {true, false, Outcome::none};
-  COEFFS(decay, weight);
+  COEFFS(weight);
 
   RULE_FN float step(float p, float, float (&s)[num_states], const Coeffs& k) {
-    s[0] = k.decay * s[0] + k.weight * p;
+    s[0] = s[0] + k.weight * (p - s[0]);
     return 0.f;
   }
 };

@@ -104,7 +104,7 @@ RULES = {
     **ELEMENT_WISE,
     **{f"layer_{name}": layer_adapted(rule) for name, rule in ELEMENT_WISE.items()},
     "accumulate": Rule(accumulate, ("fresh", "weight"), outcome="none"),
-    "average": Rule(average, ("decay", "weight"), outcome="none"),
+    "average": Rule(average, ("weight",), outcome="none"),
     "lookahead": Rule(lookahead, ("alpha",), outcome="assigned"),
     "tiger_matrix": _tiger_scaled(Reduction("none", sums=1)),
     "tiger_rows": _tiger_scaled(Reduction("none", sums=1, row_by_row=True)),

@@ -17,10 +17,10 @@ class _Inner:
         self._name = name
 
     def __get__(self, derived: Derived | None, owner: type) -> Any:
-        return self if derived is None else getattr(derived.optimizer, self._name)
+        return self if derived is None else getattr(derived._inner, self._name)
 
     def __set__(self, derived: Derived, value: Any) -> None:
-        setattr(derived.optimizer, self._name, value)
+        setattr(derived._inner, self._name, value)
 
 
 class Derived(Nested, FusedOptimizer):
@@ -28,7 +28,7 @@ class Derived(Nested, FusedOptimizer):
 
     Both have the same param_groups, state and defaults, also after a checkpoint was loaded into either, so
     that a scheduler or a tool may hold any of them; the inner optimizer never steps by itself. Plan and hooks
-    are each one's own. A subclass overrides what it changes of the rule and asks `self.optimizer` for the
+    are each one's own. A subclass overrides what it changes of the rule and asks `self._inner` for the
     rest.
 
     Raises:
@@ -36,7 +36,7 @@ class Derived(Nested, FusedOptimizer):
     """
 
     rank = 0
-    optimizer: FusedOptimizer
+    _inner: FusedOptimizer
 
     # what it holds
     defaults: Any = _Inner()
@@ -77,7 +77,7 @@ class Derived(Nested, FusedOptimizer):
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self.check_order(optimizer)
-        self.__setstate__({"optimizer": optimizer})  # as if unpickled: there are no groups to add
+        self.__setstate__({"_inner": optimizer})  # as if unpickled: there are no groups to add
 
     @classmethod
     def check_order(cls, optimizer: Any) -> None:
@@ -87,22 +87,22 @@ class Derived(Nested, FusedOptimizer):
             raise TypeError(f"optimizer must be a danlu optimizer, got {kind}")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} around {self.optimizer!r}"
+        return f"{type(self).__name__} around {self._inner!r}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer}
+        return {"_inner": self._inner}
 
     def __setstate__(self, loaded: dict[str, Any]) -> None:
         """Takes what `__getstate__` gave, or groups and state that `load_state_dict` has read."""
-        if "optimizer" in loaded:
+        if "_inner" in loaded:
             torch.optim.Optimizer.__setstate__(self, loaded)
             self.defaults.pop("differentiable", None)  # torch adds it
         else:
-            self.optimizer.__setstate__(loaded)
+            self._inner.__setstate__(loaded)
         self._drop_plan()
 
     def _step(self) -> None:
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers built on it ask
+        self._inner._opt_called = True  # type: ignore[attr-defined]  # schedulers built on it ask
         super()._step()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,20 +17,27 @@ from .wrapper import Wrapper
 class EMA(Wrapper):
     """Moving average of the parameters, for evaluation (Polyak and Juditsky 1992).
 
-        e = decay * e + (1 - decay) * p              after each step, from e = 0
-        the average is e / (1 - decay^n)             n steps averaged so far
+        e = e + weight * (p - e)                     after each step
+        weight = (1 - decay) / (1 - decay^n)         n steps averaged so far, this one included
 
-    The average is float32 whatever the parameter's dtype, and is updated in one pass that reads p and e and
+    That is the mean of all p, each weighted by decay to the power of its age (the moving average that begins
+    at 0, divided by the sum of its weights), in a form that leaves an average of equal weights exactly where
+    they are. It is float32 whatever the parameter's dtype, and is updated in one pass that reads p and e and
     writes e: 12 bytes a parameter in fp32, where AdamW's own step moves 28.
 
     Args:
         optimizer: one of danlu's or of torch's, or `Lookahead` around one.
         decay: of the average, in [0, 1).
 
-    Every parameter of the optimizer is averaged after each of its steps, with or without a gradient; inside
-    `swap()` a step raises RuntimeError. Nothing but parameters is averaged: buffers, as the statistics of
-    batch norm, are the model's own. The state_dict holds `ema` and its `ema_step` (n) for each parameter,
-    beside the optimizer's state.
+    Every parameter of the optimizer is averaged after each of its steps, with or without a gradient, but for
+    those that could not have one (of an integer dtype, say). `eval()` and `swap()` put the averages in place;
+    a step between `eval()` and `train()` raises RuntimeError. Nothing but parameters is averaged: buffers, as
+    the statistics of batch norm, are the model's own.
+
+    The state_dict holds `ema` and its `ema_step` (n) for each parameter, beside the optimizer's state, and
+    `ema_decay` in each group: loaded into an `EMA` of another decay, n becomes the number of steps that would
+    have given the same sum of weights, so that the average goes on as it should. Taken with the averages in
+    place it holds the weights for training as `raw`.
 
     Raises:
         ValueError: decay is out of its range.
@@ -48,24 +56,27 @@ class EMA(Wrapper):
     """
 
     rank = 3
+    evaluated = "the averages"
+    training_key = "raw"
 
     def __init__(self, optimizer: torch.optim.Optimizer, decay: float = 0.999) -> None:
         self.check_order(optimizer)
         checks.unit_interval("decay", decay)
         super().__init__(optimizer, _Average(optimizer, decay=decay))
-        self._swapped = False
 
     @property
     def decay(self) -> float:
         return float(self._pass._hyper["decay"])
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        if self._swapped:
-            raise RuntimeError("EMA: a step inside swap() would train the averages")
-        loss = self.optimizer.step(closure)
-        self._pass.step()
-        self.stepped = True
-        return loss
+        self._pass.start()
+        with self.counting() as update:
+            try:
+                return self._inner.step(closure)
+            finally:
+                if update.made:
+                    self._pass.run()
+                    self.stepped = True
 
     @contextmanager
     def swap(self) -> Iterator[None]:
@@ -77,30 +88,42 @@ class EMA(Wrapper):
         Raises:
             RuntimeError: there is no average yet, or they are in place already.
         """
-        if self._swapped:
+        if self._shared.training is not None:
             raise RuntimeError("EMA: the averages are in place already")
-        averaged = {p: n for p, held in self._pass.state.items() if (n := held["step"].item())}
-        if not averaged:
+        averages = self.weights_for_evaluation()
+        if not averages:
             raise RuntimeError("EMA: there is no average before the first step")
-        kept = []
-        self._swapped = True
         try:
-            with torch.no_grad():
-                for p, n in averaged.items():
-                    kept.append((p, p.detach().clone()))
-                    p.copy_(self._pass.state[p]["ema"] / (1 - self.decay**n))
+            self.put_in_place(averages)
             yield
         finally:
-            with torch.no_grad():
-                for p, weights in kept:
-                    p.copy_(weights)
-            self._swapped = False
+            self.put_back()
+
+    def weights_for_evaluation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(p, held["ema"]) for p, held in self._pass.state.items() if held["step"].item()]
+
+    def marks(self) -> dict[str, Any]:
+        return {"ema_decay": self.decay}
+
+    def adapt(self, own: dict[torch.Tensor, dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+        before = saved.get("ema_decay", self.decay)
+        checks.unit_interval("ema_decay", before)
+        if before != self.decay:
+            for held in own.values():
+                held["step"].fill_(_steps_of_equal_weight(held["step"].item(), before, self.decay))
+        return self.marks()
 
     def settings(self) -> dict[str, Any]:
         return {"decay": self.decay}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_swapped": False})
+
+def _steps_of_equal_weight(steps: float, before: float, now: float) -> float:
+    """After how many steps, a real number, averages of decay `now` have the sum of weights, 1 - decay^steps,
+    that those of decay `before` have after `steps`.
+    """
+    if steps == 0 or now == 0:  # one step has all the weight
+        return steps
+    return math.inf if before == 0 else steps * math.log(before) / math.log(now)
 
 
 class _Average(ParameterPass):
@@ -111,11 +134,11 @@ class _Average(ParameterPass):
 
     @staticmethod
     def coefficients(math: Any, *, step: Any, decay: float) -> dict[str, Any]:
-        return dict(decay=decay, weight=1 - decay)
+        return dict(weight=(1 - decay) / (1 - math.pow(decay, step)))
 
     @staticmethod
     def reference(
         p: torch.Tensor, g: torch.Tensor, e: torch.Tensor, *, step: float, decay: float
     ) -> torch.Tensor:
-        e.mul_(decay).add_(p * (1 - decay))
+        e.add_((p - e) * ((1 - decay) / (1 - decay**step)))
         return p

@@ -10,6 +10,7 @@ import torch
 
 from .. import checks
 from ..optimizer import FusedOptimizer
+from ..sharding import is_sharded
 from .parameter_pass import ParameterPass, innermost
 from .wrapper import Wrapper
 
@@ -35,6 +36,8 @@ class GradientAccumulation(Wrapper):
     A parameter without a gradient at a call adds nothing; one without any in `steps` calls has none when the
     optimizer steps. The state_dict holds `mean_grad` and the number of gradients in it for each parameter,
     beside the optimizer's state, so that a run resumed in the middle of a cycle goes on to the same bits.
+    Resumed with other `steps` it goes on, too: each gradient that was taken is one of the new number, and
+    where there are as many already `flush()` makes the step.
 
     Raises:
         ValueError: steps is out of its range.
@@ -52,7 +55,6 @@ class GradientAccumulation(Wrapper):
 
     rank = 4
     position_key = "accumulated_steps"
-    _pass: _Mean
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         self.check_order(optimizer)
@@ -68,13 +70,15 @@ class GradientAccumulation(Wrapper):
 
         Call it at the end of an epoch whose last group is not full, or to repeat a step that raised.
         """
-        self.stepped = False
-        if self.position > 0:
-            if self.position != self.steps:
-                self._pass.scale(self.steps / self.position)
-                self.position = self.steps
-            self._step_optimizer()
-        return self.stepped
+        with self._shared.lock:
+            self.stepped = False
+            self.refuse_in_evaluation()
+            if self.position > 0:
+                if self.position != self.steps:
+                    self._pass.scale(self.steps / self.position)
+                    self.position = self.steps
+                self._step_optimizer()
+            return self.stepped
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
@@ -85,24 +89,38 @@ class GradientAccumulation(Wrapper):
         self.refuse_capture()
         if self.position >= self.steps:
             raise RuntimeError("GradientAccumulation: the last step was not made; flush() repeats it")
-        self._pass.step()
+        self._pass.run()
         self.position += 1
         if self.position == self.steps:
             self._step_optimizer()
         return loss
 
     def _step_optimizer(self) -> None:
-        with self._pass.as_gradients():
-            self.optimizer.step()
-        self._pass.forget()
-        self.position = 0
-        self.stepped = True
+        with self._pass.as_gradients(), self.counting() as update:
+            try:
+                self._inner.step()
+            finally:
+                if update.made:  # whatever a hook raises after it
+                    self._pass.forget()
+                    self.position = 0
+                    self.stepped = True
 
-    def check_position(self, position: Any) -> None:
-        if not isinstance(position, int) or not 0 <= position <= self.steps:
+    def marks(self) -> dict[str, Any]:
+        return {**super().marks(), "accumulated_of": self.steps}
+
+    def adapt(self, own: dict[torch.Tensor, dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+        steps = saved.get("accumulated_of", self.steps)
+        position = saved.get(self.position_key, 0)
+        checks.positive_int("accumulated_of", steps)
+        if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position <= steps:
             raise ValueError(
-                f"{self.position_key} must be an integer from 0 to steps, {self.steps}, got {position!r}"
+                f"{self.position_key} must be an integer from 0 to {steps}, the steps it was saved with, "
+                f"got {position!r}"
             )
+        if position and steps != self.steps:
+            for held in own.values():
+                held["mean_grad"] = held["mean_grad"] * (steps / max(self.steps, position))
+        return {**self.marks(), self.position_key: min(position, self.steps)}
 
     def settings(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -121,33 +139,35 @@ class _Mean(ParameterPass):
 
     def forget(self) -> None:
         """The next gradient of each parameter is the first of a new mean."""
-        for held in self.state.values():
+        for held in self._held():
             held["step"].zero_()
 
     def scale(self, factor: float) -> None:
         with torch.no_grad():
-            for held in self.state.values():
+            for held in self._held():
                 held["mean_grad"].mul_(factor)
+
+    def _held(self) -> list[dict[str, Any]]:
+        """The states of the parameters that take part: frameworks may step one group after the other."""
+        return [self.state[p] for p in self.parameters() if p in self.state]
 
     @contextmanager
     def as_gradients(self) -> Iterator[None]:
         """Lets every parameter have its mean as gradient; what it had is back in the end."""
         takes_fp32 = isinstance(innermost(self._of), FusedOptimizer)
-        kept: list[tuple[torch.Tensor, torch.Tensor | None, torch.dtype | None]] = []
+        kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         try:
             for p in self.parameters():
-                dtype = getattr(p, "grad_dtype", p.dtype)
-                kept.append((p, p.grad, dtype))
+                kept.append((p, p.grad))
                 p.grad = None
                 if self.count(p) > 0:
                     mean = self.state[p]["mean_grad"]
-                    if not takes_fp32:
-                        mean = mean.to(p.dtype)
-                    _set_gradient(p, mean, mean.dtype)
+                    _give_gradient(p, mean if takes_fp32 else mean.to(p.dtype))
             yield
         finally:
-            for p, grad, dtype in kept:
-                _set_gradient(p, grad, dtype)
+            for p, grad in kept:
+                p.grad = None
+                p.grad = grad
 
     @property
     def counters_on_device(self) -> bool:
@@ -171,9 +191,16 @@ class _Mean(ParameterPass):
         return p
 
 
-def _set_gradient(p: torch.Tensor, g: torch.Tensor | None, dtype: torch.dtype | None) -> None:
-    """dtype: what torch shall take as gradients of `p` from now on; None for any."""
-    if dtype != getattr(p, "grad_dtype", dtype):
-        p.grad = None
-        p.grad_dtype = dtype
-    p.grad = g
+def _give_gradient(p: torch.Tensor, g: torch.Tensor) -> None:
+    """Also one of another dtype, which torch refuses, without a word in `p.grad_dtype`: once set, that would
+    stay when the parameter's dtype changes.
+    """
+    accepted = getattr(p, "grad_dtype", p.dtype)
+    if accepted in (g.dtype, None):
+        p.grad = g
+    elif is_sharded(p):
+        p.grad_dtype = None  # a DTensor's data cannot be replaced
+        p.grad = g
+    else:
+        p.grad = torch.zeros((), dtype=accepted, device=p.device).expand(p.shape)
+        p.grad.data = g

@@ -48,7 +48,7 @@ class LayerAdaptation(Derived):
         _check_element_wise(optimizer)
 
     def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
-        loaded = self.optimizer.translate(loaded)
+        loaded = self._inner.translate(loaded)
         for group in loaded["param_groups"]:
             for name, value in _OF_LAMB.items():
                 if name not in self.defaults and group.get(name, value) != value:
@@ -58,8 +58,8 @@ class LayerAdaptation(Derived):
         return loaded
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
-        _check_element_wise(self.optimizer)  # a group may have been added or changed
-        return f"layer_{self.optimizer.rule(group, shape)}"
+        _check_element_wise(self._inner)  # a group may have been added or changed
+        return f"layer_{self._inner.rule(group, shape)}"
 
     def fold(
         self,
@@ -69,13 +69,13 @@ class LayerAdaptation(Derived):
         device: torch.device | None = None,
         variant: Hashable = None,
     ) -> dict[str, Any]:
-        folded = self.optimizer.fold(group, step, micro_step, device, variant)
+        folded = self._inner.fold(group, step, micro_step, device, variant)
         return {**folded, "group_lr": self.learning_rate(group, device)}
 
     def reference(
         self, p: torch.Tensor, g: torch.Tensor, *states: torch.Tensor, lr: float, **others: Any
     ) -> torch.Tensor:
-        step = self.optimizer.reference(p, g, *states, lr=lr, **others)
+        step = self._inner.reference(p, g, *states, lr=lr, **others)
         return step * _ratio(p, step, lr)
 
 

@@ -65,19 +65,19 @@ class Lazy(Derived):
 
     rank = 2
     mode: str
-    _selective: bool = False  # whether groups say which of them are lazy
+    _selective: bool  # whether groups say which of them are lazy
 
     def __init__(self, optimizer: FusedOptimizer, mode: str = "rows") -> None:
         super().__init__(optimizer)
         checks.one_of("mode", mode, MODES)
         self.mode = mode
-        self._check_inner()
+        self._read_groups()
 
     def laziness(self, group: dict[str, Any]) -> str | None:
         return self.mode if self._is_lazy(group) else None
 
     def structure(self, group: dict[str, Any]) -> Hashable:
-        return self.optimizer.structure(group), self._is_lazy(group)
+        return self._inner.structure(group), self._is_lazy(group)
 
     def backend_report(self) -> BackendReport:
         self._read_groups()
@@ -96,7 +96,7 @@ class Lazy(Derived):
         return bool(group.get("lazy", not self._selective))
 
     def _check_inner(self) -> None:
-        inner = self.optimizer
+        inner = self._inner
         name = type(inner).__name__
         adapted = isinstance(inner, LayerAdaptation)
         if inner.reduces and not (adapted and self.mode == "params"):
@@ -113,10 +113,10 @@ class Lazy(Derived):
             )
 
     def __repr__(self) -> str:
-        return f"Lazy(mode={self.mode!r}) around {self.optimizer!r}"
+        return f"Lazy(mode={self.mode!r}) around {self._inner!r}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "mode": self.mode}
+        return {**super().__getstate__(), "mode": self.mode, "_selective": self._selective}
 
 
 # as the base's, a graph break under torch.compile

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from .parameter_pass import ParameterPass, make_state
+from .parameter_pass import ParameterPass
 from .wrapper import Wrapper
 
 
@@ -28,9 +28,13 @@ class Lookahead(Wrapper):
         alpha: the slow weights' step size, in (0, 1].
 
     `eval()` puts the slow weights in the parameters' place, `train()` the fast ones back; a step between them
-    raises RuntimeError, as one inside the capture of a CUDA graph does, which cannot count to k. A parameter
-    that joins late has its slow weights from then on. The state_dict holds `slow` for each parameter and the
-    steps since the last synchronization, beside the optimizer's state.
+    raises RuntimeError, as one inside the capture of a CUDA graph does, which cannot count to k. After an
+    evaluation under `fully_shard`, call the model's `reshard()` before either: its root module goes on with
+    the weights that it has gathered. A parameter that joins late has its slow weights from then on, one that
+    could not have a gradient (of an integer dtype, say) has none.
+
+    The state_dict holds `slow` for each parameter and the steps since the last synchronization, beside the
+    optimizer's state; taken with the slow weights in place it holds the others as `fast`.
 
     Raises:
         ValueError: k or alpha is out of its range.
@@ -49,68 +53,50 @@ class Lookahead(Wrapper):
 
     rank = 3
     position_key = "lookahead_steps"
-    _pass: _Slow
+    evaluated = "the slow weights"
+    training_key = "fast"
 
     def __init__(self, optimizer: torch.optim.Optimizer, k: int = 5, alpha: float = 0.5) -> None:
         self.check_order(optimizer)
         checks.positive_int("k", k)
         checks.share("alpha", alpha)
-        super().__init__(optimizer, _Slow(optimizer, alpha=alpha))
-        self.k = k
-        self._fast: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        super().__init__(optimizer, _Slow(optimizer, k, alpha))
+
+    @property
+    def k(self) -> int:
+        return int(self._pass.k)
 
     @property
     def alpha(self) -> float:
         return float(self._pass._hyper["alpha"])
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        if self._fast is not None:
-            raise RuntimeError("Lookahead: the slow weights are in place; train() puts the fast ones back")
         self.refuse_capture()
         if self.position == 0 and not self.stepped:
             self._pass.forget_untouched()
         self._pass.start()
-        loss = self.optimizer.step(closure)
+        with self.counting() as update:
+            try:
+                return self._inner.step(closure)
+            finally:
+                if update.made:
+                    self._count()
+
+    def _count(self) -> None:
         self.stepped = True
         self.position += 1
         if self.position >= self.k:
-            self._pass.step()
+            self._pass.run()
             self.position = 0
-        return loss
 
-    def eval(self) -> None:
-        """Puts the slow weights in place; holds a copy of the fast ones until `train()`.
-
-        After an evaluation under `fully_shard`, call the model's `reshard()` before this and before
-        `train()`: its root module goes on with the weights that it has gathered.
-        """
-        if self._fast is not None:
-            return
+    def weights_for_evaluation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         self._pass.start()
-        self._fast = [(p, p.detach().clone()) for p in self._pass.state]
-        with torch.no_grad():
-            for p, held in self._pass.state.items():
-                p.copy_(held["slow"])
+        return [(p, held["slow"]) for p, held in self._pass.state.items()]
 
-    def train(self) -> None:
-        """Puts the fast weights back."""
-        if self._fast is None:
-            return
-        with torch.no_grad():
-            for p, weights in self._fast:
-                p.copy_(weights)
-        self._fast = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's, with the slow weights and the place in the cycle.
-
-        Raises:
-            RuntimeError: between `eval()` and `train()`: beside slow weights in the model the fast ones would
-                be lost.
-        """
-        if self._fast is not None:
-            raise RuntimeError("Lookahead: the slow weights are in place; call train() before state_dict()")
-        return super().state_dict()
+    def adapt(self, own: dict[torch.Tensor, dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+        position = saved.get(self.position_key, 0)
+        self.check_position(position)
+        return {self.position_key: position}
 
     def check_position(self, position: Any) -> None:
         if not isinstance(position, int) or not position >= 0:
@@ -119,9 +105,6 @@ class Lookahead(Wrapper):
     def settings(self) -> dict[str, Any]:
         return {"k": self.k, "alpha": self.alpha}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "k": self.k, "_fast": self._fast}
-
 
 class _Slow(ParameterPass):
     _rule = "lookahead"
@@ -129,11 +112,9 @@ class _Slow(ParameterPass):
     takes_gradients = False
     outcome = "assigned"
 
-    def start(self) -> None:
-        """Takes the parameters that have no slow weights yet as such."""
-        if len(self.state) == sum(len(group["params"]) for group in self.param_groups):
-            return
-        make_state(self)
+    def __init__(self, optimizer: torch.optim.Optimizer, k: int, alpha: float) -> None:
+        super().__init__(optimizer, alpha=alpha)
+        self.k = k
 
     def forget_untouched(self) -> None:
         """Drops slow weights that a checkpoint or `eval()` asked for before the first step: parameters may
@@ -142,10 +123,14 @@ class _Slow(ParameterPass):
         for p, held in list(self.state.items()):
             if held["step"].item() == 0:
                 del self.state[p]
+                self._started = None
 
     def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         dtype = self.state_dtype(name, p)
         return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(p.detach())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "k": self.k}
 
     @staticmethod
     def coefficients(math: Any, *, step: Any, alpha: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which optimizer may go around which."""
+"""What all wrappers have in common: an optimizer inside, and which may go around which."""
 
 from __future__ import annotations
 
@@ -12,7 +12,26 @@ class Nested:
     """
 
     rank: ClassVar[int]
-    optimizer: Any
+    # Code of danlu takes the optimizer inside from here: Lightning and Fabric hand out proxies whose class is
+    # made from the wrapper's and whose own `optimizer` is the wrapper itself.
+    _inner: Any
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer inside."""
+        return self._inner
+
+    def eval(self) -> None:
+        """Puts the weights for evaluation in place, where a wrapper inside has such."""
+        inner = getattr(self._inner, "eval", None)
+        if callable(inner):
+            inner()
+
+    def train(self) -> None:
+        """Puts the weights for training back."""
+        inner = getattr(self._inner, "train", None)
+        if callable(inner):
+            inner()
 
     @classmethod
     def check_order(cls, optimizer: Any) -> None:
@@ -28,4 +47,4 @@ class Nested:
                 raise TypeError(f"optimizer is wrapped in {name} already")
             if inner.rank > cls.rank:
                 raise TypeError(f"{name} goes inside {kind}, not around it: {kind}({name}(optimizer))")
-            inner = inner.optimizer
+            inner = inner._inner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,18 +10,22 @@ import torch
 
 from .. import checks, state
 from ..optimizer import FusedOptimizer
-from ..plan import named_parameters
+from ..plan import describe, named_parameters
+from .order import Nested
 
 
 class ParameterPass(FusedOptimizer):
     """A rule with one state of its own over the parameter groups of `optimizer`, which it shares.
 
     Its backend is the optimizer's, where that is danlu's. It looks at nothing else in the groups: neither lr
-    nor maximize nor scaling.
+    nor maximize nor scaling. Hooks that users give to all optimizers do not see it.
 
     Subclasses give the rule and in `state_names` the state: of the parameter's shape, float32 or, for float64
     parameters, float64. `step` counts the passes over a parameter.
     """
+
+    # the groups' parameters when `start` last looked
+    _started: list[list[torch.Tensor]] | None = None
 
     def __init__(self, optimizer: torch.optim.Optimizer, **hyper: Any) -> None:
         self._of = optimizer
@@ -55,12 +60,43 @@ class ParameterPass(FusedOptimizer):
     def moves(self, group: dict[str, Any], device: torch.device | None = None) -> bool:
         return True
 
+    @torch.no_grad()
+    def run(self) -> None:
+        """Makes the pass."""
+        self._step()
+
+    def start(self) -> None:
+        """Gives every parameter its state, before the optimizer moves any.
+
+        Raises:
+            TypeError, ValueError: the pass cannot take a parameter; nothing was made.
+        """
+        params = [group["params"] for group in self.param_groups]
+        if self._started is not None and _alike(params, self._started):
+            return
+        for group, name, p in named_parameters(self):
+            if not self.takes_gradients and p not in self.state:
+                describe(self, group, name, p)
+        make_state(self)
+        self._started = [list(some) for some in params]
+
+    def replace_state(self, state: Mapping[torch.Tensor, dict[str, Any]]) -> None:
+        self.state.clear()
+        self.state.update(state)
+        self._started = None
+        self._drop_plan()
+
     # Checkpoints: the state under its own name, `step` under a name that the optimizer's states do not have.
+
+    def shown_names(self) -> dict[str, str]:
+        """Names in `state`, by those in a state_dict."""
+        (state,) = self.state_names
+        return {state: state, f"{state}_step": "step"}
 
     def saved(self, p: torch.Tensor) -> dict[str, Any]:
         """What belongs into a state_dict for `p`."""
         held = self.state.get(p, {})
-        return {saved: held[name] for name, saved in self._saved_names().items() if name in held}
+        return {shown: held[name] for shown, name in self.shown_names().items() if name in held}
 
     def take_saved(self, name: str, p: torch.Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
         """What `saved` has become as state of `p`; removes nothing from it.
@@ -68,34 +104,45 @@ class ParameterPass(FusedOptimizer):
         Raises:
             TypeError, ValueError: it does not fit; `name` is the parameter's.
         """
-        found: dict[str, Any] = {}
-        for key, under in self._saved_names().items():
-            if under not in saved:
-                continue
-            value = saved[under]
-            if key == "step":
-                found[key] = torch.tensor(float(value), dtype=torch.float32, device=self.counter_device(p))
-                continue
-            if isinstance(value, torch.Tensor):
-                value = value.to(device=p.device, dtype=self.state_dtype(key, p))
-            checks.state(name, under, p, tuple(p.shape), value)
-            found[key] = value
-        return found
+        names = self.shown_names()
+        missing = [shown for shown in names if shown not in saved]
+        if len(missing) == len(names):
+            return {}
+        if missing:
+            raise ValueError(f"{name}: the state_dict has no {missing[0]!r}, which goes with {list(names)}")
+        return {key: self.taken(name, shown, p, saved) for shown, key in names.items()}
+
+    def taken(
+        self,
+        name: str,
+        shown: str,
+        p: torch.Tensor,
+        saved: Mapping[str, Any],
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """One value of a state_dict as this pass keeps it, or in `dtype`; never the same memory if a number.
+
+        Raises:
+            TypeError, ValueError: it does not fit.
+        """
+        value, key = saved[shown], self.shown_names().get(shown)
+        if key == "step":
+            if not isinstance(value, int | float | torch.Tensor) or torch.as_tensor(value).numel() != 1:
+                raise TypeError(f"{name}: state {shown!r} must be a number, got {value!r}")
+            return torch.tensor(float(value), dtype=torch.float32, device=self.counter_device(p))
+        if isinstance(value, torch.Tensor) and not value.is_meta:
+            value = value.to(device=p.device, dtype=dtype or self.state_dtype(key or shown, p))
+        checks.state(name, shown, p, tuple(p.shape), value)
+        taken: torch.Tensor = value
+        return taken
 
     def parameters(self) -> Iterable[torch.Tensor]:
         """Each once."""
         return dict.fromkeys(p for group in self.param_groups for p in group["params"])
 
-    def saved_keys(self) -> set[str]:
-        return set(self._saved_names().values())
-
     def names(self) -> list[tuple[str, torch.Tensor]]:
         """Parameters, each once, with their names in messages."""
         return [(name, p) for _, name, p in named_parameters(self)]
-
-    def _saved_names(self) -> dict[str, str]:
-        (state,) = self.state_names
-        return {state: state, "step": f"{state}_step"}
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -113,7 +160,13 @@ def make_state(optimizer: FusedOptimizer) -> None:
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer that steps, inside all wrappers."""
-    while not isinstance(optimizer, FusedOptimizer) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
+    while isinstance(optimizer, Nested) and not isinstance(optimizer, FusedOptimizer):
+        optimizer = optimizer._inner
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def _alike(some: list[list[torch.Tensor]], others: list[list[torch.Tensor]]) -> bool:
+    return len(some) == len(others) and all(
+        len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in zip(some, others, strict=True)
+    )

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 
+from .. import callers
 from ..optimizer import FusedOptimizer
 from ..report import BackendReport
+from .inner_state import Requested, UpdateMade
 from .order import Nested
-from .parameter_pass import ParameterPass, make_state
+from .parameter_pass import ParameterPass, innermost, make_state
+from .state_view import StateView
 
 
 class Wrapper(Nested, torch.optim.Optimizer):
     """Steps `optimizer`, and makes passes of its own over the same parameters.
 
-    Parameter groups, defaults and state are the optimizer's own objects, so that schedulers and trainers may
-    hold either. What the wrapper keeps beside them is in its state_dict: for each parameter a state, in each
-    group a number.
+    Parameter groups and defaults are the optimizer's own objects, so that schedulers and trainers may hold
+    either; `state` shows what the wrapper keeps beside the optimizer's states. The state_dict has both: for
+    each parameter the wrapper's states, and in each group what `marks` says.
+
+    `eval()` puts the weights for evaluation in place, if this wrapper or one inside has such, and `train()`
+    those for training back; a step between them raises RuntimeError. A state_dict taken between them has the
+    weights for training, too: an optimizer that loads it goes on after `train()`. To load one of training
+    between them ends the evaluation: the parameters stay as they are then. Steps, saving and loading of one
+    optimizer by several threads happen one after the other.
 
     Args:
         optimizer: one of danlu's or of torch's, or a wrapper around one; schedulers may come before or after.
@@ -28,13 +40,13 @@ class Wrapper(Nested, torch.optim.Optimizer):
         stepped: whether the last call of `step()` moved the parameters.
     """
 
-    optimizer: torch.optim.Optimizer
-    stepped: bool
-    position: int
-    _pass: ParameterPass
+    _shared: _Shared
 
-    # the key in each group of a state_dict under which `position`, the place in a cycle, is kept
+    # the key in each group under which `position`, the place in a cycle, is kept
     position_key: ClassVar[str | None] = None
+    # the weights for evaluation in messages, and the name of those for training in a state_dict
+    evaluated: ClassVar[str] = ""
+    training_key: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -42,7 +54,8 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     def __init__(self, optimizer: torch.optim.Optimizer, own_pass: ParameterPass) -> None:
         # torch's own __init__ would make groups and state
-        self.__setstate__({"optimizer": optimizer, "_pass": own_pass, "position": 0, "stepped": False})
+        self.__setstate__({"_shared": _Shared(optimizer, own_pass)})
+        self._mark_groups(anew=True)
 
     @classmethod
     def check_order(cls, optimizer: Any) -> None:
@@ -57,56 +70,130 @@ class Wrapper(Nested, torch.optim.Optimizer):
     # What torch.optim.Optimizer keeps as attributes.
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        return self.optimizer.param_groups
+    def _inner(self) -> Any:
+        return self._shared.optimizer
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
-        return self.optimizer.state
+    def _pass(self) -> Any:
+        return self._shared.own_pass
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.optimizer.defaults
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self._inner.param_groups
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        marks = self.marks()
+        self._inner.param_groups = groups
+        for group in groups:
+            for key, value in marks.items():
+                group.setdefault(key, value)
+
+    @property
+    def state(self) -> Any:
+        own: Any = self._pass.state
+        return StateView(self._inner.state, own, self._pass.shown_names())
+
+    @state.setter
+    def state(self, state: Mapping[Any, Any]) -> None:
+        names = self._pass.shown_names()
+        own: dict[Any, Any] = {}
+        ours = any(isinstance(x, Mapping) and not names.keys().isdisjoint(x) for x in state.values())
+        if ours or isinstance(state, StateView):
+            inner: dict[Any, Any] = defaultdict(dict)
+            StateView(inner, own, names).update(state)
+            state = inner
+        self._inner.state = state
+        self._pass.replace_state(own)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        defaults: dict[str, Any] = self._inner.defaults
+        return defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self._inner.defaults = defaults
+
+    @property
+    def stepped(self) -> bool:
+        return self._shared.stepped
+
+    @stepped.setter
+    def stepped(self, stepped: bool) -> None:
+        self._shared.stepped = stepped
+
+    @property
+    def position(self) -> int:
+        """The place in the cycle, which the groups keep: each counts the steps that it takes part in."""
+        key = self.position_key or ""
+        return next((group[key] for group in self.param_groups if key in group), 0)
+
+    @position.setter
+    def position(self, position: int) -> None:
+        if self.position_key is not None:
+            for group in self.param_groups:
+                group[self.position_key] = position
+
+    def marks(self) -> dict[str, Any]:
+        """What each group says of this wrapper, under keys that no optimizer has."""
+        return {} if self.position_key is None else {self.position_key: self.position}
+
+    def _mark_groups(self, *, anew: bool = False) -> None:
+        """Of groups that came without this wrapper's keys; `anew`: in the place of what they have."""
+        if anew:
+            self.position = 0
+        for group in self.param_groups:
+            for key, value in self.marks().items():
+                if anew or key not in group:
+                    group[key] = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        self.optimizer.add_param_group(param_group)
+        with self._shared.lock:
+            self._inner.add_param_group(param_group)
+            self._mark_groups()
+
+    # A step.
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One call a gradient, as for any optimizer; the closure's loss is passed on.
 
         Raises:
-            RuntimeError: the class says when.
+            RuntimeError: the class says when; weights for evaluation are in place. Nothing was changed.
             TypeError, ValueError: a tensor cannot be stepped; the message names its parameter.
         """
-        if closure is None and self._is_asked_for_state():
-            self.make_state()
-            return None
-        return self._step(closure)
-
-    def _is_asked_for_state(self) -> bool:
-        """Whether this is how torch.distributed.checkpoint makes state before it reads or writes any: by a
-        first step with an lr and gradients of zero.
-        """
-        if self.state or self.stepped or any(group.get("lr", 0.0) != 0 for group in self.param_groups):
-            return False
-        gradients = [p.grad for p in self._pass.parameters() if p.requires_grad]
-        return bool(gradients) and all(g is not None and _is_zero(g) for g in gradients)
-
-    def make_state(self) -> None:
-        """Makes all state that steps would, the optimizer's and the wrapper's, and counts no step."""
-        if isinstance(self.optimizer, Wrapper):
-            self.optimizer.make_state()
-        elif isinstance(self.optimizer, FusedOptimizer):
-            make_state(self.optimizer)
-        else:
-            self.optimizer.step()
-            for held in self.optimizer.state.values():
-                if "step" in held:
-                    held["step"] *= 0  # a number or a tensor
-        make_state(self._pass)
+        shared = self._shared
+        with shared.lock:
+            if not shared.optimizer.state and callers.asks_for_state():
+                self.make_state()
+                return None
+            self.refuse_in_evaluation()
+            self._take_up_groups()
+            return self._step(closure)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         raise NotImplementedError
+
+    @contextmanager
+    def counting(self) -> Iterator[UpdateMade]:
+        """Around a step of the optimizer inside: tells whether its update was made, error or not."""
+        if self._shared.requested is not None:
+            self._shared.requested.drop()
+            self._shared.requested = None
+        with UpdateMade(innermost(self)) as update:
+            yield update
+
+    def refuse_in_evaluation(self) -> None:
+        """Raises while weights for evaluation are in place, here or further inside."""
+        if self._shared.training is not None:
+            name = type(self).__name__
+            raise RuntimeError(
+                f"{name}: {self.evaluated} are in place, a step would train them; "
+                "train(), or the end of swap(), puts the weights back"
+            )
+        if isinstance(self._inner, Wrapper):
+            self._inner.refuse_in_evaluation()
 
     def refuse_capture(self) -> None:
         """Raises inside the capture of a CUDA graph."""
@@ -116,31 +203,105 @@ class Wrapper(Nested, torch.optim.Optimizer):
                 f"{type(self).__name__}: a CUDA graph cannot count steps; capture the optimizer's"
             )
 
+    def make_state(self) -> None:
+        """Makes all state that steps would, the optimizer's and the wrapper's, and counts no step."""
+        if isinstance(self._inner, Wrapper):
+            self._inner.make_state()
+        elif isinstance(self._inner, FusedOptimizer):
+            make_state(self._inner)
+        else:
+            self._shared.requested = Requested(self._inner)
+        self._pass.start()
+
+    def _take_up_groups(self) -> None:
+        """Somebody gave the optimizer inside other groups, or loaded it past this wrapper."""
+        marks = self.marks()
+        marked = [marks.keys() <= group.keys() for group in self.param_groups]
+        if not any(marked) and marked:
+            self._pass.replace_state({})
+        if not all(marked):
+            self._mark_groups()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        self.optimizer.zero_grad(set_to_none)
+        self._inner.zero_grad(set_to_none)
 
     def backend_report(self) -> BackendReport:
         """Which backend takes each parameter in the wrapper's own pass, and why."""
-        return self._pass.backend_report()
+        report: BackendReport = self._pass.backend_report()
+        return report
+
+    # Weights for evaluation.
+
+    def weights_for_evaluation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Parameters with what takes their place; a wrapper that has none changes nothing."""
+        return []
+
+    def eval(self) -> None:
+        shared = self._shared
+        with shared.lock:
+            super().eval()
+            if shared.training is None and self.training_key is not None:
+                self.put_in_place(self.weights_for_evaluation())
+
+    def train(self) -> None:
+        shared = self._shared
+        with shared.lock:
+            self.put_back()
+            super().train()
+
+    def put_in_place(self, weights: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Gives parameters other values, and keeps a copy of those that they have."""
+        self._shared.training = []
+        with torch.no_grad():
+            for p, value in weights:
+                self._shared.training.append((p, p.detach().clone()))
+                p.copy_(value)
+
+    def put_back(self) -> None:
+        """Ends what `put_in_place` began."""
+        with torch.no_grad():
+            for p, value in self._shared.training or ():
+                p.copy_(value)
+        self._shared.training = None
+
+    # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's, with what the wrapper keeps for each parameter and in each group."""
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        inner = self.optimizer.state_dict()
+        """The optimizer's, with what the wrapper keeps for each parameter and in each group.
+
+        Raises:
+            RuntimeError: a distributed checkpoint is taken while weights for evaluation are in place: it
+                would lose those for training.
+        """
+        with self._shared.lock:
+            for before in self._optimizer_state_dict_pre_hooks.values():
+                before(self)
+            result = self._state_dict()
+            for after in self._optimizer_state_dict_post_hooks.values():
+                result = after(self, result) or result
+            return result
+
+    def _state_dict(self) -> dict[str, Any]:
+        training = dict(self._shared.training or ())
+        if training and callers.is_distributed_checkpoint():
+            name = type(self).__name__
+            raise RuntimeError(
+                f"{name}: {self.evaluated} are in place, and a distributed checkpoint keeps no others: "
+                "call train() before"
+            )
+        inner = self._inner.state_dict()
         states = {
             key: dict(value) if isinstance(value, dict) else value for key, value in inner["state"].items()
         }
         for index, (_, p) in self._numbered():
-            saved = self.saved_state(p)
+            saved = self._pass.saved(p)
+            if p in training:
+                saved[self.training_key] = training[p]
             if saved:
                 states.setdefault(index, {}).update(saved)
-        mark = {} if self.position_key is None else {self.position_key: self.position}
-        groups = [{**group, **mark} for group in inner["param_groups"]]
-        result = {**inner, "state": states, "param_groups": groups}
-        for after in self._optimizer_state_dict_post_hooks.values():
-            result = after(self, result) or result
-        return result
+        marks = self.marks()
+        groups = [{**marks, **group} for group in inner["param_groups"]]
+        return {**inner, "state": states, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this wrapper, or of the optimizer alone: then the wrapper starts anew.
@@ -148,30 +309,46 @@ class Wrapper(Nested, torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: it does not fit. Nothing was changed.
         """
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
-        own, position, rest = self._taken_apart(state_dict)
-        self.optimizer.load_state_dict(rest)
-        self._pass.state.clear()
-        self._pass.state.update(own)
-        self._pass._plan = None
-        self.position = position
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
+        shared = self._shared
+        with shared.lock:
+            for before in self._optimizer_load_state_dict_pre_hooks.values():
+                state_dict = before(self, state_dict) or state_dict
+            own, training, marks, rest = self._taken_apart(state_dict)
+            self._inner.load_state_dict(rest)
+            self._pass.replace_state(own)
+            shared.requested = None
+            shared.training = training or None
+            for group in self.param_groups:
+                group.update(marks)
+            for after in self._optimizer_load_state_dict_post_hooks.values():
+                after(self)
 
-    def saved_state(self, p: torch.Tensor) -> dict[str, Any]:
-        """What the wrapper keeps of a parameter in a state_dict."""
-        return self._pass.saved(p)
+    def adapt(self, own: dict[torch.Tensor, dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+        """Makes what another one of this class has saved this one's own.
 
-    def check_position(self, position: Any) -> None:
-        """Raises ValueError unless a state_dict may hold it."""
+        Args:
+            own: its states, which may be changed.
+            saved: its marks, those that are there; empty where there is nothing of its own.
+
+        Returns:
+            The marks of the groups from now on.
+
+        Raises:
+            ValueError: they cannot be this one's.
+        """
+        return self.marks()
 
     def _taken_apart(
         self, state_dict: dict[str, Any]
-    ) -> tuple[dict[torch.Tensor, dict[str, Any]], int, dict[str, Any]]:
-        """States and position of this wrapper, and what is left for the optimizer."""
-        ours = self._pass.saved_keys()
-        states, own = {}, {}
+    ) -> tuple[
+        dict[torch.Tensor, dict[str, Any]],
+        list[tuple[torch.Tensor, torch.Tensor]],
+        dict[str, Any],
+        dict[str, Any],
+    ]:
+        """States of this wrapper, weights for training, marks, and what is left for the optimizer."""
+        ours = self._pass.shown_names().keys() | ({self.training_key} if self.training_key else set())
+        states = {}
         for key, value in state_dict["state"].items():
             states[key] = value
             if isinstance(value, dict) and ours & set(value):
@@ -180,17 +357,21 @@ class Wrapper(Nested, torch.optim.Optimizer):
                     states[key] = rest
                 else:
                     del states[key]
-        by_index = dict(self._numbered(state_dict["param_groups"]))
-        for index, (name, p) in by_index.items():
-            found = self._pass.take_saved(name, p, state_dict["state"].get(index, {}))
+        own, training = {}, []
+        for index, (name, p) in self._numbered(state_dict["param_groups"]):
+            saved = state_dict["state"].get(index, {})
+            found = self._pass.take_saved(name, p, saved)
             if found:
                 own[p] = found
-        groups, position = [], 0
+            if self.training_key is not None and self.training_key in saved:
+                training.append((p, self._pass.taken(name, self.training_key, p, saved, p.dtype)))
+        marks: dict[str, Any] = {}
+        groups = []
         for group in state_dict["param_groups"]:
-            position = group.get(self.position_key, position)
-            groups.append({key: value for key, value in group.items() if key != self.position_key})
-        self.check_position(position)
-        return own, position, {**state_dict, "state": states, "param_groups": groups}
+            marks = {**{key: group[key] for key in self.marks() if key in group}, **marks}
+            groups.append({key: value for key, value in group.items() if key not in self.marks()})
+        marks = self.adapt(own, marks if own else {})
+        return own, training, marks, {**state_dict, "state": states, "param_groups": groups}
 
     def _numbered(
         self, saved_groups: list[dict[str, Any]] | None = None
@@ -206,10 +387,16 @@ class Wrapper(Nested, torch.optim.Optimizer):
         return [(numbers[id(p)], (name, p)) for name, p in self._pass.names()]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("optimizer", "_pass", "position", "stepped")}
+        return {"_shared": self._shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        defaults = state["optimizer"].defaults
+        """Takes what `__getstate__` gave, or as torch's optimizers do groups and state of a checkpoint."""
+        if "_shared" not in state:
+            for name in ("param_groups", "state"):
+                if name in state:
+                    setattr(self, name, state[name])
+            return
+        defaults = state["_shared"].optimizer.defaults
         before = dict(defaults)
         super().__setstate__(state)  # adds to them
         for name in defaults.keys() - before.keys():
@@ -217,16 +404,29 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.settings().items())
-        return f"{type(self).__name__}({settings}) around {self.optimizer!r}"
+        return f"{type(self).__name__}({settings}) around {self._inner!r}"
 
     def settings(self) -> dict[str, Any]:
         """The arguments that it was made with, beside the optimizer."""
         return {}
 
 
-def _is_zero(g: torch.Tensor) -> bool:
-    """Of a DTensor all shards, so that every rank has the same answer."""
-    if g.is_sparse:
-        return False
-    norm: Any = torch.linalg.vector_norm(g)
-    return not (norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+class _Shared:
+    """What a wrapper keeps. One object, which proxies of frameworks share: what is set through them would be
+    their own.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, own_pass: ParameterPass) -> None:
+        self.optimizer, self.own_pass = optimizer, own_pass
+        self.stepped = False
+        # the weights for training, while those for evaluation are in place
+        self.training: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in self.__dict__.items() if name not in ("lock", "requested")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.lock = threading.RLock()
+        self.requested: Requested | None = None

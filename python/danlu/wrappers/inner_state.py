@@ -1,0 +1,71 @@
+"""What a wrapper has to know of the step of an optimizer that it did not write."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+
+
+class UpdateMade:
+    """Whether an optimizer has made its update: hooks that run after it may raise.
+
+    Attributes:
+        made: true from the end of the update on.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer: Any = optimizer
+        self.made = False
+
+    def __enter__(self) -> UpdateMade:
+        self._handle = self._optimizer.register_step_post_hook(self._note)
+        self._optimizer._optimizer_step_post_hooks.move_to_end(self._handle.id, last=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.remove()
+
+    def _note(self, *_: Any) -> None:
+        self.made = True
+
+
+class Requested:
+    """State of one of torch's optimizers that a checkpoint has asked for before the first step.
+
+    It is made by a step with an lr and gradients of zero, which is all that such an optimizer offers. Without
+    decay nothing but zeros reaches the moments, and counters begin at 0. Should the first real step come
+    before anybody has loaded other state, `drop` removes it: some optimizers tell a first step by having no
+    state.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        decays = [group.get("weight_decay") for group in optimizer.param_groups]
+        try:
+            for group, decay in zip(optimizer.param_groups, decays, strict=True):
+                if decay is not None:
+                    group["weight_decay"] = 0.0
+            optimizer.step()
+        finally:
+            for group, decay in zip(optimizer.param_groups, decays, strict=True):
+                if decay is not None:
+                    group["weight_decay"] = decay
+        for held in optimizer.state.values():
+            if "step" in held:
+                held["step"] *= 0  # a number or a tensor
+            if "mu_product" in held:  # NAdam's
+                held["mu_product"] = held["mu_product"] * 0 + 1
+        self._optimizer, self._state = optimizer, optimizer.state
+        self._values = self._versions()
+
+    def drop(self) -> None:
+        """Takes the state away, unless it has been replaced or written since."""
+        if self._optimizer.state is self._state and self._versions() == self._values:
+            self._state.clear()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        tensors = (x for held in self._state.values() for x in held.values() if isinstance(x, torch.Tensor))
+        return [(id(x), x._version) for x in tensors]

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 import danlu
-from danlu.wrappers.wrapper import Wrapper
-from harness import state_bytes
+from danlu.wrappers.order import Nested
 from model import GPT
 
 Wrapped = tuple[tuple[str, dict[str, Any]], ...]
@@ -146,22 +145,11 @@ def shipped_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
     The outer one of the two decides.
     """
-    for one in from_outside(optimizer):
-        if isinstance(one, danlu.EMA):
-            with one.swap():
-                yield
-            return
-        if isinstance(one, danlu.Lookahead):
-            one.eval()
-            try:
-                yield
-            finally:
-                one.train()
-            return
-    yield
-
-
-def held_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Of the state of the optimizer and of the wrappers around it."""
-    passes = [one._pass for one in from_outside(optimizer) if isinstance(one, Wrapper)]
-    return sum(map(state_bytes, [optimizer, *passes]))
+    if not isinstance(optimizer, Nested):
+        yield
+        return
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()

@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import danlu
-from harness import ROOT, add_out_option, environment, positive
+from harness import ROOT, add_out_option, environment, positive, state_bytes
 from model import GPT, HEAD_WIDTH
 from recipes import (
     DEFAULT,
@@ -48,7 +48,6 @@ from recipes import (
     WRAPPERS,
     Recipe,
     add_wrapper_options,
-    held_bytes,
     recipe_of,
     shipped_weights,
 )
@@ -180,7 +179,7 @@ class Run:
         self.curve["step"].append(self.step)
         self.curve["seconds"].append(self.seconds)
         self.curve["held_out_loss"].append(total / len(self.held_out))
-        self.state_bytes = held_bytes(self.optimizer)
+        self.state_bytes = state_bytes(self.optimizer)
 
     def now(self) -> float:
         """Seconds, once the device has done what it was told."""

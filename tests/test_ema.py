@@ -114,3 +114,74 @@ def test_averages_of_bf16_parameters_are_fp32() -> None:
     ema = opt.state_dict()["state"][0]["ema"]
     assert ema.dtype == torch.float32
     assert ema[0].item() == pytest.approx((1 - 0.999**100) / (1 - 0.999**200), rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "cuda"])
+@pytest.mark.parametrize("decay", [0.999, 0.99999])
+def test_weights_that_never_move(backend: str, decay: float, cuda: object) -> None:
+    """Are their own average, to the bit, however long."""
+    p = torch.nn.Parameter(values((33,), 0, wild=False))
+    opt = danlu.EMA(danlu.Lion([p], lr=0.0, backend=backend), decay=decay)
+    p.grad = torch.zeros_like(p)
+    for _ in range(200):
+        opt.step()
+    opt._pass.state[p]["step"].fill_(60_000.0)
+    opt.step()
+    assert torch.equal(averages(opt)[0], p)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.999), (0.999, 0.9), (0.9, 0.0), (0.0, 0.9)])
+def test_resumed_with_another_decay(before: float, after: float) -> None:
+    """Each step counts with the decay that it was averaged with."""
+    params = [torch.nn.Parameter(p.detach().double()) for p in some_params()]
+    opt = danlu.EMA(danlu.AdamW(params, lr=0.1), decay=before)
+    history: list[tuple[float, list[torch.Tensor]]] = []
+
+    def go(steps: int, decay: float) -> None:
+        for t in range(steps):
+            for i, p in enumerate(params):
+                p.grad = values(p.shape, 100 * t + i, wild=False).double()
+            opt.step()
+            history.append((decay, [p.detach().clone() for p in params]))
+
+    go(7, before)
+    loaded = danlu.EMA(danlu.AdamW(params, lr=0.1), decay=after)
+    loaded.load_state_dict(opt.state_dict())
+    opt = loaded
+    for steps in (0, 5):
+        go(steps, after)
+        want, total = [torch.zeros_like(p) for p in params], 0.0
+        for decay, weights in history:
+            want = [decay * e + (1 - decay) * p for e, p in zip(want, weights, strict=True)]
+            total = decay * total + (1 - decay)
+        for got, e in zip(averages(opt), want, strict=True):
+            assert normwise(got, e / total) < 1e-6  # the number of steps is fp32
+    assert opt.param_groups[0]["ema_decay"] == after
+
+
+def test_an_average_of_ones_is_one_whatever_the_decay() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = danlu.EMA(torch.optim.SGD([p], lr=0.0), decay=0.9)
+    for decay in (0.999, 0.9, 0.5):
+        train(opt, range(20))
+        loaded = danlu.EMA(torch.optim.SGD([p], lr=0.0), decay=decay)
+        loaded.load_state_dict(opt.state_dict())
+        opt = loaded
+        assert averages(opt)[0].tolist() == [1.0] * 3
+
+
+def test_a_hook_that_raises_after_the_step_loses_no_average() -> None:
+    opt, plain = (danlu.EMA(danlu.AdamW(some_params(), lr=0.1), decay=0.5) for _ in range(2))
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    train(plain, range(3))
+    train(opt, range(1))
+    handle = opt.optimizer.register_step_post_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        train(opt, range(1, 2))
+    handle.remove()
+    train(opt, range(2, 3))
+    assert all_same(everything(opt), everything(plain))
+    assert all_same(averages(opt), averages(plain))

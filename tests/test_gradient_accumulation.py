@@ -256,3 +256,104 @@ def test_gradients_are_only_read(make: Callable[..., Any]) -> None:
         opt.step()
     assert all(p.grad is g for p, g in zip(parameters(opt), kept, strict=True))
     assert all(same_bits(a, b) for a, b in zip(before, kept, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [8, 4, 3, 2])
+@pytest.mark.parametrize("taken", [1, 3])
+def test_resumed_with_other_steps(steps: int, taken: int) -> None:
+    """The mean of gradients of 1 is 1, by flush() and by the gradients that are missing."""
+
+    def resumed() -> danlu.GradientAccumulation:
+        opt = danlu.GradientAccumulation(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0), 4)
+        for _ in range(taken):
+            parameters(opt)[0].grad = torch.ones(2)
+            opt.step()
+        loaded = danlu.GradientAccumulation(
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0), steps
+        )
+        loaded.load_state_dict(opt.state_dict())
+        return loaded
+
+    opt = resumed()
+    assert opt.flush()
+    assert parameters(opt)[0].tolist() == pytest.approx([-1.0, -1.0])
+    opt = resumed()
+    parameters(opt)[0].grad = torch.ones(2)
+    if taken < steps:
+        for i in range(taken, steps):
+            assert parameters(opt)[0].tolist() == [0.0, 0.0]
+            opt.step()
+            assert opt.stepped == (i + 1 == steps)
+    else:
+        with pytest.raises(RuntimeError, match=r"flush\(\) repeats it"):
+            opt.step()
+        assert opt.flush()
+    assert parameters(opt)[0].tolist() == pytest.approx([-1.0, -1.0])
+
+
+@pytest.mark.parametrize("name", ["danlu", *TORCH])
+def test_a_model_may_change_its_dtype(name: str) -> None:
+    """Gradients then have the new one: nothing is said about it by what accumulation gave."""
+    p = torch.nn.Parameter(torch.ones(3, dtype=BF16))
+    opt = danlu.GradientAccumulation(danlu.Lion([p]) if name == "danlu" else TORCH[name]([p]), 2)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    opt.zero_grad()
+    p.data = p.data.float()
+    (p * 1.001).sum().backward()
+    assert p.grad is not None
+    assert p.grad.dtype == F32
+
+
+def test_a_dtype_of_gradients_that_the_user_chose_stays() -> None:
+    for kind in (danlu.Lion, torch.optim.SGD):
+        p = torch.nn.Parameter(torch.ones(3, dtype=BF16))
+        p.grad_dtype = F32  # type: ignore[attr-defined]
+        opt = danlu.GradientAccumulation(kind([p], lr=0.1), 2)  # type: ignore[operator]
+        for _ in range(2):
+            p.grad = torch.full((3,), 1.001)
+            opt.step()
+        assert p.grad_dtype == F32  # type: ignore[attr-defined]
+        assert p.grad.dtype == F32  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+def test_a_hook_that_raises_after_the_update(make: Callable[..., Any], where: str) -> None:
+    """The update was made: flush() does not repeat it."""
+    opt, once = danlu.GradientAccumulation(make(params()), 2), danlu.GradientAccumulation(make(params()), 2)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    handle = (opt.optimizer if where == "inside" else opt).register_step_post_hook(fail)
+    for t in range(2):
+        give_gradients(parameters(opt), t)
+        try:
+            opt.step()
+        except ZeroDivisionError:
+            assert where == "outside" or t == 1
+    handle.remove()
+    assert not opt.flush()
+    for t in range(2):
+        give_gradients(parameters(once), t)
+        once.step()
+    assert all_same(everything(opt), everything(once))
+
+
+def test_a_hook_that_raises_before_the_update() -> None:
+    """It was not made: flush() makes it."""
+    opt, once = (danlu.GradientAccumulation(danlu.AdamW(params()), 2) for _ in range(2))
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    handle = opt.optimizer.register_step_pre_hook(fail)
+    give_gradients(parameters(opt), 0)
+    opt.step()
+    with pytest.raises(ZeroDivisionError):
+        train(opt, range(1, 2))
+    handle.remove()
+    assert opt.flush()
+    train(once, range(2))
+    assert all_same(everything(opt), everything(once))

@@ -48,10 +48,6 @@ class Wrapper(Nested, torch.optim.Optimizer):
     evaluated: ClassVar[str] = ""
     training_key: ClassVar[str | None] = None
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls._step = torch._disable_dynamo(cls._step)  # type: ignore[attr-defined,method-assign]
-
     def __init__(self, optimizer: torch.optim.Optimizer, own_pass: ParameterPass) -> None:
         # torch's own __init__ would make groups and state
         self.__setstate__({"_shared": _Shared(optimizer, own_pass)})
@@ -156,6 +152,7 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     # A step.
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One call a gradient, as for any optimizer; the closure's loss is passed on.
 

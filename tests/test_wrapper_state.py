@@ -129,6 +129,40 @@ def test_state_may_be_assigned(wrapping: Wrapping, inner: str) -> None:
 
 
 @every_wrapper
+def test_a_view_without_states_of_the_wrapper_may_be_assigned(wrapping: Wrapping) -> None:
+    """The optimizer gets no view as its state."""
+    opts = []
+    for _ in range(2):
+        inner = danlu.AdamW(some_params())
+        train(inner, range(2))
+        opts.append(wrapping.make(inner))
+    opts[0].state = opts[0].state
+    for o in opts:
+        train(o, range(2, 3 + wrapping.period))
+    assert all_same(saved(opts[0]), saved(opts[1]))
+
+
+@every_wrapper
+def test_a_checkpoint_of_the_optimizer_inside_holds_no_place_in_a_cycle(wrapping: Wrapping) -> None:
+    """Though its groups say so: without the mean of two gradients the third is the first."""
+    opt = wrapping.make(danlu.AdamW(some_params(), lr=0.1))
+    train(opt, range(wrapping.period + 2))
+    inner = opt
+    while hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    opts = []
+    for clean in (False, True):
+        state_dict = copy.deepcopy(inner.state_dict())
+        if clean:
+            keys = danlu.AdamW(some_params()).state_dict()["param_groups"][0].keys()
+            state_dict["param_groups"] = [{k: g[k] for k in keys} for g in state_dict["param_groups"]]
+        opts.append(wrapping.make(danlu.AdamW(some_params(), lr=0.1)))
+        opts[-1].load_state_dict(state_dict)
+        train(opts[-1], range(20, 21 + wrapping.period))
+    assert all_same(saved(opts[0]), saved(opts[1]))
+
+
+@every_wrapper
 def test_entries_are_read_and_written(wrapping: Wrapping) -> None:
     """As those of any optimizer: both the optimizer's states and the wrapper's."""
     opt = wrapping.make(danlu.AdamW(some_params(2)))

@@ -313,7 +313,6 @@ class Wrapper(Nested, torch.optim.Optimizer):
             own, training, marks, rest = self._taken_apart(state_dict)
             self._inner.load_state_dict(rest)
             self._pass.replace_state(own)
-            shared.requested = None
             shared.training = training or None
             for group in self.param_groups:
                 group.update(marks)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint import state_dict as dcp
 from torch.optim import lr_scheduler
 
 import danlu
@@ -474,3 +475,38 @@ def test_the_first_parameter_that_has_made_a_step_says_the_step() -> None:
     late.grad = torch.ones_like(late)
     opt.step()
     assert shown(opt) == [1e-6]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_distributed_checkpoint(flat: bool) -> None:
+    """Which writes an lr of 0 and makes a step to see what state there is."""
+    options = dcp.StateDictOptions(flatten_optimizer_state_dict=flat)
+    model = torch.nn.Linear(3, 2)
+    opt = danlu.Adafactor(model.parameters(), warmup_init=True)
+    assert dcp.get_optimizer_state_dict(model, opt, options=options)
+    train(opt, range(2))
+    saved = dcp.get_optimizer_state_dict(model, opt, options=options)
+    other = copy.deepcopy(model)
+    new = danlu.Adafactor(other.parameters(), warmup_init=True)
+    dcp.set_optimizer_state_dict(other, new, saved, options=options)
+    assert shown(new) == shown(opt)
+    assert all_same(parameters(new), parameters(opt))
+    train(opt, [2])
+    train(new, [2])
+    assert all_same(everything(new), everything(opt))
+
+
+def test_where_counters_are_on_a_device_the_lr_is_a_tensor_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = own("warmup_init")
+    train(opt, range(2))
+    monkeypatch.setattr("danlu.gradient_scale.is_on_device", lambda value: isinstance(value, torch.Tensor))
+    opt._show_lr()
+    lr = opt.param_groups[0]["lr"]
+    assert (lr.dtype, lr.item()) == (torch.float64, 2e-6)
+    jump(opt, 4)
+    opt._show_lr()
+    assert opt.param_groups[0]["lr"] is lr  # which a captured step has written
+    assert lr.item() == 4e-6
+    schedule = danlu.RelativeStepLR(opt)
+    assert opt.param_groups[0]["lr"] is lr
+    assert schedule.get_last_lr() == [torch.tensor(5e-6, dtype=torch.float64)]

@@ -178,3 +178,13 @@ def test_a_group_of_amos_may_have_a_momentum(momentum: float | None) -> None:
     train(again, [1])
     for p, q in zip(parameters(opt), parameters(again), strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_state_of_amos_without_the_key_has_no_momentum() -> None:
+    opt = danlu.Amos(some_params(2), lr=0.1)
+    train(opt, [0])
+    saved = opt.state_dict()
+    del saved["param_groups"][0]["momentum"]
+    opt.load_state_dict(saved)
+    train(opt, [1])
+    assert all("exp_avg" not in held for held in opt.state.values())

@@ -30,9 +30,13 @@ HuggingFace = load("transformers.optimization", STUBS).Adafactor
 BigVision = load("timm.optim.adafactor_bv").AdafactorBigVision
 
 
-def big_vision(params: list[torch.Tensor], **options: Any) -> Any:
+def big_vision(params: list[torch.Tensor], min_dim_size_to_factor: int = 32, **options: Any) -> Any:
     return BigVision(
-        params, min_dim_size_to_factor=32, unscaled_wd=True, momentum_dtype=torch.float64, **options
+        params,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        unscaled_wd=True,
+        momentum_dtype=torch.float64,
+        **options,
     )
 
 
@@ -119,11 +123,16 @@ def test_same_trajectory_as_optax(tmp_path: Path) -> None:
             dict(momentum=0.9, weight_decay_rate=1e-3, clipping_threshold=0.5, decay_rate=0.6),
         ),
         (dict(lr=1e-2, scale_parameter=False), dict(multiply_by_parameter_scale=False)),
+        *(
+            (dict(lr=1e-2, beta1=0.9, **size), dict(momentum=0.9, **size))
+            for size in (dict(min_dim_size_to_factor=n) for n in (2, 32))
+        ),
     ]
     runs, finals = [], []
     for options, theirs in variants:
-        for i, shape in enumerate(SHAPES):
-            for scale in GRADIENTS.values():
+        sizes = "min_dim_size_to_factor" in options
+        for i, shape in enumerate(SHAPES[5:] if sizes else SHAPES):
+            for scale in [1.0] if sizes else GRADIENTS.values():
                 gradients = torch.stack([gradient(shape, t, scale) for t in range(STEPS)])
                 p = torch.nn.Parameter(0.02 * values(shape, i, wild=False).double())
                 hyper = dict(theirs, dtype_momentum="float64")
@@ -164,6 +173,28 @@ def test_same_trajectory_as_bert4keras(ours: dict[str, Any], theirs: dict[str, A
             assert difference(p, torch.tensor(q), past=0.02) < EXACT, (shape, scale)
 
 
+@pytest.mark.parametrize("size", [2, 32, 128])
+def test_same_trajectory_from_another_size(size: int) -> None:
+    """As big_vision and bert4keras; optax is above."""
+    smallest: dict[str, Any] = dict(min_dim_size_to_factor=size)
+    for i, shape in enumerate(SHAPES[5:]):
+        p, r = (torch.nn.Parameter(0.02 * values(shape, i, wild=False).double()) for _ in range(2))
+        q, s = torch.nn.Parameter(p.detach().clone()), r.detach().numpy().copy()
+        opt = danlu.Adafactor([p], preset="big_vision", lr=1e-2, **smallest)
+        theirs = big_vision([q], lr=1e-2, **smallest)
+        rooted = danlu.Adafactor([r], preset="bert4keras", beta1=0.9, **smallest)
+        oracle = Bert4KerasAdafactor(beta1=0.9, **smallest)
+        for t in range(8):
+            for x in (p, q, r):
+                x.grad = gradient(shape, t, 1.0)
+            opt.step()
+            theirs.step()
+            rooted.step()
+            s = oracle.step(s, gradient(shape, t, 1.0).numpy())
+        assert difference(p, q) < EXACT, shape
+        assert difference(r, torch.tensor(s), past=0.02) < EXACT, shape
+
+
 @pytest.mark.parametrize("preset", ["huggingface", "torch", "optax", "big_vision", "bert4keras"])
 @pytest.mark.parametrize("size", GRADIENTS)
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -202,6 +233,113 @@ def test_factored_dimensions() -> None:
     assert states("optax", 200, 200, 200, beta1=0.9) == [(200, 200, 1), (200, 1, 200), (200, 200, 200)]
     assert states("big_vision", 32, 40, lr=1.0) == [(32, 1), (1, 40), (32, 40)]
     assert states("big_vision", 31, 40, lr=1.0, beta1=None) == [(31, 40)]
+    for preset in FROM_SIZE:
+        plain: dict[str, Any] = dict(lr=1.0, beta1=None)
+        assert states(preset, 1, 1, **plain, **of_size(1)) == [(1, 1), (1, 1)]
+        assert states(preset, 2, 3, 2, **plain, **of_size(2)) == [(2, 3, 1), (2, 1, 2)]
+        assert states(preset, 2, 3, 2, **plain, **of_size(3)) == [(2, 3, 2)]
+        assert states(preset, 300, 301, **plain, **of_size(301)) == [(300, 301)]
+
+
+FROM_SIZE = {"optax": 128, "big_vision": 32, "bert4keras": 128}
+every_sized = pytest.mark.parametrize("preset", FROM_SIZE)
+
+
+def of_size(size: int) -> dict[str, Any]:
+    return dict(min_dim_size_to_factor=size)
+
+
+def sized(preset: str, shapes: list[tuple[int, ...]], **options: Any) -> danlu.Adafactor:
+    params = [torch.nn.Parameter(0.02 * values(shape, i, wild=False)) for i, shape in enumerate(shapes)]
+    return danlu.Adafactor(params, preset=preset, **{"lr": 0.1, "state_dtype": F32, **options})
+
+
+def go(opt: danlu.Adafactor, *ts: int) -> list[torch.Tensor]:
+    """After those steps, copies of everything."""
+    params = opt.param_groups[0]["params"]
+    for t in ts:
+        for i, p in enumerate(params):
+            p.grad = values(p.shape, 10 * t + i, wild=False).to(p.dtype)
+        opt.step()
+    return [t.detach().clone() for p in params for t in (p, *opt.state.get(p, {}).values())]
+
+
+@every_sized
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "reference"])
+def test_sizes_on_every_backend(preset: str, backend: str, cuda: Any) -> None:
+    shapes = [(2, 3), (5, 2, 2), (1, 9), (40, 33)]
+    for size in (1, 2, 32):
+        opt = sized(preset, shapes, backend=backend, **of_size(size))
+        exact = sized(preset, shapes, backend="reference", **of_size(size))
+        for p in exact.param_groups[0]["params"]:
+            p.data = p.data.double()
+        go(opt, 0, 1, 2)
+        go(exact, 0, 1, 2)
+        for p, q in zip(opt.param_groups[0]["params"], exact.param_groups[0]["params"], strict=True):
+            assert difference(p, q) < 1e-6, (size, p.shape)
+            assert opt.state[p].keys() == exact.state[q].keys()
+            factored = p.ndim > 1 and sorted(p.shape)[-2] >= size
+            assert ("row_var" in opt.state[p]) == factored
+
+
+@every_sized
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "reference"])
+@pytest.mark.parametrize(("old", "new"), [(2, 32), (32, 2)])
+@pytest.mark.parametrize("loaded", [False, True], ids=["live", "loaded"])
+def test_another_size_than_that_of_the_states_is_an_error(
+    preset: str, backend: str, old: int, new: int, loaded: bool, cuda: Any
+) -> None:
+    opt = sized(preset, [(4, 5), (6,)], backend=backend, **of_size(old))
+    go(opt, 0)
+    if loaded:
+        saved = copy.deepcopy(opt.state_dict())
+        saved["param_groups"][0]["min_dim_size_to_factor"] = new
+        opt.load_state_dict(saved)
+    before = go(opt)
+    opt.param_groups[0]["min_dim_size_to_factor"] = new
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"min_dim_size_to_factor was another .* of shape \(4, 5\)"):
+            go(opt, 1)
+        assert all(map(same_bits, before, go(opt)))
+    opt.param_groups[0]["min_dim_size_to_factor"] = old
+    go(opt, 1)
+    opt.param_groups[0]["min_dim_size_to_factor"] = old + 1  # the same states
+    go(opt, 2)
+    assert opt.state[opt.param_groups[0]["params"][0]]["step"] == 3
+
+
+@every_sized
+def test_a_group_has_a_size_of_its_own(preset: str) -> None:
+    p, q = (torch.nn.Parameter(values((4, 5), i, wild=False)) for i in range(2))
+    opt = danlu.Adafactor([{"params": [p]}, {"params": [q], **of_size(2)}], preset=preset, lr=0.1)
+    for x in (p, q):
+        x.grad = torch.ones_like(x)
+    opt.step()
+    assert ("variance" in opt.state[p], "row_var" in opt.state[q]) == (True, True)
+    assert [g["min_dim_size_to_factor"] for g in opt.state_dict()["param_groups"]] == [FROM_SIZE[preset], 2]
+    groups = len(opt.param_groups)
+    for bad in (0, -1, 2.0, True, "x", None):
+        with pytest.raises(ValueError, match="min_dim_size_to_factor must be an integer of at least 1, got"):
+            opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))], **of_size(bad)})  # type: ignore[arg-type]
+    assert len(opt.param_groups) == groups
+
+
+@every_sized
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_state_has_its_size_and_one_from_before_the_presets(preset: str, backend: str) -> None:
+    shapes = [(3, 4), (40, 50), (130, 140)]
+    for size in (FROM_SIZE[preset], 2):
+        opt = sized(preset, shapes, backend=backend, **of_size(size))
+        go(opt, 0, 1)
+        saved = copy.deepcopy(opt.state_dict())
+        if size != 2:
+            del saved["param_groups"][0]["min_dim_size_to_factor"]
+        new = sized(preset, shapes, backend=backend, **of_size(3))
+        new.load_state_dict(saved)
+        for p, q in zip(opt.param_groups[0]["params"], new.param_groups[0]["params"], strict=True):
+            q.data.copy_(p.data)
+        assert new.param_groups[0]["min_dim_size_to_factor"] == size
+        assert all(map(same_bits, go(new, 2, 3), go(opt, 2, 3)))
 
 
 def test_state_dtypes() -> None:
@@ -284,6 +422,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (dict(clip_threshold=0.0), "clip_threshold must be greater than 0"),
     (dict(clip_threshold=math.nan), "clip_threshold must be finite"),
     (dict(decay_rate=0.8), "decay_rate must be finite and at most 0, got 0.8"),
+    (dict(min_dim_size_to_factor=2), "min_dim_size_to_factor is no option of the preset 'huggingface'"),
+    (dict(preset="torch", min_dim_size_to_factor=2), "min_dim_size_to_factor is no option"),
+    (
+        dict(preset="optax", min_dim_size_to_factor=0),
+        "min_dim_size_to_factor must be an integer of at least 1",
+    ),
     (dict(beta1=1.0), r"beta1 must be in \[0, 1\)"),
     (dict(beta2_cap=1.0), r"beta2_cap must be in \[0, 1\)"),
     (dict(weight_decay=-0.1), "weight_decay must be finite and at least 0"),

@@ -160,11 +160,20 @@ def test_a_given_name_is_used() -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("lr", -1e-3, r"lr must be finite and at least 0, got -0\.001"),
+        ("lr", -1e-3, r"Invalid learning rate: lr must be finite and at least 0, got -0\.001"),
         ("lr", float("nan"), "lr must be finite"),
         ("lr", float("inf"), "lr must be finite"),
         ("lr", "fast", "lr must be a number, got 'fast'"),
-        ("lr", torch.ones(2), "lr must be a number or a real tensor of one element"),
+        (
+            "lr",
+            torch.ones(2),
+            "Tensor lr must be 1-element: lr must be a number or a real tensor of one element",
+        ),
+        (
+            "lr",
+            torch.ones(1, dtype=torch.complex64),
+            "lr must be .* a real .* of one element, got torch.complex64",
+        ),
         ("lr", torch.tensor(-1.0), "lr must be finite and at least 0"),
         ("weight_decay", -0.1, r"weight_decay must be finite and at least 0, got -0\.1"),
         ("betas", (1.2, 0.9), r"betas\[0\] must be in \[0, 1\), got 1\.2"),

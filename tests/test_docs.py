@@ -71,6 +71,7 @@ def test_the_readmes_own_rule(tmp_path: Path) -> None:
         "amos_strategy",
         "param_groups",
         "piecewise_linear_lr",
+        "relative_step_lr",
         "testing",
         "wrappers.layer_adaptation",
         "wrappers.lazy",

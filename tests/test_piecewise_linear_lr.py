@@ -241,7 +241,7 @@ def test_no_schedule(schedule: Any, message: str) -> None:
 
 def test_no_learning_rate_to_multiply() -> None:
     relative = danlu.Adafactor(some_params())
-    with pytest.raises(ValueError, match=r"lr of param_groups\[0\] is None"):
+    with pytest.raises(ValueError, match=r"lr of param_groups\[0\] follows from relative_step=True"):
         danlu.PiecewiseLinearLR(relative, SCHEDULE)
     assert "initial_lr" not in relative.param_groups[0]
     with pytest.raises(TypeError, match="not an Optimizer"):

@@ -13,6 +13,7 @@ from .optimizers.lion import Lion
 from .optimizers.tiger import Tiger
 from .param_groups import param_groups
 from .piecewise_linear_lr import PiecewiseLinearLR
+from .relative_step_lr import RelativeStepLR
 from .wrappers.ema import EMA
 from .wrappers.gradient_accumulation import GradientAccumulation
 from .wrappers.layer_adaptation import LayerAdaptation
@@ -36,6 +37,7 @@ __all__ = [
     "Lion",
     "Lookahead",
     "PiecewiseLinearLR",
+    "RelativeStepLR",
     "Tiger",
     "amos_groups",
     "amos_strategy",

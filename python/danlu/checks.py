@@ -62,14 +62,18 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
 def learning_rate(value: Any) -> None:
     """A float or a tensor of one element; a tensor on a device is not read, which would synchronize."""
     if isinstance(value, torch.Tensor):
-        if value.numel() != 1 or value.is_complex():
-            raise ValueError(
-                f"lr must be a number or a real tensor of one element, got shape {tuple(value.shape)}"
-            )
+        # as torch says it, for who looks for that
+        wrong = "Tensor lr must be 1-element: " if value.numel() != 1 else ""
+        if wrong or value.is_complex():
+            found = f"shape {tuple(value.shape)}" if wrong else value.dtype
+            raise ValueError(f"{wrong}lr must be a number or a real tensor of one element, got {found}")
         if not value.is_cpu:
             return
         value = value.item()
-    at_least_zero("lr", value)
+    try:
+        at_least_zero("lr", value)
+    except ValueError as error:
+        raise ValueError(f"Invalid learning rate: {error}") from None
 
 
 def parameter(name: str, p: torch.Tensor) -> None:

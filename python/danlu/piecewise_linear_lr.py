@@ -33,7 +33,8 @@ class PiecewiseLinearLR(LRScheduler):
     A state_dict holds the schedule, as lists of numbers that JSON keeps as well, and loading one replaces it.
 
     Raises:
-        ValueError: the schedule is empty, a step or a factor is out of its range, or a group's lr is None.
+        ValueError: the schedule is empty, a step or a factor is out of its range, or a group's lr is None or
+            follows from relative_step.
 
     >>> optimizer = danlu.AdamW([torch.nn.Parameter(torch.ones(3))], lr=1e-3)
     >>> schedule = danlu.PiecewiseLinearLR(optimizer, {1000: 1.0, 10_000: 0.1})
@@ -53,9 +54,10 @@ class PiecewiseLinearLR(LRScheduler):
         self.steps = list(points)
         self.factors = list(points.values())
         for i, group in enumerate(getattr(optimizer, "param_groups", ())):
-            if group["lr"] is None:
+            if group["lr"] is None or group.get("relative_step"):
+                found = "is None" if group["lr"] is None else "follows from relative_step=True"
                 raise ValueError(
-                    f"lr of param_groups[{i}] is None, a schedule of the optimizer's own; "
+                    f"lr of param_groups[{i}] {found}, a schedule of the optimizer's own; "
                     "there must be an lr that factors can multiply"
                 )
         super().__init__(optimizer, last_epoch)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Hashable
 from typing import Any
 
 import torch
 from typing_extensions import Unpack
 
-from .. import checks, scalar
+from .. import checks, gradient_scale, scalar
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
 from .adafactor_presets import NEUTRAL, PRESETS
+from .adafactor_schedule import OF_RHO, refuse_both, rho, settled
 
 UNSET: Any = object()
 
@@ -38,13 +40,18 @@ class Adafactor(FusedOptimizer):
         big_vision   two largest     32         lr                                  added        wd
         bert4keras   two largest     128        lr * max(eps2, ..)                  added twice  none
 
-    In big_vision and bert4keras the momentum averages u before alpha; bert4keras takes min(1e-2, 1 / sqrt(t))
-    for lr None, and without scale_parameter 0.05 of it.
+    In big_vision and bert4keras the momentum averages u before alpha; with `relative_step` bert4keras takes
+    min(1e-2, 1 / sqrt(t)), and without scale_parameter 0.05 of it.
+
+    A group with `relative_step` shows rho as its lr: that of the first step, and after each step that step's.
+    What else is written there is ignored, with a warning if a scheduler did. `danlu.RelativeStepLR` and
+    transformers' `AdafactorSchedule` report rho (docs/schedules.md). No state is what `OneCycleLR` and
+    `CyclicLR` call momentum: they need cycle_momentum=False.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
-        lr: learning rate, a float or a tensor of one element, or None for the preset's schedule. Given in the
-            preset huggingface it turns relative_step off.
+        lr: learning rate, a float or a tensor of one element. It turns relative_step off, None turns it on,
+            here and in a group, which may also say relative_step alone; in optax None is 1.
         eps: (eps1, eps2), for the squares and for rms(p); eps1 None, in the preset torch, is the machine
             epsilon of each parameter's dtype.
         clip_threshold: of the root mean square of u; None turns it off.
@@ -52,8 +59,11 @@ class Adafactor(FusedOptimizer):
         beta1: of the momentum; None or 0 for none.
         weight_decay: decoupled; see the table.
         scale_parameter: whether steps are relative to the parameter's root mean square.
-        relative_step, warmup_init: huggingface's schedules.
+        relative_step: whether rho is the preset's own schedule, in huggingface (by default) and bert4keras.
+        warmup_init: huggingface's warm-up.
         beta2_cap: upper bound of beta2, 0.999 in big_vision; None for none.
+        min_dim_size_to_factor: "from size" in optax, big_vision and bert4keras, at least 1. States that were
+            made with another size have other shapes: a step with them raises.
         preset: one of the table.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`; in big_vision state_dtype is
             bfloat16 by default.
@@ -64,7 +74,8 @@ class Adafactor(FusedOptimizer):
     `transformers.Adafactor` load as they are.
 
     Raises:
-        ValueError: an option is out of its range, or the preset does not have it.
+        ValueError: an option is out of its range, or the preset does not have it; a group has an lr and says
+            relative_step=True.
 
     >>> p = torch.nn.Parameter(torch.tensor([[2.0, -2.0]]))
     >>> p.grad = torch.tensor([[1.0, -1.0]])
@@ -75,6 +86,7 @@ class Adafactor(FusedOptimizer):
 
     state_names = ("row_var", "col_var", "variance", "exp_avg")
     reduces = True
+    _warned = False  # of a scheduler whose lr is ignored
 
     def __init__(
         self,
@@ -89,6 +101,7 @@ class Adafactor(FusedOptimizer):
         relative_step: bool = UNSET,
         warmup_init: bool = UNSET,
         beta2_cap: float | None = UNSET,
+        min_dim_size_to_factor: int = UNSET,
         *,
         preset: str = "huggingface",
         **engine: Unpack[EngineOptions],
@@ -105,19 +118,20 @@ class Adafactor(FusedOptimizer):
             relative_step=relative_step,
             warmup_init=warmup_init,
             beta2_cap=beta2_cap,
+            min_dim_size_to_factor=min_dim_size_to_factor,
         )
         given = {name: value for name, value in options.items() if value is not UNSET}
         _refuse_foreign(preset, given)
-        if preset == "huggingface":
-            given.setdefault("relative_step", given.get("lr") is None)
+        refuse_both(given)
         if preset == "big_vision":
             engine.setdefault("state_dtype", torch.bfloat16)
-        super().__init__(params, {**PRESETS[preset].options, **given, "preset": preset}, **engine)
+        defaults = {**PRESETS[preset].options, "preset": preset}
+        super().__init__(params, {**defaults, **settled(given, defaults)}, **engine)
 
     # Which states and rules a parameter has.
 
     def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        dims = PRESETS[group["preset"]].dims(shape)
+        dims = _dims(group, shape)
         found = {"variance": shape}
         if dims is not None:
             first, second = dims
@@ -129,12 +143,12 @@ class Adafactor(FusedOptimizer):
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
         preset = PRESETS[group["preset"]]
-        factored = "" if preset.dims(shape) is None else "_factored"
+        factored = "" if _dims(group, shape) is None else "_factored"
         root = "_root" if factored and preset.eps_under_root else ""
         return f"adafactor{factored}{root}" + ("_momentum" if group.get("beta1") else "")
 
     def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-        dims = PRESETS[group["preset"]].dims(shape)
+        dims = _dims(group, shape)
         if dims is None:
             return 1, 1, math.prod(shape)
         first, second = dims
@@ -143,7 +157,8 @@ class Adafactor(FusedOptimizer):
         return math.prod(shape[:first]), shape[first], shape[second]
 
     def structure(self, group: dict[str, Any]) -> Hashable:
-        return group["preset"], bool(group.get("beta1")), group["eps"][0] is None
+        size = group.get("min_dim_size_to_factor")
+        return group["preset"], bool(group.get("beta1")), group["eps"][0] is None, size
 
     def variant(self, group: dict[str, Any], p: torch.Tensor) -> Hashable:
         return torch.finfo(p.dtype).eps if group["eps"][0] is None else None
@@ -161,11 +176,96 @@ class Adafactor(FusedOptimizer):
             preset=group["preset"],
         )
 
+    def learning_rate(
+        self, group: dict[str, Any], device: torch.device | None = None
+    ) -> scalar.Scalar | None:
+        return None if group.get("relative_step") else super().learning_rate(group, device)
+
+    def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        other = {"variance": "row_var", "row_var": "variance", "col_var": "variance"}.get(name)
+        if other in self.state.get(p, {}):
+            raise ValueError(
+                f"min_dim_size_to_factor was another when the state {other!r} of a parameter of shape "
+                f"{tuple(p.shape)} was made: with it now there would have to be {name!r}"
+            )
+        return super().initial_state(name, p, shape)
+
+    # The lr that a group with a schedule of its own shows; no step reads it.
+
+    def scheduled_lr(self, group: dict[str, Any], *, ahead: int = 0) -> float | torch.Tensor:
+        """rho of the group's last step, or of one `ahead` of it; before any step that of the first one.
+        The steps are those of the group's first parameter that has made one.
+
+        A float64 tensor where that counter is on a device: nothing waits.
+        """
+        held = (self.state.get(p, {}).get("step") for p in group["params"])
+        made: Any = next((step for step in held if step is not None), 0.0)
+        if gradient_scale.is_on_device(made):
+            step = (made.double().reshape(()) + ahead).clamp(min=1.0)
+        else:
+            step = max(float(made) + ahead, 1.0)
+        settings: dict[str, Any] = {name: group.get(name, NEUTRAL.get(name)) for name in OF_RHO}
+        lr = rho(scalar, step, **settings)
+        return lr if isinstance(lr, torch.Tensor) else float(lr)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if isinstance(param_group, dict):
+            refuse_both(param_group)
+            param_group = settled(param_group, self.defaults)
+        super().add_param_group(param_group)
+        self._show_lr()
+
+    def _get_lr(self, group: dict[str, Any], state: dict[str, Any]) -> float:
+        """What transformers' `AdafactorSchedule` asks for: alpha of the parameter whose state this is, or of
+        the group's first one, by its size as it is now. Waits for a parameter on a device.
+        """
+        p = next((q for q in group["params"] if self.state.get(q) is state), group["params"][0])
+        lr = float(self.scheduled_lr(group))
+        scaled = group.get("scale_parameter", group["preset"] == "torch")
+        return lr * max(group["eps"][1], _rms(p.detach())) if scaled else lr
+
+    def _step(self) -> None:
+        self._warn_of_schedulers()
+        super()._step()
+        self._show_lr()
+
+    def _show_lr(self) -> None:
+        for group in self.param_groups:
+            if group.get("relative_step"):
+                shown: Any = group.get("lr")
+                lr = self.scheduled_lr(group)
+                if gradient_scale.is_on_device(lr) and gradient_scale.is_on_device(shown):
+                    shown.copy_(lr)  # where the replays of a captured step write it, too
+                else:
+                    group["lr"] = lr
+
+    def _warn_of_schedulers(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            # torch's schedulers leave it there, those that only report do not
+            if "initial_lr" in group and group.get("relative_step") and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"a scheduler has written the lr of param_groups[{index}], which steps ignore because of "
+                    "relative_step=True; give the optimizer an lr, or take danlu.RelativeStepLR to report it",
+                    stacklevel=2,
+                )
+
+    # State of elsewhere, or of before.
+
+    def __setstate__(self, loaded: dict[str, Any]) -> None:
+        super().__setstate__(loaded)
+        self._show_lr()
+
     def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
         groups = [
             {_TORCH_OPTIONS.get(name, name): value for name, value in group.items() if name != "foreach"}
             for group in loaded["param_groups"]
         ]
+        preset = PRESETS[self.defaults["preset"]]
+        size = {
+            name: value for name, value in preset.options.items() if name == "min_dim_size_to_factor"
+        }  # before it was an option it was the preset's
+        groups = [settled({**size, **group}, self.defaults) for group in groups]
         state = {key: _translated(value) for key, value in loaded["state"].items()}
         return {**loaded, "param_groups": groups, "state": state}
 
@@ -178,16 +278,15 @@ class Adafactor(FusedOptimizer):
 
     @staticmethod
     def check(*, lr: Any, eps: Any, preset: str, **options: Any) -> None:
-        if lr is not None:
+        if not options.get("relative_step"):  # else lr shows what the schedule says
+            if lr is None:
+                without = " without relative_step" if "relative_step" in options else ""
+                raise ValueError(f"lr must be given in the preset {preset!r}{without}, got None")
             checks.learning_rate(lr)
-        elif preset == "big_vision" or not (preset != "huggingface" or options["relative_step"]):
-            raise ValueError(f"lr must be given in the preset {preset!r} without relative_step, got None")
-        if lr is None and preset == "torch":
-            raise ValueError("lr must be given in the preset 'torch', got None")
-        if lr is not None and options.get("relative_step"):
-            raise ValueError("lr must be None with relative_step=True")
-        if options.get("warmup_init") and not options["relative_step"]:
-            raise ValueError("warmup_init=True needs relative_step=True")
+            if options.get("warmup_init"):
+                raise ValueError("warmup_init=True needs relative_step=True")
+        if "min_dim_size_to_factor" in options:
+            checks.positive_int("min_dim_size_to_factor", options["min_dim_size_to_factor"])
         checks.pair("eps", eps)
         if eps[0] is not None or preset != "torch":
             checks.at_least_zero("eps[0]", eps[0])
@@ -222,12 +321,21 @@ class Adafactor(FusedOptimizer):
         relative_step: Any,
         warmup_init: Any,
         beta2_cap: Any,
+        min_dim_size_to_factor: int,
         preset: str,
     ) -> dict[str, Any]:
         kind = PRESETS[preset]
         eps1, eps2 = eps
         beta2 = _beta2(math, step, decay_rate, beta2_cap)
-        rho = _rho(math, step, lr, scale_parameter, relative_step, warmup_init, preset)
+        alpha = rho(
+            math,
+            step,
+            lr=lr,
+            scale_parameter=scale_parameter,
+            relative_step=relative_step,
+            warmup_init=warmup_init,
+            preset=preset,
+        )
         decay = {"lr * wd": 0.0 if lr is None else lr * weight_decay, "wd": weight_decay}
         return dict(
             beta2=beta2,
@@ -236,7 +344,7 @@ class Adafactor(FusedOptimizer):
             floor=eps1 if kind.clamped else 0.0,
             root_eps=eps1 if kind.eps_under_root else 0.0,
             clip=math.inf if clip_threshold is None else clip_threshold,
-            rho=rho,
+            rho=alpha,
             eps2=eps2,
             scaled=float(scale_parameter),
             late=float(kind.momentum_first),
@@ -262,6 +370,7 @@ class Adafactor(FusedOptimizer):
         relative_step: bool,
         warmup_init: bool,
         beta2_cap: float | None,
+        min_dim_size_to_factor: int,
         preset: str,
     ) -> torch.Tensor:
         if p.numel() == 0:
@@ -269,11 +378,20 @@ class Adafactor(FusedOptimizer):
         kind = PRESETS[preset]
         eps1, eps2 = eps
         beta2 = float(_beta2(scalar, step, decay_rate, beta2_cap))
-        alpha = float(_rho(scalar, step, lr, scale_parameter, relative_step, warmup_init, preset))
+        size = rho(
+            scalar,
+            step,
+            lr=lr,
+            scale_parameter=scale_parameter,
+            relative_step=relative_step,
+            warmup_init=warmup_init,
+            preset=preset,
+        )
+        alpha = float(size)
         if scale_parameter:
             alpha = alpha * float(scalar.maximum(eps2, _rms(p)))
 
-        dims = kind.dims(p.shape)
+        dims = kind.dims(p.shape, min_dim_size_to_factor)
         added = 0.0 if kind.clamped else eps1
         root_eps = eps1 if kind.eps_under_root else 0.0
         floor = eps1 if kind.clamped else 0.0
@@ -309,21 +427,6 @@ def _beta2(math: Any, step: Any, decay_rate: float, cap: float | None) -> Any:
     return beta2 if cap is None else math.minimum(beta2, cap)
 
 
-def _rho(
-    math: Any, step: Any, lr: Any, scaled: bool, relative_step: bool, warmup_init: bool, preset: str
-) -> Any:
-    """The step's size, before it is scaled by the parameter's."""
-    if relative_step:
-        return math.minimum(1e-6 * step if warmup_init else 1e-2, 1 / math.sqrt(step))
-    if preset == "torch":
-        return math.minimum(lr, 1 / math.sqrt(step))
-    if lr is not None:
-        return lr
-    if preset == "bert4keras":
-        return math.minimum(1e-2, 1 / math.sqrt(step)) * (1.0 if scaled else 0.05)
-    return 1.0
-
-
 def _rms(x: torch.Tensor) -> float:
     return math.sqrt(x.double().square().mean().item())
 
@@ -332,6 +435,11 @@ def _average(v: torch.Tensor, squares: torch.Tensor, beta2: float, eps: float) -
     """In place; fp32's largest number stands for those beyond it."""
     squares = squares.clamp(max=torch.finfo(v.dtype).max).to(v.dtype)
     v.copy_((v * beta2 + (squares + eps) * (1 - beta2)).clamp(max=torch.finfo(v.dtype).max))
+
+
+def _dims(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The two dimensions of a parameter of that shape to factor, if any."""
+    return PRESETS[group["preset"]].dims(shape, group.get("min_dim_size_to_factor", 0))
 
 
 def _refuse_foreign(preset: str, given: dict[str, Any]) -> None:
@@ -354,3 +462,7 @@ def _translated(state: Any) -> Any:
     if "exp_avg_sq" in found:
         found["variance"] = found.pop("exp_avg_sq")
     return found
+
+
+# as the base's, a graph break under torch.compile
+Adafactor._step = torch._disable_dynamo(Adafactor._step)  # type: ignore[attr-defined,method-assign]

@@ -18,6 +18,7 @@ NEUTRAL: dict[str, Any] = dict(
     relative_step=False,
     warmup_init=False,
     beta2_cap=None,
+    min_dim_size_to_factor=0,
 )
 
 
@@ -27,19 +28,20 @@ class Preset:
 
     options: Mapping[str, Any]
     largest: bool = False  # the two largest dimensions are factored, else the last two
-    from_size: int = 0  # that the smaller of them has to reach
     decay: str = "none"  # the decay coefficient: wd * alpha, lr * wd, wd, or none
     clamped: bool = False  # eps1 bounds averages from below instead of being added to squares
     eps_under_root: bool = False  # added once more
     momentum_first: bool = False  # the momentum averages what alpha multiplies
 
-    def dims(self, shape: Sequence[int]) -> tuple[int, int] | None:
-        """The two dimensions to factor, in their order; None if the second moment is kept as it is."""
+    def dims(self, shape: Sequence[int], from_size: int) -> tuple[int, int] | None:
+        """The two dimensions to factor, in their order, if the smaller of them has that size; None if the
+        second moment is kept as it is.
+        """
         if len(shape) < 2:
             return None
         order = sorted(range(len(shape)), key=lambda d: shape[d]) if self.largest else range(len(shape))
         first, second = sorted(order[-2:])
-        return (first, second) if min(shape[first], shape[second]) >= self.from_size else None
+        return (first, second) if min(shape[first], shape[second]) >= from_size else None
 
 
 _COMMON = dict(lr=None, eps=(1e-30, 1e-3), clip_threshold=1.0, decay_rate=-0.8, beta2_cap=None)
@@ -60,22 +62,40 @@ PRESETS = {
         dict(_COMMON, lr=1e-2, eps=(None, 1e-3), weight_decay=0.0), decay="lr * wd", clamped=True
     ),
     "optax": Preset(
-        dict(_COMMON, beta1=None, weight_decay=0.0, scale_parameter=True),
+        dict(
+            _COMMON,
+            lr=1.0,
+            beta1=None,
+            weight_decay=0.0,
+            scale_parameter=True,
+            min_dim_size_to_factor=128,
+        ),
         largest=True,
-        from_size=128,
         decay="wd",
     ),
     "big_vision": Preset(
-        dict(_COMMON, clip_threshold=None, beta1=0.9, weight_decay=0.0, beta2_cap=0.999),
+        dict(
+            _COMMON,
+            clip_threshold=None,
+            beta1=0.9,
+            weight_decay=0.0,
+            beta2_cap=0.999,
+            min_dim_size_to_factor=32,
+        ),
         largest=True,
-        from_size=32,
         decay="wd",
         momentum_first=True,
     ),
     "bert4keras": Preset(
-        dict(_COMMON, lr=1e-3, beta1=None, scale_parameter=True),
+        dict(
+            _COMMON,
+            lr=1e-3,
+            beta1=None,
+            scale_parameter=True,
+            relative_step=False,
+            min_dim_size_to_factor=128,
+        ),
         largest=True,
-        from_size=128,
         eps_under_root=True,
         momentum_first=True,
     ),

@@ -35,7 +35,8 @@ class Amos(FusedOptimizer):
         beta: decay rate of v, in [0, 1).
         c_coef, d_coef: how fast steps shrink as b grows.
         extra_l2: a decay beside the adaptive one.
-        momentum: decay rate of the steps' average; None or 0 for none.
+        momentum: decay rate of the steps' average; None or 0 for none. `OneCycleLR` and `CyclicLR` cycle it
+            if it is given here, and need cycle_momentum=False if not (docs/schedules.md).
         clip_value: bounds every element of the gradient; None for no bound.
         reduce_dims: the dimensions over which v and b are shared; None for all, () for none.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
@@ -77,21 +78,22 @@ class Amos(FusedOptimizer):
             c_coef=c_coef,
             d_coef=d_coef,
             extra_l2=extra_l2,
-            momentum=momentum,
             clip_value=clip_value,
             reduce_dims=reduce_dims,
         )
+        if momentum is not None and momentum != 0:
+            defaults["momentum"] = momentum  # else OneCycleLR would find it, and turn it on
         super().__init__(params, defaults, **engine)
 
     def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         reduced = reduced_dims(group["reduce_dims"], len(shape))
         kept = tuple(1 if d in reduced else size for d, size in enumerate(shape))
         found = {"variance": kept, "decay": kept}
-        return {**found, "exp_avg": shape} if group["momentum"] else found
+        return {**found, "exp_avg": shape} if group.get("momentum") else found
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
         runs = _runs(group, shape)
-        momentum = "_momentum" if group["momentum"] else ""
+        momentum = "_momentum" if group.get("momentum") else ""
         if not any(reduced for reduced, _ in runs):
             return f"amos_elementwise{momentum}"
         return f"amos_rows{momentum}" if runs[-1][0] else f"amos_columns{momentum}"
@@ -109,7 +111,21 @@ class Amos(FusedOptimizer):
 
     def structure(self, group: dict[str, Any]) -> Hashable:
         reduce_dims = group["reduce_dims"]
-        return None if reduce_dims is None else tuple(reduce_dims), bool(group["momentum"])
+        return None if reduce_dims is None else tuple(reduce_dims), bool(group.get("momentum"))
+
+    def hyper(
+        self, group: dict[str, Any], device: torch.device | None = None, variant: Hashable = None
+    ) -> dict[str, Any]:
+        return super().hyper({"momentum": None, **group}, device, variant)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("momentum", None)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        if group.get("momentum") is not None:
+            checks.unit_interval("momentum", group["momentum"])
 
     @staticmethod
     def check(
@@ -120,9 +136,9 @@ class Amos(FusedOptimizer):
         c_coef: Any,
         d_coef: Any,
         extra_l2: Any,
-        momentum: Any,
         clip_value: Any,
         reduce_dims: Any,
+        momentum: Any = None,  # a default only where it is on
     ) -> None:
         checks.learning_rate(lr)
         checks.unit_interval("beta", beta)

@@ -31,7 +31,8 @@ class Tiger(FusedOptimizer):
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
         lr: learning rate, a float or a tensor of one element.
-        beta: decay rate of the momentum m, in [0, 1).
+        beta: decay rate of the momentum m, in [0, 1). `OneCycleLR` and `CyclicLR` do not know it and need
+            cycle_momentum=False (docs/schedules.md).
         weight_decay: decoupled; the parameter loses `lr * weight_decay` of itself in an update.
         accumulation_steps: gradients for one update, at least 1. Each parameter counts the gradients it was
             given.

@@ -87,7 +87,9 @@ def test_a_gpu_is_not_needed(make: Make, options: dict[str, Any]) -> None:
         for _ in range(2):
             p.grad = torch.empty_like(p)
             opt.step()
-        held = opt.state_dict()["state"][0]
+        other = make([torch.nn.Parameter(torch.empty(4, 3, device="cuda"))], **options)
+        other.load_state_dict(opt.state_dict())
+        held = other.state_dict()["state"][0]
     assert held["exp_avg"].device == p.device
     assert held["step"].is_cpu == ("capturable" not in options)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,6 +241,29 @@ def test_a_missing_cuda_module_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "cuda", Cuda(None, "danlu._cuda cannot be imported (just so)"))
     with pytest.raises(RuntimeError, match=r"backend='cuda' is not available: .*just so"):
         danlu.Lion([with_gradient((3,), 0)], backend="cuda")
+
+
+HIDE = """
+import importlib.util, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "danlu._cuda":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name == "danlu._cpu":
+            return importlib.util.spec_from_file_location(name, sys.argv[1])
+sys.meta_path.insert(0, Finder)
+from danlu.backends import BACKENDS
+print(BACKENDS["cuda"].unavailable(), BACKENDS["cpu"].unavailable(), sep="\\n")
+"""
+
+
+def test_it_is_said_whether_a_native_module_is_missing_or_broken(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    run = subprocess.run([sys.executable, "-c", HIDE, broken], capture_output=True, text=True, check=True)
+    cuda, cpu = run.stdout.splitlines()
+    assert cuda == "danlu._cuda was not built (it is where nvcc is, see README)"
+    assert cpu.startswith(f"danlu._cpu cannot be imported ({broken}: ")
 
 
 def test_a_missing_native_module_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

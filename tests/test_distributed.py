@@ -1,4 +1,4 @@
-"""FSDP2 and distributed checkpoints, on two processes: shards step as the whole parameter would."""
+"""FSDP2, distributed checkpoints and `plain_shards`, on two processes: shards step as the whole would."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
 import danlu
+import plain_shards
 from cases import CASES, Case, values
 from danlu.testing import same_bits
 from wrapped import WRAPPERS
@@ -290,6 +291,7 @@ CHECKS = [
     wrappers_go_on,
     weights_change_places,
     rules_that_sum_name_the_shard,
+    *plain_shards.CHECKS,
 ]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from . import checks
 from .model_parameters import CONVOLUTIONS, Pattern, Patterns, add_to_group, kind, owned_parameters, table
 from .optimizers.amos import check_dims, reduced_dims
+from .sharding import refuse_lost_shape
 
 Dims = tuple[int, ...] | None
 
@@ -76,6 +77,7 @@ def amos_groups(
     groups = AmosGroups()
     for owned in owned_parameters(model):
         p, name = owned.p, owned.names[0]
+        refuse_lost_shape(name, p, "Amos needs its shape")
         defaults = [_default(name, module, p) for name, module in owned.owners]
         found = next((default for default in defaults if default.rule == "embedding"), defaults[0])
         if found.rule == "kernel" and outputs.find(owned, False):

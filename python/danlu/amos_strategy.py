@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from . import checks
 from .model_parameters import Pattern, Patterns, add_to_group, owned_parameters, table
+from .sharding import refuse_lost_shape
 
 
 def amos_strategy(
@@ -77,6 +78,7 @@ def amos_strategy(
         p, name = owned.p, owned.names[0]
         scale = overrides.find(owned, None)
         if scale is None:
+            refuse_lost_shape(name, p, "its scale is that of its whole")
             scale = _measured(name, p) if p.ndim >= 2 else 0.5
         row = Row(name, tuple(p.shape), scale, alpha0 * scale / step_rms, alpha0 * step_rms / (2 * scale))
         strategy.add(p, row)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from . import capture
+from .fake import is_fake
+from .sharding import local
 
 
 def at_least_zero(name: str, value: Any) -> None:
@@ -84,6 +86,27 @@ def parameter(name: str, p: torch.Tensor) -> None:
             f"{name}: elements of the parameter share memory (shape {tuple(p.shape)}, strides {p.stride()}); "
             "an expanded tensor cannot be updated in place"
         )
+
+
+def can_be_stepped(p: torch.Tensor) -> bool:
+    """Whether a step could update `p`, had it a gradient: real floating point, with data of its own."""
+    try:
+        parameter("", local(p))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def is_uninitialized(p: torch.Tensor) -> bool:
+    """Whether `p` gets its shape from a first forward pass, as those of `torch.nn.LazyLinear`."""
+    return torch.nn.parameter.is_lazy(p)
+
+
+def alike_fake(name: str, what: str, p: torch.Tensor, t: torch.Tensor) -> None:
+    """Raises if one of the two is a fake tensor and the other has data."""
+    if is_fake(p) != is_fake(t):
+        kinds = ("real", "fake") if is_fake(t) else ("fake", "real")
+        raise TypeError(f"{name}: the parameter is a {kinds[0]} tensor, the {what} a {kinds[1]} one")
 
 
 def gradient(name: str, p: torch.Tensor, g: torch.Tensor) -> None:
@@ -195,6 +218,8 @@ def _by_stride(t: torch.Tensor) -> list[tuple[int, int]]:
 
 
 def _real_dense(name: str, what: str, t: torch.Tensor) -> None:
+    if is_uninitialized(t):
+        raise ValueError(f"{name}: the {what} has no shape before the module's first forward pass")
     if t.is_quantized:
         raise TypeError(f"{name}: the {what} is quantized ({t.dtype}); a floating-point tensor is needed")
     if t.layout != torch.strided:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import scalar
+from .fake import is_fake
 
 if TYPE_CHECKING:
     from .backends import Part
@@ -25,8 +26,8 @@ class GradientScale:
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self._optimizer = optimizer
-        self._grad_scale = getattr(optimizer, "grad_scale", None)
-        self._found_inf = getattr(optimizer, "found_inf", None)
+        self._grad_scale = _number_of(optimizer, "grad_scale")
+        self._found_inf = _number_of(optimizer, "found_inf")
         self._factor: float | None = None
         self.parts: Sequence[Part] = ()  # of the plan, which sets them when they have read the gradients
 
@@ -85,6 +86,12 @@ class GradientScale:
     def _max_norm(self) -> float:
         assert self._optimizer._max_grad_norm is not None
         return self._optimizer._max_grad_norm
+
+
+def _number_of(optimizer: FusedOptimizer, name: str) -> Any:
+    """What a GradScaler has left; None also for a fake tensor, which has no number."""
+    value = getattr(optimizer, name, None)
+    return None if isinstance(value, torch.Tensor) and is_fake(value) else value
 
 
 def is_on_device(value: object) -> bool:

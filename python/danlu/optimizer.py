@@ -11,7 +11,7 @@ import torch
 from typing_extensions import TypedDict
 
 from . import backends, checks, gradient_scale, scalar, state
-from .plan import Plan
+from .plan import Plan, refuse_flattened
 from .report import BackendReport
 
 Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
@@ -196,11 +196,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Adds a group; it may come late and may override any hyper-parameter.
 
         Raises:
-            ValueError: a hyper-parameter of the group is out of its range. The optimizer is as before.
+            ValueError: a hyper-parameter of the group is out of its range, or the rule or `max_grad_norm`
+            needs whole parameters and FSDP1 or ZeRO stage 3 has cut one up. The optimizer is as before.
         """
         if isinstance(param_group, dict):
             self._check_group(param_group)
+        first = len(self.param_groups)
         super().add_param_group(param_group)
+        try:
+            refuse_flattened(self, first)
+        except ValueError:
+            self.param_groups.pop()
+            raise
         self._drop_plan()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -237,7 +244,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def backend_report(self) -> BackendReport:
         """Which backend takes each parameter in the next step, and why; printable, and a list of rows.
 
-        Parameters without a gradient are reported as if they had one of their own dtype.
+        Parameters without a gradient are reported as if they had one of their own dtype, those that need
+        none and could not be stepped as left alone (backend "none").
         """
         return BackendReport.of(self)
 

@@ -19,6 +19,7 @@ from .model_parameters import (
     table,
     text,
 )
+from .sharding import refuse_lost_shape
 
 
 def param_groups(
@@ -88,6 +89,7 @@ def param_groups(
         found = {option: patterns.matching(owned) for option, patterns in options.items()}
         if not owned.p.requires_grad:
             continue
+        refuse_lost_shape(owned.names[0], owned.p, "biases and kernels alike", views=False)
         kinds = [kind(name, module, owned.p) for name, module in owned.owners]
         groups.add(owned, min(kinds, key=KINDS.index), found, weight_decay, lr)
     for patterns in options.values():

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import backends, checks, state
+from .fake import is_fake
 from .gradient_scale import GradientScale
-from .sharding import is_sharded, local, sharded_alike
+from .sharding import flattened_by, is_sharded, local, refuse_pieces, sharded_alike
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
@@ -28,6 +29,7 @@ class Entry:
     cycle: int  # gradients for one update
     takes_gradient: bool
     sharded: bool
+    fake: bool
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     reduces: bool  # whether the rule sums over tensors
@@ -56,10 +58,14 @@ class Plan:
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self._params = [list(group["params"]) for group in optimizer.param_groups]
         self._waiting: list[torch.Tensor] = []  # no gradient so far
+        self._left_alone: list[tuple[torch.Tensor, Hashable]] = []  # and what they looked like
         taken: dict[tuple[backends.Backend, torch.device], list[Entry]] = {}
         for group, name, p in named_parameters(optimizer):
             if optimizer.takes_gradients and p.grad is None and p not in optimizer.state:
                 self._waiting.append(p)
+                continue
+            if left_alone(optimizer, group, name, p):
+                self._left_alone.append((p, _look(p)))
                 continue
             entry = describe(optimizer, group, name, p)
             backend, _ = choose(optimizer, entry)
@@ -110,6 +116,8 @@ class Plan:
                 return False
         if any(p.grad is not None for p in self._waiting):
             return False
+        if any(_look(p) != look for p, look in self._left_alone):
+            return False
         return self._slow_still_slow(optimizer) and all(part.gather(optimizer) for part in self._parts)
 
     def _slow_still_slow(self, optimizer: FusedOptimizer) -> bool:
@@ -128,15 +136,54 @@ class Plan:
         return True
 
 
-def named_parameters(optimizer: FusedOptimizer) -> Iterator[tuple[int, str, torch.Tensor]]:
-    """(group index, name, parameter), each parameter once."""
+def named_parameters(optimizer: FusedOptimizer, first: int = 0) -> Iterator[tuple[int, str, torch.Tensor]]:
+    """(group index, name, parameter), each parameter once; of groups from the first on."""
     seen: set[int] = set()
-    for index, group in enumerate(optimizer.param_groups):
+    for index, group in enumerate(optimizer.param_groups[first:], first):
         names = group.get("param_names")
         for j, p in enumerate(group["params"]):
             if id(p) not in seen:
                 seen.add(id(p))
                 yield index, names[j] if names else f"param_groups[{index}]['params'][{j}]", p
+
+
+def left_alone(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Tensor) -> str | None:
+    """Why no step touches the parameter, which needs no gradient and has none; None if one may.
+
+    As quantized weights, integers: what could not be stepped anyway.
+    """
+    if p.requires_grad and not (optimizer.takes_gradients and checks.is_uninitialized(p)):
+        return None
+    if optimizer.takes_gradients and p.grad is not None:
+        return None
+    try:
+        _refuse_parameter(optimizer, optimizer.param_groups[group_index], name, p)
+    except (TypeError, ValueError) as error:
+        return str(error).removeprefix(f"{name}: ")
+    return None
+
+
+def refuse_flattened(optimizer: FusedOptimizer, first: int = 0) -> None:
+    """Raises if a parameter of groups from the first on is marked as a piece, and whole ones are needed."""
+    for index, name, p in named_parameters(optimizer, first):
+        if p.requires_grad and flattened_by(p) is not None:
+            refuse_pieces(optimizer, optimizer.param_groups[index], name, p)
+
+
+def _look(p: torch.Tensor) -> Hashable:
+    """What may end that a parameter is left alone."""
+    if checks.is_uninitialized(p):
+        return None
+    strides = p.stride() if p.layout == torch.strided else None
+    return p.requires_grad, p.grad is None, p.dtype, p.device, p.layout, p.shape, strides
+
+
+def _refuse_parameter(optimizer: FusedOptimizer, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
+    """Raises if the optimizer cannot step the parameter, whatever its gradient and states."""
+    checks.parameter(name, local(p))
+    if optimizer.laziness(group) is not None:
+        checks.has_rows(name, p)
+    refuse_pieces(optimizer, group, name, p)
 
 
 def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Tensor) -> Entry:
@@ -145,19 +192,15 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
     shard, held = local(p), optimizer.state.get(p, {})
     g = p.grad if optimizer.takes_gradients else None
     lazy = optimizer.laziness(group)
-    checks.parameter(name, shard)
-    if optimizer.reduces and is_sharded(p):
-        raise ValueError(f"{name}: {type(optimizer).__name__} sums over whole tensors and takes no DTensor")
-    if lazy is not None:
-        checks.has_rows(name, p)
-        if is_sharded(p):
-            raise ValueError(f"{name}: {type(optimizer).__name__} steps whole rows and takes no DTensor")
+    _refuse_parameter(optimizer, group, name, p)
     if g is not None:
         if not sharded_alike(p, g):
             raise ValueError(f"{name}: the gradient is not sharded as the parameter is")
+        checks.alike_fake(name, "gradient", shard, local(g))
         if lazy is not None and g.layout != torch.strided:
             checks.listed_rows(name, p, g)
-            checks.row_numbers(name, p, g._indices()[0])
+            if not is_fake(g):
+                checks.row_numbers(name, p, g._indices()[0])
         else:
             checks.gradient(name, shard, local(g))
     try:
@@ -172,6 +215,7 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
             continue
         if key in held:
             checks.state(name, key, p, shape, held[key])
+            checks.alike_fake(name, f"state {key!r}", shard, local(held[key]))
             if not sharded_alike(p, held[key]):
                 raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
         dtypes.append(held[key].dtype if key in held else optimizer.state_dtype(key, p))
@@ -183,6 +227,7 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
         cycle=optimizer.cycle(group),
         takes_gradient=optimizer.takes_gradients,
         sharded=is_sharded(p),
+        fake=is_fake(shard),
         shape=tuple(shard.shape),
         strides=tuple(shard.stride()),
         reduces=optimizer.reduces,
@@ -197,6 +242,8 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
 
 def choose(optimizer: FusedOptimizer, entry: Entry) -> tuple[backends.Backend, str]:
     """The backend that takes the parameter, and why; raises if the one asked for cannot reach its device."""
+    if entry.fake:
+        return backends.REFERENCE, "it is a fake tensor, which has no data"
     device = entry.param.device
     refusals: list[str] = []
     for backend in backends.candidates(optimizer.backend, device):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .plan import choose, describe, named_parameters
+from . import checks
+from .plan import choose, describe, left_alone, named_parameters
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """The backend of one parameter; `dtypes` are those of parameter, gradient and states."""
+    """The backend of one parameter; `dtypes` are those of parameter, gradient and states.
+
+    Of a parameter that no step touches, backend "none": it needs no gradient and could not be stepped.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -29,6 +33,12 @@ class BackendReport(list[BackendChoice]):
     def of(cls, optimizer: FusedOptimizer) -> BackendReport:
         rows = cls()
         for group, name, p in named_parameters(optimizer):
+            alone = left_alone(optimizer, group, name, p)
+            if alone is not None:
+                shape = () if checks.is_uninitialized(p) else tuple(p.shape)
+                dtype = str(p.dtype).removeprefix("torch.")
+                rows.append(BackendChoice(name, shape, (dtype,), "none", f"left alone: {alone}"))
+                continue
             entry = describe(optimizer, group, name, p)
             backend, reason = choose(optimizer, entry)
             rows.append(BackendChoice(name, entry.shape, entry.dtypes, backend.name, reason))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .fake import is_fake
+
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
 
@@ -30,12 +32,19 @@ def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) ->
             device = optimizer.counter_device(p)
             held = state.get(name)
             if held is None:
-                state[name] = torch.zeros((), dtype=torch.float32, device=device)
+                state[name] = _counter(device)
             elif held.device != device:
                 state[name] = held.to(device)
         elif name not in state:
             state[name] = optimizer.initial_state(name, p, shape)
     return state
+
+
+def _counter(device: torch.device) -> torch.Tensor:
+    if device.type == "cpu":
+        # of a number, since a fake tensor knows its value then: wrappers read what they have counted
+        return torch.tensor(0.0, dtype=torch.float32, device=device)
+    return torch.zeros((), dtype=torch.float32, device=device)  # no copy, which a capture would not take
 
 
 class _Loaded:
@@ -68,6 +77,8 @@ def _unwrapped(optimizer: FusedOptimizer, p: torch.Tensor, name: str, value: Any
         value = value.value
     if name in COUNTERS:
         # one tensor for each parameter, whatever a checkpoint shares; older ones hold numbers
+        if isinstance(value, torch.Tensor) and is_fake(value):
+            return value.detach().clone().to(optimizer.counter_device(p), torch.float32)
         return torch.tensor(float(value), dtype=torch.float32, device=optimizer.counter_device(p))
     if not loaded or not isinstance(value, torch.Tensor):
         return value

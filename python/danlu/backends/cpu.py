@@ -10,18 +10,19 @@ import torch
 
 from ..gradient_scale import GradientScale
 from ..sharding import dtensor_type
-from .native import STORED, NativePart, exchange_api, refusal_of_tensors
+from .native import STORED, NativePart, exchange_api, refusal_of_tensors, why_missing
 
 if TYPE_CHECKING:
     from ..optimizer import FusedOptimizer
     from ..plan import Entry
 
 try:
-    from .. import _cpu
+    # not `from .. import`, whose error says that the package may import itself, whatever is wrong
+    import danlu._cpu as _cpu
 
     _MISSING = None
 except ImportError as error:
-    _MISSING = f"danlu._cpu cannot be imported ({error})"
+    _MISSING = why_missing("_cpu", error)
 
 
 def instruction_set() -> str:

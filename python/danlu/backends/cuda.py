@@ -14,7 +14,7 @@ import torch
 
 from ..sharding import dtensor_type
 from .gpu import GpuPart
-from .native import exchange_api, refusal_of_tensors
+from .native import exchange_api, refusal_of_tensors, why_missing
 from .reducing import ReducingTensors, group_bytes, reducing_tensors
 from .schedule import Reduction
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 _NATIVE: ModuleType | None
 try:
-    from .. import _cuda as native
+    import danlu._cuda as native  # as danlu._cpu in cpu.py
 
     _NATIVE = native
     _MISSING = ""
 except ImportError as error:
     _NATIVE = None
-    _MISSING = f"danlu._cuda cannot be imported ({error}); it is built where nvcc is, see README"
+    _MISSING = why_missing("_cuda", error, " (it is where nvcc is, see README)")
 
 
 class Cuda:

@@ -57,6 +57,13 @@ def refusal_of_tensors(entry: Entry) -> str | None:
     return None
 
 
+def why_missing(name: str, error: ImportError, hint: str = "") -> str:
+    """Why there is no native module of that name: it was not built, or it does not load."""
+    if isinstance(error, ModuleNotFoundError) and error.name == f"danlu.{name}":
+        return f"danlu.{name} was not built{hint}"
+    return f"danlu.{name} cannot be imported ({error})"
+
+
 class CoefficientNames(Protocol):
     """What knows the rules of a backend: a native module, say."""
 

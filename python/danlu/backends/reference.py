@@ -33,8 +33,8 @@ class Reference:
     def refusal(self, entry: Entry) -> None:
         return None
 
-    def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> ReferencePart:
-        return ReferencePart(entries)
+    def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> ReferencePart | FakePart:
+        return FakePart(entries) if entries[0].fake else ReferencePart(entries)
 
 
 class ReferencePart:
@@ -104,6 +104,41 @@ class ReferencePart:
             held["micro_step"].fill_(0 if updates else micro_step + 1)
         if updates:
             held["step"].fill_(step)
+
+
+class FakePart:
+    """Fake tensors: a step makes their state, as every part's, and counts; there are no numbers to change.
+
+    Real parts allocate nothing else that stays, so that estimates of memory see what they shall.
+    """
+
+    reads_host = True
+    captured = False
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = entries
+
+    def gather(self, optimizer: FusedOptimizer) -> bool:
+        return True
+
+    def gradient_squares(self) -> torch.Tensor | float:
+        return 0.0
+
+    def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
+        pass
+
+    def run(self) -> None:
+        for entry in self._entries:
+            if entry.gradient is None:
+                continue
+            step = entry.state["step"]
+            if entry.cycle == 1:
+                step.add_(1)
+            else:
+                step.add_(entry.state["micro_step"].add_(1).remainder_(entry.cycle) == 0)
+
+    def release(self) -> None:
+        pass
 
 
 def _update_rows(update: Update, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from .. import scalar
 from ..optimizer import FusedOptimizer
+from ..plan import refuse_flattened
 from .derived import Derived
 
 
@@ -46,6 +47,7 @@ class LayerAdaptation(Derived):
     def __init__(self, optimizer: FusedOptimizer) -> None:
         super().__init__(optimizer)
         _check_element_wise(optimizer)
+        refuse_flattened(self)
 
     def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
         loaded = self._inner.translate(loaded)

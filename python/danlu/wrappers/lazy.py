@@ -9,6 +9,7 @@ import torch
 
 from .. import checks
 from ..optimizer import FusedOptimizer
+from ..plan import refuse_flattened
 from ..report import BackendReport
 from .derived import Derived
 from .layer_adaptation import LayerAdaptation
@@ -72,6 +73,7 @@ class Lazy(Derived):
         checks.one_of("mode", mode, MODES)
         self.mode = mode
         self._read_groups()
+        refuse_flattened(self)
 
     def laziness(self, group: dict[str, Any]) -> str | None:
         return self.mode if self._is_lazy(group) else None

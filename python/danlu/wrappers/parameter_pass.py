@@ -10,7 +10,7 @@ import torch
 
 from .. import checks, state
 from ..optimizer import FusedOptimizer
-from ..plan import describe, named_parameters
+from ..plan import describe, left_alone, named_parameters
 from .order import Nested
 
 
@@ -74,10 +74,14 @@ class ParameterPass(FusedOptimizer):
         params = [group["params"] for group in self.param_groups]
         if self._started is not None and _alike(params, self._started):
             return
+        fresh = []
         for group, name, p in named_parameters(self):
-            if not self.takes_gradients and p not in self.state:
+            takes_part = p.requires_grad or not self.takes_gradients
+            if p not in self.state and takes_part and left_alone(self, group, name, p) is None:
                 describe(self, group, name, p)
-        make_state(self)
+                fresh.append((p, self.param_groups[group]))
+        for p, of in fresh:
+            state.ensure(self, p, of)
         self._started = [list(some) for some in params]
 
     def replace_state(self, state: Mapping[torch.Tensor, dict[str, Any]]) -> None:

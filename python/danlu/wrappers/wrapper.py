@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .. import callers
+from .. import callers, capture
 from ..optimizer import FusedOptimizer
 from ..report import BackendReport
 from .inner_state import Requested, UpdateMade
@@ -194,8 +194,7 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     def refuse_capture(self) -> None:
         """Raises inside the capture of a CUDA graph."""
-        on_gpu = any(p.is_cuda for group in self.param_groups for p in group["params"][:1])
-        if on_gpu and torch.cuda.is_current_stream_capturing():
+        if any(capture.is_capturing(p.device) for group in self.param_groups for p in group["params"][:1]):
             raise RuntimeError(
                 f"{type(self).__name__}: a CUDA graph cannot count steps; capture the optimizer's"
             )

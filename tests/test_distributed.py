@@ -117,6 +117,22 @@ def saved_shards_go_on(rank: int, folder: Path) -> None:
             torch.save(result, folder / f"{case.id}.pt")
 
 
+def asked_for_their_state_shards_count_nothing(rank: int, folder: Path) -> None:
+    for case in CASES:
+        (model, opt), (other, expected) = (
+            (m, case.make(m.parameters())) for m in (sharded_net(), sharded_net())
+        )
+        states = get_optimizer_state_dict(model, opt)["state"]
+        for name, p in model.named_parameters():
+            moment = states[name]["exp_avg"]
+            assert isinstance(moment, DTensor)
+            assert moment.placements == p.placements
+            assert opt.state[p]["step"] == 0
+        go(model, opt, range(4))
+        go(other, expected, range(4))
+        assert same(everything(opt), everything(expected)), case.id
+
+
 def nothing_piles_up(rank: int, folder: Path) -> None:
     model = sharded_net()
     opt = danlu.AdamW(model.parameters())
@@ -284,6 +300,7 @@ CHECKS = [
     shards_step_as_the_whole,
     the_norm_is_that_of_all_shards,
     saved_shards_go_on,
+    asked_for_their_state_shards_count_nothing,
     nothing_piles_up,
     what_is_placed_otherwise_is_named,
     rows_of_shards_are_not_told_apart,

@@ -11,8 +11,9 @@ import torch
 from typing_extensions import TypedDict
 
 from . import backends, checks, gradient_scale, scalar, state
-from .plan import Plan
+from .plan import Plan, describe, named_parameters
 from .report import BackendReport
+from .state_request import is_asked_for_state
 
 Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
 
@@ -178,6 +179,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step for every parameter that has a gradient.
 
+        A first step by which torch's distributed checkpoints ask for state makes that and counts nothing.
+
         Args:
             closure: re-evaluates the model and returns the loss, which is passed on.
 
@@ -314,6 +317,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         return p.device if self.counters_on_device else torch.device("cpu")
 
     def _step(self) -> None:
+        if not self.state and is_asked_for_state():
+            self._make_state()
+            return
         scale = gradient_scale.GradientScale(self)
         if not self.counters_on_device:
             if scale.on_device or any(
@@ -329,6 +335,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._plan = Plan(self)
         if not self._plan.step(self, scale):
             raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
+
+    def _make_state(self) -> None:
+        """That of before the first step, for every parameter that may be stepped; all are validated first."""
+        for group, name, p in named_parameters(self):
+            if p.requires_grad:
+                describe(self, group, name, p)
+        state.make_state(self)
 
     def _drop_plan(self) -> None:
         """The next step makes a new one; a plan that a graph has captured stays for its replays."""

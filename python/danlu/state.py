@@ -38,6 +38,14 @@ def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) ->
     return state
 
 
+def make_state(optimizer: FusedOptimizer) -> None:
+    """Gives every parameter that `optimizer` may step its state of before the first step."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.requires_grad or not optimizer.takes_gradients:
+                ensure(optimizer, p, group)
+
+
 class _Loaded:
     """Carries a value through torch's `load_state_dict`, which casts tensors and takes strings apart."""
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from .. import checks, state
+from .. import checks
 from ..optimizer import FusedOptimizer
 from ..plan import named_parameters
+from ..state import make_state as make_state
 
 
 class ParameterPass(FusedOptimizer):
@@ -101,14 +102,6 @@ class ParameterPass(FusedOptimizer):
         state = super().__getstate__()
         del state["param_groups"]
         return {**state, "_of": self._of, "_hyper": self._hyper}
-
-
-def make_state(optimizer: FusedOptimizer) -> None:
-    """Gives every parameter that `optimizer` may step its state of before the first step."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.requires_grad or not optimizer.takes_gradients:
-                state.ensure(optimizer, p, group)
 
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:

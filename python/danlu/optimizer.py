@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from typing_extensions import TypedDict
 
-from . import backends, checks, gradient_scale, scalar, state
+from . import backends, checks, gradient_scale, loading, scalar, state
 from .plan import Plan, describe, named_parameters
 from .report import BackendReport
 from .state_request import is_asked_for_state
@@ -62,6 +62,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # in the order in which the rule takes them; `states` says which of them a parameter has
     state_names: ClassVar[tuple[str, ...]]
+    # what of them a checkpoint may lack beside `micro_step`: starting it at 0 amid a training does no harm
+    optional_states: ClassVar[tuple[str, ...]] = ()
+    # hyper-parameters of classes whose checkpoints this one takes too, though it has not got them
+    also_loads: ClassVar[tuple[str, ...]] = ()
     # whether the rule sums over tensors: then shards of a tensor cannot be stepped one by one
     reduces: ClassVar[bool] = False
     # whether a step needs a gradient; one that does not steps every parameter
@@ -210,10 +214,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Loads a state_dict of this class, or of the torch optimizer of the same name.
 
         Each state keeps the dtype that this optimizer gives it, where torch would cast it to the parameter's.
-        As in torch, tensors that fit are taken without a copy.
+        As in torch, tensors that fit are taken without a copy. A parameter without any state starts anew.
 
         Raises:
-            ValueError: groups or hyper-parameters do not fit. The optimizer is as before.
+            TypeError, ValueError: groups or hyper-parameters do not fit, or a state is missing or does not;
+            the message names its parameter. The optimizer is as before.
         """
         # runs after the user's own hooks, which may replace the dict
         hook = self.register_load_state_dict_pre_hook(lambda _, loaded: self._guard_loaded(loaded))
@@ -227,13 +232,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **settings}
 
     def __setstate__(self, loaded: dict[str, Any]) -> None:
+        """Takes what `__getstate__` gave, or groups and state that torch's `load_state_dict` has assigned."""
+        unpickled = "defaults" in loaded
+        if not unpickled:
+            loaded = loading.read(self, loaded)  # may raise, when nothing is changed yet
         super().__setstate__(loaded)
         self.defaults.pop("differentiable", None)  # torch adds it
         self._drop_plan()
-        for group in self.param_groups:
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
-        state.unwrap(self)
+        if unpickled:
+            for group in self.param_groups:
+                for name, default in self.defaults.items():
+                    group.setdefault(name, default)
+            state.as_counters(self)
 
     # For users and tools.
 
@@ -358,7 +368,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         loaded = self.translate(loaded)
         for group in loaded["param_groups"]:
             self._check_group(group)
-        return {**loaded, "state": state.wrap(loaded["state"])}
+        loading.check_settings(self, loaded["param_groups"])
+        return {**loaded, "state": loading.carried(loaded["state"])}
 
 
 # what deepcopy and pickling keep beside torch's own; plans are made anew

@@ -52,7 +52,7 @@ def refusal_of_tensors(entry: Entry) -> str | None:
         if local(t).shape != p.shape:
             if not local(t).is_contiguous():
                 return f"the {what} is not contiguous (shape {tuple(t.shape)}, strides {t.stride()})"
-        elif not _same_strides(p, local(t)):
+        elif not state.same_strides(p, local(t)):
             return f"the {what} has strides {local(t).stride()}, the parameter has {entry.strides}"
     return None
 
@@ -212,12 +212,4 @@ def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
 def _looks_like(g: torch.Tensor, p: torch.Tensor) -> bool:
     """Whether a native list may read a dense gradient of the parameter by its address."""
     plain = type(g) is torch.Tensor and not g.is_neg()
-    return plain and g.device == p.device and g.shape == p.shape and _same_strides(p, g)
-
-
-def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors of one shape put their elements in the same order."""
-    if a.numel() == 0:
-        return True
-    dims = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return all(size == 1 or stride == other for size, stride, other in dims)
+    return plain and g.device == p.device and g.shape == p.shape and state.same_strides(p, g)

@@ -133,6 +133,27 @@ def asked_for_their_state_shards_count_nothing(rank: int, folder: Path) -> None:
         assert same(everything(opt), everything(expected)), case.id
 
 
+def gradients_of_shards_may_lie_otherwise(rank: int, folder: Path) -> None:
+    model, other = sharded_net(), sharded_net()
+    opt, expected = danlu.AdamW(model.parameters()), danlu.AdamW(other.parameters())
+    plans = set()
+    for t in range(4):
+        backward(model, t)
+        backward(other, t)
+        for p in model.parameters() if t % 2 else ():
+            g = p.grad
+            assert isinstance(g, DTensor)
+            if g.ndim == 2:
+                shard = g.to_local().t().contiguous().t()
+                shape, stride = g.shape, (1, g.shape[0])
+                p.grad = DTensor.from_local(shard, g.device_mesh, g.placements, shape=shape, stride=stride)
+        opt.step()
+        expected.step()
+        plans.add(opt._plan)
+    assert len(plans) == 1
+    assert same(everything(opt), everything(expected))
+
+
 def nothing_piles_up(rank: int, folder: Path) -> None:
     model = sharded_net()
     opt = danlu.AdamW(model.parameters())
@@ -301,6 +322,7 @@ CHECKS = [
     the_norm_is_that_of_all_shards,
     saved_shards_go_on,
     asked_for_their_state_shards_count_nothing,
+    gradients_of_shards_may_lie_otherwise,
     nothing_piles_up,
     what_is_placed_otherwise_is_named,
     rows_of_shards_are_not_told_apart,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .backends import REFERENCE
+from .backends.native import copies_gradient
 from .plan import choose, describe, named_parameters
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class BackendReport(list[BackendChoice]):
         for group, name, p in named_parameters(optimizer):
             entry = describe(optimizer, group, name, p)
             backend, reason = choose(optimizer, entry)
+            if backend is not REFERENCE and copies_gradient(entry):
+                reason += ", the gradient is copied to the parameter's strides"
             rows.append(BackendChoice(name, entry.shape, entry.dtypes, backend.name, reason))
         return rows
 

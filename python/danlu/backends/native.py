@@ -11,7 +11,7 @@ import torch
 from .. import checks, state
 from ..grad_norm import sum_of_squares
 from ..listed_rows import ListedRows, listed_rows
-from ..sharding import local
+from ..sharding import local, sharded_alike
 
 # the engine's own words in front of every coefficient row: factor, store_params
 ROW_HEADER = 2
@@ -44,17 +44,18 @@ def refusal_of_tensors(entry: Entry) -> str | None:
     for name in entry.state_names:
         if name in state.COUNTERS and name in entry.state and entry.state[name].ndim:
             return f"state {name!r} has shape {tuple(entry.state[name].shape)}"
-    for what, t in _companions(entry):
+    for what, t in _companions(entry):  # their strides are no matter: a copy has the parameter's
         if type(local(t)) is not torch.Tensor:
             return f"the {what} is a {type(local(t)).__name__}"
-        if local(t).is_neg():
-            return f"the {what} is a lazily negated view"
-        if local(t).shape != p.shape:
-            if not local(t).is_contiguous():
-                return f"the {what} is not contiguous (shape {tuple(t.shape)}, strides {t.stride()})"
-        elif not state.same_strides(p, local(t)):
-            return f"the {what} has strides {local(t).stride()}, the parameter has {entry.strides}"
     return None
+
+
+def copies_gradient(entry: Entry) -> bool:
+    """Whether a native list reads a copy of the gradient, which lies otherwise than the parameter."""
+    g = entry.gradient if entry.takes_gradient else None
+    if g is None or g.layout != torch.strided:
+        return False
+    return not _looks_like(local(g), local(entry.param))
 
 
 class CoefficientNames(Protocol):
@@ -105,7 +106,7 @@ class NativePart:
             (i, _address(values), len(values), _address(rows), len(rows), _address(order), _address(ends))
             for i, (rows, values, order, ends) in self._listed
         ]
-        keys = self._list.gather(optimizer.state, addresses)
+        keys = self._list.gather(optimizer.state, addresses, self._copy_gradient)
         if keys is None:
             return False
         self._row_keys = keys
@@ -153,12 +154,26 @@ class NativePart:
                 if self.finds_rows:
                     continue
                 if not _looks_like(g, entry.param):
-                    return False
+                    g = self._copy_gradient(i)
+                    if g is None:
+                        return False
             listed = self.rows_of(entry, g)
             if str(listed.values.dtype) != f"torch.{entry.dtypes[1]}":
                 return False
             self._listed.append((i, listed))
         return True
+
+    def _copy_gradient(self, i: int) -> torch.Tensor | None:
+        """The gradient with the parameter's strides; None unless it is as recorded in all else."""
+        entry = self._entries[i]
+        p, g = entry.param, entry.param.grad
+        if g is None or not sharded_alike(p, g):
+            return None
+        p, g = local(p), local(g)
+        recorded = (torch.Tensor, torch.strided, p.shape, p.device, f"torch.{entry.dtypes[1]}")
+        if (type(g), g.layout, g.shape, g.device, str(g.dtype)) != recorded:
+            return None
+        return torch.empty_like(p, dtype=g.dtype, requires_grad=False).copy_(g)
 
     def rows_of(self, entry: Entry, g: torch.Tensor) -> ListedRows:
         """Of a gradient that lists them, or of any if the kernels do not find rows themselves; the numbers
@@ -200,7 +215,7 @@ def _where(items: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
 
 
 def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
-    """What must look like the parameter: its gradient and its states, as far as there are any."""
+    """The gradient of the parameter and its states, as far as there are any."""
     g = entry.param.grad
     if entry.takes_gradient and g is not None and g.layout == torch.strided:
         yield "gradient", g

@@ -154,6 +154,20 @@ def gradients_of_shards_may_lie_otherwise(rank: int, folder: Path) -> None:
     assert same(everything(opt), everything(expected))
 
 
+def a_whole_state_is_refused_where_shards_are_needed(rank: int, folder: Path) -> None:
+    model = sharded_net()
+    opt = danlu.AdamW(model.named_parameters())
+    go(model, opt, range(2))
+    before = everything(opt)
+    saved = opt.state_dict()
+    saved["state"] = {key: dict(held) for key, held in saved["state"].items()}
+    saved["state"][0]["exp_avg"] = saved["state"][0]["exp_avg"].full_tensor()
+    with pytest.raises(ValueError, match=r"0\.weight: state 'exp_avg' is not sharded"):
+        opt.load_state_dict(saved)
+    assert same(everything(opt), before)
+    go(model, opt, range(2, 3))
+
+
 def nothing_piles_up(rank: int, folder: Path) -> None:
     model = sharded_net()
     opt = danlu.AdamW(model.parameters())
@@ -323,6 +337,7 @@ CHECKS = [
     saved_shards_go_on,
     asked_for_their_state_shards_count_nothing,
     gradients_of_shards_may_lie_otherwise,
+    a_whole_state_is_refused_where_shards_are_needed,
     nothing_piles_up,
     what_is_placed_otherwise_is_named,
     rows_of_shards_are_not_told_apart,

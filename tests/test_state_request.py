@@ -111,3 +111,10 @@ def test_the_request_is_seen_however_deep_and_only_inside(monkeypatch: pytest.Mo
     assert seen == [True, False]
     monkeypatch.delattr(dcp, "_init_optim_state")
     assert not state_request.is_asked_for_state()
+
+
+def test_later_steps_do_not_look_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = danlu.AdamW(model().parameters())
+    train(opt, range(1))
+    monkeypatch.setattr("danlu.optimizer.is_asked_for_state", lambda: pytest.fail("a walk over the stack"))
+    train(opt, range(1, 2))

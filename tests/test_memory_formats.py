@@ -227,3 +227,26 @@ def test_an_error_while_a_gradient_is_copied_changes_nothing(
     assert {held["step"].item() for held in opt.state.values()} == {1}
     opt.step()
     assert {held["step"].item() for held in opt.state.values()} == {2}
+
+
+def test_states_that_are_negated_views_are_written_out() -> None:
+    p = torch.nn.Parameter(torch.ones(3, 4))
+    p.grad = torch.ones(3, 4)
+    opt = danlu.Lion([p], backend="cpu")
+    opt.step()
+    opt.state[p]["exp_avg"] = torch._neg_view(torch.ones(3, 4))
+    opt.step()
+    assert takers(opt) == {"cpu"}
+    assert not opt.state[p]["exp_avg"].is_neg()
+
+
+def test_state_of_a_parameter_with_gaps_stays_where_it_is() -> None:
+    p = torch.nn.Parameter(every_second(torch.ones(3, 4)))
+    p.grad = torch.ones(3, 4)
+    opt = danlu.Lion([p])
+    opt.step()
+    moment = opt.state[p]["exp_avg"]
+    opt.load_state_dict(opt.state_dict())
+    opt.step()
+    assert opt.state[p]["exp_avg"].data_ptr() == moment.data_ptr()
+    assert takers(opt) == {"reference"}

@@ -100,7 +100,10 @@ class StepList {
   // device there are none: then a tensor's row is its index.
   // listed: of gradients of which some rows take part, in the order of the tensors, the members of ListedRows
   // as numbers; their owner in Python has compared them with the plan.
-  py::object gather(const py::dict& state, const std::vector<Listing>& listed) {
+  // copy_gradient: called with a tensor's index where its gradient does not look as recorded; gives a tensor
+  // of those dtype and strides to read in its place, or None if there is none.
+  py::object gather(const py::dict& state, const std::vector<Listing>& listed,
+                    const py::object& copy_gradient) {
     release();
     const auto numbers = [](uintptr_t address) { return reinterpret_cast<const int64_t*>(address); };
     for (const auto& [tensor, values, num_values, rows, count, order, ends] : listed)
@@ -125,7 +128,7 @@ class StepList {
         release();
         return py::none();
       }
-      if (!addresses(r, t, g)) {
+      if (!(reads(r, t, g) || copies(r, t, i, copy_gradient)) || !addresses(r, t, g)) {
         release();
         return py::none();
       }
@@ -274,14 +277,28 @@ class StepList {
     return i == order_.size();
   }
 
-  // g: the gradient, or null if none is read
+  // Whether the gradient can be read where it is; g: null if none is read.
+  bool reads(const Record& r, Tensor& t, PyObject* g) {
+    t.g.data = nullptr;  // another tensor may lie where the last one did
+    if (!g) return true;
+    const py::object& type = r.sharded ? sharded_type_ : plain_type_;
+    return Py_TYPE(g) == reinterpret_cast<PyTypeObject*>(type.ptr()) &&
+           viewer_.address(local(r, g), t.g.dtype, layout_of(r.ndim, r.first_dim, t.size), &t.g.data);
+  }
+
+  // Whether a copy of the gradient can; it lives until release().
+  bool copies(const Record& r, Tensor& t, size_t index, const py::object& copy_gradient) {
+    if (copy_gradient.is_none()) return false;
+    PyObject* copy = hold(copy_gradient(index).release().ptr());
+    t.g.data = nullptr;
+    return copy != Py_None &&
+           viewer_.address(copy, t.g.dtype, layout_of(r.ndim, r.first_dim, t.size), &t.g.data);
+  }
+
+  // Of everything but the gradient.
   bool addresses(Record& r, Tensor& t, PyObject* g) {
-    if (g && Py_TYPE(g) != reinterpret_cast<PyTypeObject*>((r.sharded ? sharded_type_ : plain_type_).ptr()))
-      return false;
     const Layout layout = layout_of(r.ndim, r.first_dim, t.size);
     const StateTensor* tensors = &state_tensors_[r.first_tensor];
-    t.g.data = nullptr;  // another tensor may lie where the last one did
-    if (g && !viewer_.address(local(r, g), t.g.dtype, layout, &t.g.data)) return false;
     if (!viewer_.address(local(r, r.param), t.p.dtype, layout, &t.p.data)) return false;
     if (!g) t.g.data = t.p.data;  // Triton's interpreter reads also what the rule has no use for
     for (int j = 0; j < r.num_states; j++)
@@ -323,7 +340,8 @@ py::class_<List> step_list_class(py::module_& m, const char* name) {
   return py::class_<List>(m, name, py::module_local())
       .def("add", &List::add)
       .def("bind", &List::bind)
-      .def("gather", &List::gather, py::arg("state"), py::arg("listed") = std::vector<StepList::Listing>())
+      .def("gather", &List::gather, py::arg("state"), py::arg("listed") = std::vector<StepList::Listing>(),
+           py::arg("copy_gradient") = py::none())
       .def("active", &List::active)
       .def("mask", &List::mask)
       .def("release", &List::release);

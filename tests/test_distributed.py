@@ -118,6 +118,57 @@ def saved_shards_go_on(rank: int, folder: Path) -> None:
             torch.save(result, folder / f"{case.id}.pt")
 
 
+def asked_for_their_state_shards_count_nothing(rank: int, folder: Path) -> None:
+    for case in CASES:
+        (model, opt), (other, expected) = (
+            (m, case.make(m.parameters())) for m in (sharded_net(), sharded_net())
+        )
+        states = get_optimizer_state_dict(model, opt)["state"]
+        for name, p in model.named_parameters():
+            moment = states[name]["exp_avg"]
+            assert isinstance(moment, DTensor)
+            assert moment.placements == p.placements
+            assert opt.state[p]["step"] == 0
+        go(model, opt, range(4))
+        go(other, expected, range(4))
+        assert same(everything(opt), everything(expected)), case.id
+
+
+def gradients_of_shards_may_lie_otherwise(rank: int, folder: Path) -> None:
+    model, other = sharded_net(), sharded_net()
+    opt, expected = danlu.AdamW(model.parameters()), danlu.AdamW(other.parameters())
+    plans = set()
+    for t in range(4):
+        backward(model, t)
+        backward(other, t)
+        for p in model.parameters() if t % 2 else ():
+            g = p.grad
+            assert isinstance(g, DTensor)
+            if g.ndim == 2:
+                shard = g.to_local().t().contiguous().t()
+                shape, stride = g.shape, (1, g.shape[0])
+                p.grad = DTensor.from_local(shard, g.device_mesh, g.placements, shape=shape, stride=stride)
+        opt.step()
+        expected.step()
+        plans.add(opt._plan)
+    assert len(plans) == 1
+    assert same(everything(opt), everything(expected))
+
+
+def a_whole_state_is_refused_where_shards_are_needed(rank: int, folder: Path) -> None:
+    model = sharded_net()
+    opt = danlu.AdamW(model.named_parameters())
+    go(model, opt, range(2))
+    before = everything(opt)
+    saved = opt.state_dict()
+    saved["state"] = {key: dict(held) for key, held in saved["state"].items()}
+    saved["state"][0]["exp_avg"] = saved["state"][0]["exp_avg"].full_tensor()
+    with pytest.raises(ValueError, match=r"0\.weight: state 'exp_avg' is not sharded"):
+        opt.load_state_dict(saved)
+    assert same(everything(opt), before)
+    go(model, opt, range(2, 3))
+
+
 def nothing_piles_up(rank: int, folder: Path) -> None:
     model = sharded_net()
     opt = danlu.AdamW(model.parameters())
@@ -285,6 +336,9 @@ CHECKS = [
     shards_step_as_the_whole,
     the_norm_is_that_of_all_shards,
     saved_shards_go_on,
+    asked_for_their_state_shards_count_nothing,
+    gradients_of_shards_may_lie_otherwise,
+    a_whole_state_is_refused_where_shards_are_needed,
     nothing_piles_up,
     what_is_placed_otherwise_is_named,
     rows_of_shards_are_not_told_apart,

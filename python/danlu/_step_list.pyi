@@ -1,7 +1,9 @@
 """What the native lists have in common, for type checkers: csrc/step_list.h. There is no such module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from .plan import Entry
 
@@ -9,7 +11,10 @@ class StepList:
     def add(self, entry: Entry) -> None: ...
     def bind(self, state: dict[Any, Any]) -> None: ...
     def gather(
-        self, state: dict[Any, Any], listed: Sequence[tuple[int, int, int, int, int, int, int]] = ...
+        self,
+        state: dict[Any, Any],
+        listed: Sequence[tuple[int, int, int, int, int, int, int]] = ...,
+        copy_gradient: Callable[[int], torch.Tensor | None] | None = ...,
     ) -> list[tuple[int, float, float]] | None: ...
     def active(self) -> int: ...
     def mask(self) -> list[bool]: ...

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from typing_extensions import TypedDict
 
-from . import backends, checks, gradient_scale, scalar, state
-from .plan import Plan, refuse_flattened
+from . import backends, callers, checks, gradient_scale, loading, scalar, state
+from .plan import Plan, describe, left_alone, named_parameters, refuse_flattened
 from .report import BackendReport
 
 Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
@@ -61,6 +61,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # in the order in which the rule takes them; `states` says which of them a parameter has
     state_names: ClassVar[tuple[str, ...]]
+    # what of them a checkpoint may lack beside `micro_step`: starting it at 0 amid a training does no harm
+    optional_states: ClassVar[tuple[str, ...]] = ()
+    # hyper-parameters of classes whose checkpoints this one takes too, though it has not got them
+    also_loads: ClassVar[tuple[str, ...]] = ()
     # whether the rule sums over tensors: then shards of a tensor cannot be stepped one by one
     reduces: ClassVar[bool] = False
     # whether a step needs a gradient; one that does not steps every parameter
@@ -178,6 +182,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step for every parameter that has a gradient.
 
+        A first step by which torch's distributed checkpoints ask for state makes that and counts nothing.
+
         Args:
             closure: re-evaluates the model and returns the loss, which is passed on.
 
@@ -214,10 +220,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Loads a state_dict of this class, or of the torch optimizer of the same name.
 
         Each state keeps the dtype that this optimizer gives it, where torch would cast it to the parameter's.
-        As in torch, tensors that fit are taken without a copy.
+        As in torch, tensors that fit are taken without a copy. A parameter without any state starts anew.
 
         Raises:
-            ValueError: groups or hyper-parameters do not fit. The optimizer is as before.
+            TypeError, ValueError: groups or hyper-parameters do not fit, or a state is missing or does not;
+            the message names its parameter. The optimizer is as before.
         """
         # runs after the user's own hooks, which may replace the dict
         hook = self.register_load_state_dict_pre_hook(lambda _, loaded: self._guard_loaded(loaded))
@@ -231,13 +238,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **settings}
 
     def __setstate__(self, loaded: dict[str, Any]) -> None:
+        """Takes what `__getstate__` gave, or groups and state that torch's `load_state_dict` has assigned."""
+        unpickled = "defaults" in loaded
+        if not unpickled:
+            loaded = loading.read(self, loaded)  # may raise, when nothing is changed yet
         super().__setstate__(loaded)
         self.defaults.pop("differentiable", None)  # torch adds it
         self._drop_plan()
-        for group in self.param_groups:
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
-        state.unwrap(self)
+        if unpickled:
+            for group in self.param_groups:
+                for name, default in self.defaults.items():
+                    group.setdefault(name, default)
+            state.as_counters(self)
 
     # For users and tools.
 
@@ -312,6 +324,21 @@ class FusedOptimizer(torch.optim.Optimizer):
             return torch.float64
         return self._state_dtype or torch.float32 if name == "exp_avg" else torch.float32
 
+    def make_state(self) -> None:
+        """Gives every parameter that a step may take its state of before the first step.
+
+        Raises:
+            TypeError, ValueError: a parameter cannot be stepped; nothing was made.
+        """
+        fresh = []
+        for index, name, p in named_parameters(self):
+            takes_part = p.requires_grad or not self.takes_gradients
+            if takes_part and p not in self.state and left_alone(self, index, name, p) is None:
+                describe(self, index, name, p)
+                fresh.append((p, self.param_groups[index]))
+        for p, group in fresh:
+            state.ensure(self, p, group)
+
     def counters(self, step: scalar.Scalar, micro_step: scalar.Scalar) -> dict[str, scalar.Scalar]:
         """Those counters that `coefficients` and `reference` take."""
         values = {"step": step, "micro_step": micro_step}
@@ -322,6 +349,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         return p.device if self.counters_on_device else torch.device("cpu")
 
     def _step(self) -> None:
+        if not self.state and callers.asks_for_state():
+            self.make_state()
+            return
         scale = gradient_scale.GradientScale(self)
         if not self.counters_on_device:
             if scale.on_device or any(
@@ -353,7 +383,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         loaded = self.translate(loaded)
         for group in loaded["param_groups"]:
             self._check_group(group)
-        return {**loaded, "state": state.wrap(loaded["state"])}
+        loading.check_settings(self, loaded["param_groups"])
+        return {**loaded, "state": loading.carried(loaded["state"])}
 
 
 # what deepcopy and pickling keep beside torch's own; plans are made anew

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import checks
+from .backends import REFERENCE
+from .backends.native import copies_gradient
 from .plan import choose, describe, left_alone, named_parameters
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class BackendReport(list[BackendChoice]):
                 continue
             entry = describe(optimizer, group, name, p)
             backend, reason = choose(optimizer, entry)
+            if backend is not REFERENCE and copies_gradient(entry):
+                reason += ", the gradient is copied to the parameter's strides"
             rows.append(BackendChoice(name, entry.shape, entry.dtypes, backend.name, reason))
         return rows
 

@@ -1,13 +1,13 @@
-"""State of a parameter: made at its first gradient, loaded without a change of dtype."""
+"""State of a parameter: made at its first gradient, and in the order in which kernels take it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .fake import is_fake
+from . import checks
+from .sharding import local
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
@@ -25,7 +25,7 @@ def shapes(
 
 
 def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """The parameter's state, with a first value for every key that it does not have yet."""
+    """The parameter's state as kernels take it, with a first value for every key that it does not have."""
     state: dict[str, Any] = optimizer.state[p]
     for name, shape in shapes(optimizer, group, tuple(p.shape)).items():
         if name in COUNTERS:
@@ -37,6 +37,8 @@ def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) ->
                 state[name] = held.to(device)
         elif name not in state:
             state[name] = optimizer.initial_state(name, p, shape)
+        else:  # another memory format may have come with the model or a checkpoint
+            state[name] = laid_out(p, state[name])
     return state
 
 
@@ -47,41 +49,35 @@ def _counter(device: torch.device) -> torch.Tensor:
     return torch.zeros((), dtype=torch.float32, device=device)  # no copy, which a capture would not take
 
 
-class _Loaded:
-    """Carries a value through torch's `load_state_dict`, which casts tensors and takes strings apart."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def wrap(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {
-        key: {name: _Loaded(v) for name, v in value.items()} if isinstance(value, Mapping) else _Loaded(value)
-        for key, value in state.items()
-    }
-
-
-def unwrap(optimizer: FusedOptimizer) -> None:
-    """Unpacks what `wrap` packed: on the parameter's device, in the dtype that the optimizer declares."""
-    for key, value in optimizer.state.items():
-        if isinstance(value, dict) and isinstance(key, torch.Tensor):
-            for name in value:
-                value[name] = _unwrapped(optimizer, key, name, value[name])
-        elif isinstance(value, _Loaded):
-            optimizer.state[key] = value.value
-
-
-def _unwrapped(optimizer: FusedOptimizer, p: torch.Tensor, name: str, value: Any) -> Any:
-    loaded = isinstance(value, _Loaded)
-    if loaded:
-        value = value.value
-    if name in COUNTERS:
-        # one tensor for each parameter, whatever a checkpoint shares; older ones hold numbers
-        if isinstance(value, torch.Tensor) and is_fake(value):
-            return value.detach().clone().to(optimizer.counter_device(p), torch.float32)
-        return torch.tensor(float(value), dtype=torch.float32, device=optimizer.counter_device(p))
-    if not loaded or not isinstance(value, torch.Tensor):
+def laid_out(p: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A state with its elements in the order in which kernels take them: that of a dense `p`, or contiguous
+    if it has another shape. A copy only where it is in another order.
+    """
+    own, its = local(p), local(value)
+    if its.shape != own.shape:
+        fits, like = its.is_contiguous(), value
+    else:
+        fits, like = same_strides(own, its) or not checks.is_dense(own), p
+    if fits and not its.is_neg():
         return value
-    if name in optimizer.state_names:
-        return value.to(device=p.device, dtype=optimizer.state_dtype(name, p))
-    return value.to(device=p.device)
+    kept = torch.preserve_format if like is p else torch.contiguous_format
+    room = torch.empty_like(like, dtype=value.dtype, requires_grad=False, memory_format=kept)
+    return room.copy_(value)
+
+
+def same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one shape put their elements in the same order."""
+    if a.numel() == 0:
+        return True
+    dims = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(size == 1 or stride == other for size, stride, other in dims)
+
+
+def as_counters(optimizer: FusedOptimizer) -> None:
+    """Makes tensors of counters that are numbers, as older pickles have them."""
+    for p, held in optimizer.state.items():
+        if isinstance(held, dict) and isinstance(p, torch.Tensor):
+            for name in COUNTERS:
+                if name in held:
+                    number, device = float(held[name]), optimizer.counter_device(p)
+                    held[name] = torch.tensor(number, dtype=torch.float32, device=device)

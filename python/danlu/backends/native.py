@@ -11,7 +11,7 @@ import torch
 from .. import checks, state
 from ..grad_norm import sum_of_squares
 from ..listed_rows import ListedRows, listed_rows
-from ..sharding import local
+from ..sharding import local, sharded_alike
 
 # the engine's own words in front of every coefficient row: factor, store_params
 ROW_HEADER = 2
@@ -44,16 +44,9 @@ def refusal_of_tensors(entry: Entry) -> str | None:
     for name in entry.state_names:
         if name in state.COUNTERS and name in entry.state and entry.state[name].ndim:
             return f"state {name!r} has shape {tuple(entry.state[name].shape)}"
-    for what, t in _companions(entry):
+    for what, t in _companions(entry):  # their strides are no matter: a copy has the parameter's
         if type(local(t)) is not torch.Tensor:
             return f"the {what} is a {type(local(t)).__name__}"
-        if local(t).is_neg():
-            return f"the {what} is a lazily negated view"
-        if local(t).shape != p.shape:
-            if not local(t).is_contiguous():
-                return f"the {what} is not contiguous (shape {tuple(t.shape)}, strides {t.stride()})"
-        elif not _same_strides(p, local(t)):
-            return f"the {what} has strides {local(t).stride()}, the parameter has {entry.strides}"
     return None
 
 
@@ -62,6 +55,14 @@ def why_missing(name: str, error: ImportError, hint: str = "") -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == f"danlu.{name}":
         return f"danlu.{name} was not built{hint}"
     return f"danlu.{name} cannot be imported ({error})"
+
+
+def copies_gradient(entry: Entry) -> bool:
+    """Whether a native list reads a copy of the gradient, which lies otherwise than the parameter."""
+    g = entry.gradient if entry.takes_gradient else None
+    if g is None or g.layout != torch.strided:
+        return False
+    return not _looks_like(local(g), local(entry.param))
 
 
 class CoefficientNames(Protocol):
@@ -112,7 +113,7 @@ class NativePart:
             (i, _address(values), len(values), _address(rows), len(rows), _address(order), _address(ends))
             for i, (rows, values, order, ends) in self._listed
         ]
-        keys = self._list.gather(optimizer.state, addresses)
+        keys = self._list.gather(optimizer.state, addresses, self._copy_gradient)
         if keys is None:
             return False
         self._row_keys = keys
@@ -160,12 +161,26 @@ class NativePart:
                 if self.finds_rows:
                     continue
                 if not _looks_like(g, entry.param):
-                    return False
+                    g = self._copy_gradient(i)
+                    if g is None:
+                        return False
             listed = self.rows_of(entry, g)
             if str(listed.values.dtype) != f"torch.{entry.dtypes[1]}":
                 return False
             self._listed.append((i, listed))
         return True
+
+    def _copy_gradient(self, i: int) -> torch.Tensor | None:
+        """The gradient with the parameter's strides; None unless it is as recorded in all else."""
+        entry = self._entries[i]
+        p, g = entry.param, entry.param.grad
+        if g is None or not sharded_alike(p, g):
+            return None
+        p, g = local(p), local(g)
+        recorded = (torch.Tensor, torch.strided, p.shape, p.device, f"torch.{entry.dtypes[1]}")
+        if (type(g), g.layout, g.shape, g.device, str(g.dtype)) != recorded:
+            return None
+        return torch.empty_like(p, dtype=g.dtype, requires_grad=False).copy_(g)
 
     def rows_of(self, entry: Entry, g: torch.Tensor) -> ListedRows:
         """Of a gradient that lists them, or of any if the kernels do not find rows themselves; the numbers
@@ -207,7 +222,7 @@ def _where(items: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
 
 
 def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
-    """What must look like the parameter: its gradient and its states, as far as there are any."""
+    """The gradient of the parameter and its states, as far as there are any."""
     g = entry.param.grad
     if entry.takes_gradient and g is not None and g.layout == torch.strided:
         yield "gradient", g
@@ -219,12 +234,4 @@ def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
 def _looks_like(g: torch.Tensor, p: torch.Tensor) -> bool:
     """Whether a native list may read a dense gradient of the parameter by its address."""
     plain = type(g) is torch.Tensor and not g.is_neg()
-    return plain and g.device == p.device and g.shape == p.shape and _same_strides(p, g)
-
-
-def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors of one shape put their elements in the same order."""
-    if a.numel() == 0:
-        return True
-    dims = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return all(size == 1 or stride == other for size, stride, other in dims)
+    return plain and g.device == p.device and g.shape == p.shape and state.same_strides(p, g)

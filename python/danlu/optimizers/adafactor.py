@@ -85,6 +85,7 @@ class Adafactor(FusedOptimizer):
     """
 
     state_names = ("row_var", "col_var", "variance", "exp_avg")
+    optional_states = ("exp_avg",)  # beta1 may be turned on later
     reduces = True
     _warned = False  # of a scheduler whose lr is ignored
 
@@ -457,7 +458,7 @@ def _translated(state: Any) -> Any:
         return state
     found = {name: value for name, value in state.items() if name != "RMS"}
     for theirs, ours, dim in (("exp_avg_sq_row", "row_var", -1), ("exp_avg_sq_col", "col_var", -2)):
-        if theirs in found:
+        if isinstance(found.get(theirs), torch.Tensor):
             found[ours] = found.pop(theirs).unsqueeze(dim)
     if "exp_avg_sq" in found:
         found["variance"] = found.pop("exp_avg_sq")

@@ -43,6 +43,7 @@ class Adam(FusedOptimizer):
     """
 
     state_names = ("exp_avg", "exp_avg_sq")
+    _decoupled = False
 
     def __init__(
         self,
@@ -56,6 +57,19 @@ class Adam(FusedOptimizer):
     ) -> None:
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         super().__init__(params, defaults, **engine)
+
+    def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        groups = []
+        for group in loaded["param_groups"]:
+            group = dict(group)
+            for name in ("bias_correction", "correct_bias"):  # of apex and of transformers
+                if not group.pop(name, True):
+                    raise ValueError(f"{name} must be True: the moments are always corrected")
+            decoupled = group.get("decoupled_weight_decay", False) and group.get("weight_decay", 0) != 0
+            if decoupled and not self._decoupled:
+                raise ValueError("decoupled_weight_decay must be False: danlu.AdamW is what has it")
+            groups.append(group)
+        return {**loaded, "param_groups": groups}
 
     @staticmethod
     def check(*, lr: Any, betas: Any, eps: Any, weight_decay: Any, amsgrad: Any) -> None:
@@ -106,6 +120,8 @@ class AdamW(Adam):
     >>> p.tolist()
     [0.625]
     """
+
+    _decoupled = True
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class Amos(FusedOptimizer):
     """
 
     state_names = ("variance", "decay", "exp_avg")
+    optional_states = ("exp_avg",)  # momentum may be turned on later
     reduces = True
 
     def __init__(

@@ -46,6 +46,7 @@ class LAMB(FusedOptimizer):
     """
 
     state_names = ("exp_avg", "exp_avg_sq")
+    also_loads = ("amsgrad",)  # of AdamW, whose states these are
     reduces = True
 
     def __init__(

@@ -41,6 +41,7 @@ class Lion(FusedOptimizer):
     """
 
     state_names = ("exp_avg",)
+    optional_states = ("step",)  # the rule does not read it, other libraries have none
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class Tiger(FusedOptimizer):
     """
 
     state_names = ("exp_avg",)
+    optional_states = ("step",)  # the rule does not read it
 
     def __init__(
         self,

@@ -51,6 +51,8 @@ class Derived(Nested, FusedOptimizer):
 
     # what it says of its rule
     state_names: ClassVar[Any] = _Inner()
+    optional_states: ClassVar[Any] = _Inner()
+    also_loads: ClassVar[Any] = _Inner()
     reduces: ClassVar[Any] = _Inner()
     takes_gradients: ClassVar[Any] = _Inner()
     outcome: ClassVar[Any] = _Inner()

@@ -44,20 +44,23 @@ class LayerAdaptation(Derived):
     rank = 1
     reduces = True
 
+    @property
+    def also_loads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(_OF_LAMB)
+
     def __init__(self, optimizer: FusedOptimizer) -> None:
         super().__init__(optimizer)
         _check_element_wise(optimizer)
         refuse_flattened(self)
 
     def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
-        loaded = self._inner.translate(loaded)
         for group in loaded["param_groups"]:
             for name, value in _OF_LAMB.items():
                 if name not in self.defaults and group.get(name, value) != value:
                     raise ValueError(
                         f"LayerAdaptation has no {name}={group[name]}, with which this was saved"
                     )
-        return loaded
+        return self._inner.translate(loaded)
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
         _check_element_wise(self._inner)  # a group may have been added or changed

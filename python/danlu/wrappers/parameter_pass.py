@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .. import checks, state
+from .. import checks
 from ..optimizer import FusedOptimizer
-from ..plan import describe, left_alone, named_parameters
+from ..plan import named_parameters
 from .order import Nested
 
 
@@ -74,14 +74,7 @@ class ParameterPass(FusedOptimizer):
         params = [group["params"] for group in self.param_groups]
         if self._started is not None and _alike(params, self._started):
             return
-        fresh = []
-        for group, name, p in named_parameters(self):
-            takes_part = p.requires_grad or not self.takes_gradients
-            if p not in self.state and takes_part and left_alone(self, group, name, p) is None:
-                describe(self, group, name, p)
-                fresh.append((p, self.param_groups[group]))
-        for p, of in fresh:
-            state.ensure(self, p, of)
+        self.make_state()
         self._started = [list(some) for some in params]
 
     def replace_state(self, state: Mapping[torch.Tensor, dict[str, Any]]) -> None:
@@ -152,14 +145,6 @@ class ParameterPass(FusedOptimizer):
         state = super().__getstate__()
         del state["param_groups"]
         return {**state, "_of": self._of, "_hyper": self._hyper}
-
-
-def make_state(optimizer: FusedOptimizer) -> None:
-    """Gives every parameter that `optimizer` may step its state of before the first step."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.requires_grad or not optimizer.takes_gradients:
-                state.ensure(optimizer, p, group)
 
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ from ..optimizer import FusedOptimizer
 from ..report import BackendReport
 from .inner_state import Requested, UpdateMade
 from .order import Nested
-from .parameter_pass import ParameterPass, innermost, make_state
+from .parameter_pass import ParameterPass, innermost
 from .state_view import StateView
 
 
@@ -201,10 +201,8 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     def make_state(self) -> None:
         """Makes all state that steps would, the optimizer's and the wrapper's, and counts no step."""
-        if isinstance(self._inner, Wrapper):
+        if isinstance(self._inner, Wrapper | FusedOptimizer):
             self._inner.make_state()
-        elif isinstance(self._inner, FusedOptimizer):
-            make_state(self._inner)
         else:
             self._shared.requested = Requested(self._inner)
         self._pass.start()

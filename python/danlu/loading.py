@@ -1,0 +1,201 @@
+"""What a state_dict holds, looked at as a whole before an optimizer takes any of it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import checks, state
+from .fake import is_fake
+from .sharding import sharded_alike
+
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
+
+# hyper-parameters by which optimizers, danlu's and torch's, are told from each other
+TELLING = frozenset(
+    (
+        *("accumulation_steps", "alpha", "always_adapt", "amsgrad", "beta", "beta1", "beta2_cap", "betas"),
+        *("bias_correction", "c_coef", "centered", "clip_threshold", "clip_value", "d_coef", "dampening"),
+        *("decay_rate", "eps", "eps_mode", "eta", "extra_l2", "kind", "lambd", "momentum", "momentum_decay"),
+        *("min_dim_size_to_factor", "nesterov", "preset", "reduce_dims", "relative_step", "rho"),
+        *("scale_parameter", "trust_clip", "warmup_init"),
+    )
+)
+# states by which a checkpoint is seen to be another optimizer's, though it has all that is needed, or nothing
+TELLING_STATES = ("exp_avg_sq", "momentum_buffer")
+
+
+class Carried:
+    """Carries a parameter's state through torch's `load_state_dict`, which casts tensors and takes strings
+    apart.
+    """
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+def carried(states: Mapping[Any, Any]) -> dict[Any, Carried]:
+    return {key: Carried(held) for key, held in states.items()}
+
+
+def check_settings(optimizer: FusedOptimizer, groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raises if groups of a state_dict are another optimizer's: they lack hyper-parameters, and have its."""
+    current = [*optimizer.param_groups]
+    for i, group in enumerate(groups):
+        known = {*optimizer.defaults, *optimizer.also_loads, *(current[i] if i < len(current) else ())}
+        lacking = [name for name in optimizer.defaults if name not in group]
+        foreign = [name for name in group if name in TELLING and name not in known]
+        if lacking and foreign:
+            raise ValueError(
+                f"param_groups[{i}] are another optimizer's: they have {_listed(foreign)} and lack "
+                f"{_listed(lacking)} of {type(optimizer).__name__}"
+            )
+
+
+def read(optimizer: FusedOptimizer, loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """param_groups and state as `optimizer` can take them: of the dtypes and strides that it declares, on its
+    parameters' devices. Changes nothing of the optimizer.
+
+    Raises:
+        TypeError, ValueError: a state is missing or does not fit; the message names its parameter.
+    """
+    groups = loaded["param_groups"]
+    for group in groups:
+        for name, default in optimizer.defaults.items():
+            group.setdefault(name, default)
+    states = {
+        key: value.held if isinstance(value, Carried) else value for key, value in loaded["state"].items()
+    }
+    result: defaultdict[Any, Any] = defaultdict(dict, states)
+    for i, group in enumerate(groups):
+        for name, p in zip(_names(i, group), group["params"], strict=True):
+            if p in states:
+                result[p] = _read_state(optimizer, group, name, p, states[p])
+        if _has_its_steps(optimizer, group, states):
+            del group["step"]
+    return {**loaded, "state": result, "param_groups": groups}
+
+
+def _names(index: int, group: Mapping[str, Any]) -> list[str]:
+    given = group.get("param_names")
+    if given and len(given) == len(group["params"]):
+        return list(given)
+    return [f"param_groups[{index}]['params'][{j}]" for j in range(len(group["params"]))]
+
+
+def _has_its_steps(optimizer: FusedOptimizer, group: Mapping[str, Any], states: Mapping[Any, Any]) -> bool:
+    """Whether the group has counted for its parameters, as apex's do."""
+    if "step" not in group or "step" in optimizer.defaults:
+        return False
+    held = [states[p] for p in group["params"] if states.get(p)]
+    return bool(held) and all("step" not in its for its in held)
+
+
+def _read_state(
+    optimizer: FusedOptimizer, group: Mapping[str, Any], name: str, p: torch.Tensor, held: Any
+) -> dict[str, Any]:
+    if not isinstance(held, Mapping):
+        raise TypeError(f"{name}: the state must be a dict, got {type(held).__name__}")
+    try:
+        shapes = state.shapes(optimizer, dict(group), tuple(p.shape))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    own = (*optimizer.state_names, *state.COUNTERS)
+    if "step" not in held and "step" in group and any(key in held for key in optimizer.state_names):
+        held = {**held, "step": group["step"]}
+    _check_names(optimizer, name, shapes, own, held)
+    found: dict[str, Any] = {}
+    for key, value in held.items():
+        if key in state.COUNTERS and isinstance(value, torch.Tensor) and is_fake(value):
+            found[key] = value.detach().clone().to(optimizer.counter_device(p), torch.float32)
+        elif key in state.COUNTERS:
+            number = _count(name, key, value)
+            # one tensor for each parameter, whatever a checkpoint shares
+            found[key] = torch.tensor(number, dtype=torch.float32, device=optimizer.counter_device(p))
+        elif key in shapes:
+            found[key] = _fitted(optimizer, name, key, p, shapes[key], value)
+        elif isinstance(value, torch.Tensor):  # a user's, or of a setting that is off
+            found[key] = _moved(
+                name, key, value, p, optimizer.state_dtype(key, p) if key in own else value.dtype
+            )
+        else:
+            found[key] = value
+    return found
+
+
+def _check_names(
+    optimizer: FusedOptimizer,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    own: Iterable[str],
+    held: Mapping[str, Any],
+) -> None:
+    """Raises unless there is all that goes on together, or nothing, so that the parameter starts anew."""
+    kind = type(optimizer).__name__
+    foreign = [key for key in TELLING_STATES if held.get(key) is not None and key not in own]
+    if not foreign and not any(key in held for key in own):
+        return
+    counters = optimizer.counters(0.0, 0.0)
+    needed = [key for key in shapes if key not in state.COUNTERS or (key == "step" and key in counters)]
+    lacking = [key for key in needed if key not in held and key not in optimizer.optional_states]
+    if lacking:
+        raise ValueError(
+            f"{name}: the checkpoint lacks {_listed(lacking)} that {kind} needs; it has {_listed(held)}"
+        )
+    if foreign:
+        raise ValueError(f"{name}: the checkpoint is another optimizer's: {kind} has no {_listed(foreign)}")
+
+
+def _count(name: str, key: str, value: Any) -> float:
+    """Of a counter; older checkpoints have numbers."""
+    try:
+        if isinstance(value, str | bytes) or (isinstance(value, torch.Tensor) and value.is_meta):
+            raise TypeError
+        number = float(value)
+    except Exception:
+        got = (
+            f"a tensor of shape {tuple(value.shape)} on {value.device}"
+            if isinstance(value, torch.Tensor)
+            else repr(value)
+        )
+        raise TypeError(
+            f"{name}: state {key!r} must be a number or a tensor of one element, got {got}"
+        ) from None
+    if not (number >= 0 and math.isfinite(number)):
+        raise ValueError(f"{name}: state {key!r} must be finite and at least 0, got {number}")
+    return number
+
+
+def _fitted(
+    optimizer: FusedOptimizer, name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any
+) -> torch.Tensor:
+    """A state that the rule takes; without a copy where it fits."""
+    if isinstance(value, torch.Tensor) and not p.is_meta:
+        if not value.is_floating_point():
+            raise TypeError(
+                f"{name}: state {key!r} has dtype {value.dtype}; a real floating-point tensor is needed"
+            )
+        value = _moved(name, key, value, p, optimizer.state_dtype(key, p))
+        if value.shape == shape and value.layout == torch.strided:
+            value = state.laid_out(p, value)
+    if not p.is_meta:
+        checks.state(name, key, p, shape, value)
+    if not sharded_alike(p, value):
+        raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def _moved(name: str, key: str, value: torch.Tensor, p: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if value.is_meta and not p.is_meta:
+        raise ValueError(f"{name}: state {key!r} is on the meta device and has no data")
+    return value.to(device=p.device, dtype=dtype)
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <numeric>
@@ -85,15 +86,7 @@ class StepList {
 
   // Records the order in which opt.state holds the parameters, so that a walk over it needs no hashing of
   // tensors.
-  void bind(const py::dict& state) {
-    std::map<PyObject*, int> index;
-    for (size_t i = 0; i < records_.size(); i++) index[records_[i].param] = int(i);
-    order_.clear();
-    for (const auto& [key, value] : state) {
-      const auto found = index.find(key.ptr());
-      order_.push_back({key.ptr(), found == index.end() ? -1 : found->second});
-    }
-  }
+  void bind(const py::dict& state) { note_order(state); }
 
   // Reads everything, writes nothing. None if anything differs from the records; else the coefficient rows
   // that this step needs, as tuples (row set, step that is being made, micro-step). With counters on the
@@ -110,7 +103,8 @@ class StepList {
       listed_.push_back({tensor, reinterpret_cast<void*>(values), num_values, numbers(rows), count,
                          numbers(order), numbers(ends)});
     row_of_.clear();
-    if (!same_states(state)) return py::none();
+    // the first step of other groups adds their states
+    if (!same_states(state) && !(note_order(state) && same_states(state))) return py::none();
     py::list keys;
     Key last{-1, 0.f, 0.f};
     int last_row = -1;
@@ -146,6 +140,13 @@ class StepList {
       }
       t.row = last_row;
     }
+    if (moved_) {
+      moved_ = false;
+      if (share_memory()) {
+        release();
+        return py::none();
+      }
+    }
     return std::move(keys);
   }
 
@@ -177,7 +178,7 @@ class StepList {
     }
   }
 
-  // Lets go of the gradients.
+  // Lets go of gradients and states.
   void release() {
     for (PyObject* object : held_) Py_XDECREF(object);
     held_.clear();
@@ -261,6 +262,20 @@ class StepList {
     return object;
   }
 
+  // Whether all of its parameters are there.
+  bool note_order(const py::dict& state) {
+    std::map<PyObject*, int> index;
+    for (size_t i = 0; i < records_.size(); i++) index[records_[i].param] = int(i);
+    order_.clear();
+    size_t present = 0;
+    for (const auto& [key, value] : state) {
+      const auto found = index.find(key.ptr());
+      order_.push_back({key.ptr(), found == index.end() ? -1 : found->second});
+      present += found != index.end();
+    }
+    return present == records_.size();
+  }
+
   bool same_states(const py::dict& state) const {
     Py_ssize_t at = 0;
     size_t i = 0;
@@ -299,15 +314,33 @@ class StepList {
   bool addresses(Record& r, Tensor& t, PyObject* g) {
     const Layout layout = layout_of(r.ndim, r.first_dim, t.size);
     const StateTensor* tensors = &state_tensors_[r.first_tensor];
+    const void* const before = t.p.data;
     if (!viewer_.address(local(r, r.param), t.p.dtype, layout, &t.p.data)) return false;
+    moved_ |= before && before != t.p.data;
     if (!g) t.g.data = t.p.data;  // Triton's interpreter reads also what the rule has no use for
-    for (int j = 0; j < r.num_states; j++)
-      if (!viewer_.address(local(r, tensors[j].tensor), t.states[j].dtype,
+    for (int j = 0; j < r.num_states; j++) {
+      Py_INCREF(tensors[j].tensor);  // another thread may replace it while kernels run
+      if (!viewer_.address(local(r, hold(tensors[j].tensor)), t.states[j].dtype,
                            layout_of(tensors[j].ndim, tensors[j].first_dim, t.size), &t.states[j].data))
         return false;
+    }
     if (!counter_viewer_.address(tensors[r.num_states].tensor, Dtype::f32, Layout(), &r.step)) return false;
     return r.cycle == 1 ||
            counter_viewer_.address(tensors[r.num_states + 1].tensor, Dtype::f32, Layout(), &r.micro_step);
+  }
+
+  // Whether parameters have been put over one memory since the plan was made, which then gave them turns.
+  bool share_memory() const {
+    std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
+    for (const Tensor& t : tensors_)
+      if (t.p.data && t.size > 0) {
+        const auto begin = reinterpret_cast<uintptr_t>(t.p.data);
+        ranges.emplace_back(begin, begin + t.size * bytes_of(t.p.dtype));
+      }
+    std::sort(ranges.begin(), ranges.end());
+    for (size_t i = 1; i < ranges.size(); i++)
+      if (ranges[i].first < ranges[i - 1].second) return true;
+    return false;
   }
 
   Layout layout_of(int ndim, size_t first_dim, int64_t size) const {
@@ -329,6 +362,7 @@ class StepList {
   std::vector<const char*> lines_;
   std::vector<Tensor> tensors_;
   std::vector<Place> order_;
+  bool moved_ = false;  // a parameter has another address than in the step before
   std::vector<PyObject*> held_;
   std::vector<ListedRows> listed_;
   std::map<Key, int> row_of_;

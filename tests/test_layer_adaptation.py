@@ -318,7 +318,7 @@ def test_groups_that_turn_out_to_sum_later(backend: str) -> None:
 
 
 # what is each one's own, or done in torch's terms on groups and state that are shared
-OWN = {"step", "add_param_group", "load_state_dict", "backend_report"}
+OWN = {"step", "add_param_group", "load_state_dict", "state_dict", "zero_grad", "backend_report"}
 
 
 def test_whatever_a_plan_asks_is_asked_of_the_inner_optimizer() -> None:
@@ -326,7 +326,7 @@ def test_whatever_a_plan_asks_is_asked_of_the_inner_optimizer() -> None:
     base = danlu.FusedOptimizer
     public = {name for name in {**vars(base), **base.__annotations__} if not name.startswith("_")}
     torchs = vars(torch.optim.SGD(some_params(), lr=0.1)).keys()
-    held = vars(danlu.AdamW(some_params(), fused=True)).keys() - torchs - {"_plan"}
+    held = vars(danlu.AdamW(some_params(), fused=True)).keys() - torchs - {"_plan", "_resting_plans"}
     held |= {"defaults", "param_groups", "state"}
     passed_on = {name for name, value in vars(Derived).items() if type(value) is type(vars(Derived)["rule"])}
     assert passed_on == (public | held) - OWN

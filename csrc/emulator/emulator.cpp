@@ -179,6 +179,11 @@ void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
   }
 }
 
+std::unique_lock<std::mutex> on_device() {
+  static std::mutex launching;
+  return std::unique_lock(launching);
+}
+
 cudaError_t begin_launch(dim3 grid, dim3 block, cudaStream_t stream) {
   Machine& m = machine();
   if (m.fail_launch == 0) {

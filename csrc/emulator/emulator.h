@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -161,6 +162,9 @@ enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrCompute
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
 namespace emulator {
+// A device runs one launch after the other, whichever thread makes it.
+std::unique_lock<std::mutex> on_device();
+
 // Notes the launch; what it returns is the launch's error.
 cudaError_t begin_launch(dim3 grid, dim3 block, cudaStream_t stream);
 
@@ -173,6 +177,7 @@ void call(void (*kernel)(A...), void** arguments, std::index_sequence<i...>) {
 template <class... A>
 cudaError_t cudaLaunchKernel(void (*kernel)(A...), dim3 grid, dim3 block, void** arguments, size_t,
                              cudaStream_t stream) {
+  const auto alone = emulator::on_device();
   const cudaError_t error = emulator::begin_launch(grid, block, stream);
   if (error == cudaSuccess)
     emulator::run(grid, block, [&] { emulator::call(kernel, arguments, std::index_sequence_for<A...>()); });

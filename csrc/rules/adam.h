@@ -10,7 +10,7 @@ template <class Coeffs>
 RULE_FN float adam_direction(float g, float (&s)[2], const Coeffs& k) {
   float &m = s[0], &v = s[1];
   m = k.beta1 * m + k.weight1 * g;
-  v = k.beta2 * v + k.weight2 * (g * g);
+  v = k.beta2 * v + (k.weight2 * g) * g;  // g * g alone would overflow where v does not
   const float d = square_root(v) * k.root2 + k.eps;
   return m / d;
 }

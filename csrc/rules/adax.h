@@ -9,8 +9,9 @@ namespace DANLU_ISA {
 template <class Coeffs>
 RULE_FN void adax_moments(float g, float (&s)[2], const Coeffs& k) {
   float &m = s[0], &v = s[1];
+  // g * g alone would overflow where v does not; before m, since nvcc then keeps to its registers
+  v = v + ((k.weight_t * g) * g - k.weight_t * v);
   m = k.beta1 * m + k.weight1 * g;
-  v = v + k.weight_t * (g * g - v);
 }
 
 struct AdaXW {

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from typing_extensions import TypedDict
 
 from . import backends, callers, checks, gradient_scale, loading, scalar, state
+from .locking import one_at_a_time
 from .plan import Plan, describe, left_alone, named_parameters, refuse_flattened
 from .report import BackendReport
 
 Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
 
+# a plan is kept as long as one of so many steps takes it: whoever steps group by group comes back to it, and
+# parameters that are gone for good are let go
+RESTING_STEPS = 64
+# plans for one step: another thread may give gradients meanwhile
+_TRIES = 10
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -51,6 +59,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             same from the first step that sees them.
         differentiable: only False.
 
+    Threads may share an optimizer: a step waits for another one's, but not for its closure, and what changes
+    or reads groups and state waits for the step. Parameters that share memory are stepped in the order of
+    their groups.
+
     lr may be a float or a tensor of one element and is read at every step. With lr == 0 no parameter changes,
     while state is made and moves.
 
@@ -72,8 +84,12 @@ class FusedOptimizer(torch.optim.Optimizer):
     # what becomes of what `reference` returns: "subtracted" from the parameter, "assigned" to it, or "none"
     outcome: ClassVar[str] = "subtracted"
 
-    _plan: Plan | None = None
+    # plans are lists of addresses: what makes, runs or drops one, or changes what it lists, holds this
+    _lock: AbstractContextManager[Any]
+    _plan: Plan | None = None  # of the last step
+    _resting_plans: tuple[Plan, ...] = ()  # of other lists of parameters, which steps take in turn
     _captured_plans: tuple[Plan, ...] = ()
+    _steps: int = 0
 
     _rule: ClassVar[str]
     _counter_names: ClassVar[tuple[str, ...]]
@@ -118,6 +134,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.counters_on_device = capturable
         if fused:
             self._step_supports_amp_scaling = True
+        self._lock = threading.RLock()
         super().__init__(params, dict(defaults, maximize=maximize))
 
     # What a subclass says; the first three are static methods.
@@ -198,6 +215,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._step()
         return loss
 
+    @one_at_a_time
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; it may come late and may override any hyper-parameter.
 
@@ -216,6 +234,17 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise
         self._drop_plan()
 
+    @one_at_a_time
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Sets gradients to None, or to zero."""
+        super().zero_grad(set_to_none)
+
+    @one_at_a_time
+    def state_dict(self) -> dict[str, Any]:
+        """As torch gives it."""
+        return super().state_dict()
+
+    @one_at_a_time
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, or of the torch optimizer of the same name.
 
@@ -239,6 +268,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, loaded: dict[str, Any]) -> None:
         """Takes what `__getstate__` gave, or groups and state that torch's `load_state_dict` has assigned."""
+        self.__dict__.setdefault("_lock", threading.RLock())
         unpickled = "defaults" in loaded
         if not unpickled:
             loaded = loading.read(self, loaded)  # may raise, when nothing is changed yet
@@ -253,6 +283,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # For users and tools.
 
+    @one_at_a_time
     def backend_report(self) -> BackendReport:
         """Which backend takes each parameter in the next step, and why; printable, and a list of rows.
 
@@ -348,6 +379,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Where the counters of `p` are."""
         return p.device if self.counters_on_device else torch.device("cpu")
 
+    @one_at_a_time
     def _step(self) -> None:
         if not self.state and callers.asks_for_state():
             self.make_state()
@@ -361,18 +393,40 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self._drop_plan()
             elif scale.skips():
                 return
-        if self._plan is not None and self._plan.step(self, scale):
-            return
-        self._drop_plan()  # should making the next one raise, the old one is no use
-        self._plan = Plan(self)
-        if not self._plan.step(self, scale):
-            raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
+        self._steps += 1
+        if self._resting_plans or self._plan is None or not self._plan.lists(self.param_groups):
+            self._choose_plan()
+        for _ in range(_TRIES):
+            if self._plan is None:
+                self._plan = Plan(self)
+            self._plan.last_step = self._steps
+            if self._plan.step(self, scale):
+                return
+            self._drop(self._plan)  # should making the next one raise, the old one is no use
+            self._plan = None
+        raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
+
+    def _choose_plan(self) -> None:
+        """Takes the plan for the groups of now, if one rests, and drops those that rest too long."""
+        plans = self._resting_plans if self._plan is None else (self._plan, *self._resting_plans)
+        self._plan = next((plan for plan in plans if plan.lists(self.param_groups)), None)
+        resting = []
+        for plan in plans:
+            if plan is not self._plan:
+                rests = plan.last_step >= self._steps - RESTING_STEPS
+                resting.append(plan) if rests else self._drop(plan)
+        self._resting_plans = tuple(resting)
 
     def _drop_plan(self) -> None:
-        """The next step makes a new one; a plan that a graph has captured stays for its replays."""
-        if self._plan is not None and self._plan.captured:
-            self._captured_plans += (self._plan,)
-        self._plan = None
+        """The next step makes a new one."""
+        for plan in (self._plan, *self._resting_plans):
+            self._drop(plan)
+        self._plan, self._resting_plans = None, ()
+
+    def _drop(self, plan: Plan | None) -> None:
+        """A plan that a graph has captured stays for its replays."""
+        if plan is not None and plan.captured:
+            self._captured_plans += (plan,)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         merged = {name: group.get(name, default) for name, default in self.defaults.items()}
@@ -396,5 +450,3 @@ _SETTINGS = (
     "counters_on_device",
     "_step_supports_amp_scaling",
 )
-# a graph break under torch.compile; torch.compiler.disable would import the compiler together with danlu
-FusedOptimizer._step = torch._disable_dynamo(FusedOptimizer._step)  # type: ignore[attr-defined,method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import backends, checks, state
+from . import backends, checks, shared_memory, state
 from .fake import is_fake
 from .gradient_scale import GradientScale
 from .sharding import flattened_by, is_sharded, local, refuse_pieces, sharded_alike
@@ -56,10 +57,12 @@ class Plan:
     """
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
+        self.last_step = 0  # that took it, as the optimizer counts them
         self._params = [list(group["params"]) for group in optimizer.param_groups]
         self._waiting: list[torch.Tensor] = []  # no gradient so far
         self._left_alone: list[tuple[torch.Tensor, Hashable]] = []  # and what they looked like
-        taken: dict[tuple[backends.Backend, torch.device], list[Entry]] = {}
+        described: list[Entry] = []
+        chosen: list[backends.Backend] = []
         for group, name, p in named_parameters(optimizer):
             if optimizer.takes_gradients and p.grad is None and p not in optimizer.state:
                 self._waiting.append(p)
@@ -68,18 +71,17 @@ class Plan:
                 self._left_alone.append((p, _look(p)))
                 continue
             entry = describe(optimizer, group, name, p)
-            backend, _ = choose(optimizer, entry)
-            taken.setdefault((backend, p.device), []).append(entry)
-        for entries in taken.values():
-            for entry in entries:
-                entry.state = state.ensure(optimizer, entry.param, optimizer.param_groups[entry.group])
-        self._slow = [
-            entry
-            for (backend, _), entries in taken.items()
-            if backend is backends.REFERENCE
-            for entry in entries
-        ]
-        self._parts = [backend.part(optimizer, entries) for (backend, _), entries in taken.items()]
+            described.append(entry)
+            chosen.append(choose(optimizer, entry)[0])
+        in_order = [backend is backends.REFERENCE for backend in chosen]
+        turns = shared_memory.turns(described, in_order)
+        taken: dict[tuple[int, backends.Backend, torch.device], list[Entry]] = {}
+        for turn, backend, entry in zip(turns, chosen, described, strict=True):
+            entry.state = state.ensure(optimizer, entry.param, optimizer.param_groups[entry.group])
+            taken.setdefault((turn, backend, entry.param.device), []).append(entry)
+        self._slow = list(itertools.compress(described, in_order))
+        in_turn = sorted(taken.items(), key=lambda item: item[0][0])
+        self._parts = [backend.part(optimizer, entries) for (_, backend, _), entries in in_turn]
 
     @property
     def captured(self) -> bool:
@@ -106,14 +108,17 @@ class Plan:
             for part in self._parts:
                 part.release()
 
-    def _gather(self, optimizer: FusedOptimizer) -> bool:
-        groups = optimizer.param_groups
+    def lists(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether it was made for these parameters in these groups."""
         if len(groups) != len(self._params):
             return False
         for group, params in zip(groups, self._params, strict=True):
             current = group["params"]
             if len(current) != len(params) or not all(map(operator.is_, current, params)):
                 return False
+        return True
+
+    def _gather(self, optimizer: FusedOptimizer) -> bool:
         if any(p.grad is not None for p in self._waiting):
             return False
         if any(_look(p) != look for p, look in self._left_alone):
@@ -133,6 +138,7 @@ class Plan:
                 return False
             if (now.cycle, now.lazy, now.state_names) != (entry.cycle, entry.lazy, entry.state_names):
                 return False
+        shared_memory.turns(self._slow, [True] * len(self._slow))  # raises
         return True
 
 

@@ -26,7 +26,7 @@ def shapes(
 
 def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
     """The parameter's state as kernels take it, with a first value for every key that it does not have."""
-    state: dict[str, Any] = optimizer.state[p]
+    state: dict[str, Any] = optimizer.state.setdefault(p, {})  # a plain dict may have been assigned
     for name, shape in shapes(optimizer, group, tuple(p.shape)).items():
         if name in COUNTERS:
             device = optimizer.counter_device(p)

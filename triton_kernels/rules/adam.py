@@ -10,7 +10,7 @@ import triton.language as tl
 def adam_direction(g, m, v, beta1, weight1, beta2, weight2, root2, eps):
     """m / d with the bias correction of v inside d, and the moments."""
     m = beta1 * m + weight1 * g
-    v = beta2 * v + weight2 * (g * g)
+    v = beta2 * v + (weight2 * g) * g  # g * g alone would overflow where v does not
     d = tl.sqrt_rn(v) * root2 + eps
     return tl.div_rn(m, d), (m, v)
 

@@ -10,7 +10,8 @@ import triton.language as tl
 def _moments(g, states, beta1, weight1, weight_t):
     """m without bias correction, and v as the paper's divided by its normaliser."""
     m, v = states
-    return beta1 * m + weight1 * g, v + weight_t * (g * g - v)
+    # g * g alone would overflow where v does not
+    return beta1 * m + weight1 * g, v + ((weight_t * g) * g - weight_t * v)
 
 
 @triton.jit

@@ -177,5 +177,5 @@ def _direction(
     """m / (sqrt(corrected v) + eps) from the new moments."""
     beta1, beta2 = betas
     m.mul_(beta1).add_(g * (1 - beta1))
-    v.mul_(beta2).add_((g * g) * (1 - beta2))
+    v.mul_(beta2).add_((g * (1 - beta2)) * g)
     return m / (sqrt(v) * float(1 / (1 - beta2**step) ** 0.5) + eps)

@@ -180,7 +180,8 @@ def _direction(
     exponent = step * log1p(beta2)
     total = expm1(exponent) if exponent < 709 else inf
     m.mul_(beta1).add_(g * (1 - beta1))
-    v.add_((g * g - v) * (beta2 / total))
+    weight_t = beta2 / total
+    v.add_((g * weight_t) * g - v * weight_t)
     if eps_mode == "inside":
         return m / sqrt(v + eps)
     if eps_mode == "official" and eps > 0:

@@ -129,7 +129,7 @@ class LAMB(FusedOptimizer):
         correction1 = 1 / (1 - beta1**step) if bias_correction else 1.0
         root2 = 1 / (1 - beta2**step) ** 0.5 if bias_correction else 1.0
         m.mul_(beta1).add_(g * (1 - beta1))
-        v.mul_(beta2).add_((g * g) * (1 - beta2))
+        v.mul_(beta2).add_((g * (1 - beta2)) * g)
         u = (m / (sqrt(v) * root2 + eps)) * correction1 + p * weight_decay
         return u * (lr * _trust_ratio(p, u, always_adapt or weight_decay != 0, trust_clip))
 

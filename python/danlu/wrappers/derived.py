@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..locking import one_at_a_time
 from ..optimizer import FusedOptimizer
 from .order import Nested
 
@@ -47,6 +48,7 @@ class Derived(Nested, FusedOptimizer):
     counters_on_device: Any = _Inner()
     _state_dtype: Any = _Inner()
     _max_grad_norm: Any = _Inner()
+    _lock: Any = _Inner()
     _step_supports_amp_scaling: Any = _Inner()
 
     # what it says of its rule
@@ -103,10 +105,7 @@ class Derived(Nested, FusedOptimizer):
             self._inner.__setstate__(loaded)
         self._drop_plan()
 
+    @one_at_a_time
     def _step(self) -> None:
         self._inner._opt_called = True  # type: ignore[attr-defined]  # schedulers built on it ask
         super()._step()
-
-
-# as the base's, a graph break under torch.compile
-Derived._step = torch._disable_dynamo(Derived._step)  # type: ignore[attr-defined,method-assign]

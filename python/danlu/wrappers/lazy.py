@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import torch
-
 from .. import checks
+from ..locking import one_at_a_time
 from ..optimizer import FusedOptimizer
 from ..plan import refuse_flattened
 from ..report import BackendReport
@@ -81,10 +80,12 @@ class Lazy(Derived):
     def structure(self, group: dict[str, Any]) -> Hashable:
         return self._inner.structure(group), self._is_lazy(group)
 
+    @one_at_a_time
     def backend_report(self) -> BackendReport:
         self._read_groups()
         return super().backend_report()
 
+    @one_at_a_time
     def _step(self) -> None:
         self._read_groups()
         super()._step()
@@ -119,7 +120,3 @@ class Lazy(Derived):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "mode": self.mode, "_selective": self._selective}
-
-
-# as the base's, a graph break under torch.compile
-Lazy._step = torch._disable_dynamo(Lazy._step)  # type: ignore[attr-defined,method-assign]

@@ -1,0 +1,128 @@
+"""Parameters, gradients and states that lie over one memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .sharding import local
+from .state import COUNTERS
+
+if TYPE_CHECKING:
+    from .plan import Entry
+
+
+@dataclass
+class _Range:
+    """The bytes from a tensor's first element to its last; `entry` is an index."""
+
+    device: torch.device
+    begin: int
+    end: int
+    entry: int
+    what: str
+    tensor: torch.Tensor
+
+    @property
+    def written(self) -> bool:
+        return self.what != "gradient"
+
+    @property
+    def counts(self) -> bool:
+        return any(self.what == f"state {name!r}" for name in COUNTERS)
+
+
+def turns(entries: Sequence[Entry], in_order: Sequence[bool]) -> list[int]:
+    """When each parameter is stepped: all in turn 0, but those that write what others use one after the
+    other, in the order of the entries. Those of which `in_order` is true may share a turn.
+
+    Raises:
+        ValueError: memory is shared in a way that has no right result; the message names the parameter.
+    """
+    found = [0] * len(entries)
+    last: dict[int, tuple[int, bool]] = {}  # by group of ranges, the turn of its last entry
+    shared: dict[int, list[int]] = {}  # by entry, its groups
+    for number, group in enumerate(_overlapping(entries)):
+        _check(entries, group)
+        for entry in {r.entry for r in group}:
+            shared.setdefault(entry, []).append(number)
+    for entry in sorted(shared):
+        for number in shared[entry]:
+            turn, together = last.get(number, (-1, False))
+            found[entry] = max(found[entry], turn + 1 - (together and in_order[entry]))
+        for number in shared[entry]:
+            last[number] = found[entry], in_order[entry]
+    return found
+
+
+def _overlapping(entries: Sequence[Entry]) -> Iterator[list[_Range]]:
+    """Groups of ranges that overlap, if any of them is written."""
+    group: list[_Range] = []
+    end = 0
+    for r in sorted(_ranges(entries), key=lambda r: (str(r.device), r.begin)):
+        if group and (r.device != group[0].device or r.begin >= end):
+            if len(group) > 1 and any(r.written for r in group):
+                yield group
+            group, end = [], 0
+        group.append(r)
+        end = max(end, r.end)
+    if len(group) > 1 and any(r.written for r in group):
+        yield group
+
+
+def _ranges(entries: Sequence[Entry]) -> Iterator[_Range]:
+    for i, entry in enumerate(entries):
+        yield from _range(i, "parameter", entry.param)
+        g = entry.param.grad
+        if entry.takes_gradient and g is not None and g.layout == torch.strided:
+            yield from _range(i, "gradient", g)
+        for name in entry.state_names:
+            if name in entry.state:
+                yield from _range(i, f"state {name!r}", entry.state[name])
+
+
+def _range(entry: int, what: str, t: torch.Tensor) -> Iterator[_Range]:
+    t = local(t)
+    # what wraps other tensors has no memory of its own
+    if t.numel() == 0 or type(t).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return
+    begin = t.data_ptr()
+    reach = t.numel()
+    if not t.is_contiguous():
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    yield _Range(t.device, begin, begin + reach * t.element_size(), entry, what, t)
+
+
+def _check(entries: Sequence[Entry], group: list[_Range]) -> None:
+    by_entry: dict[int, list[_Range]] = {}
+    for r in group:
+        if r.counts:
+            other = next(x for x in group if x is not r)
+            raise ValueError(
+                f"{entries[r.entry].name}: {r.what} shares memory with the {_named(entries, r, other)}; each "
+                "parameter needs a counter of its own, as load_state_dict makes it"
+            )
+        by_entry.setdefault(r.entry, []).append(r)
+    for own in by_entry.values():
+        for i, a in enumerate(own):
+            for b in own[i + 1 :]:
+                if a.begin < b.end and b.begin < a.end and not _may_overlap(a, b):
+                    raise ValueError(f"{entries[a.entry].name}: {b.what} and {a.what} share memory")
+
+
+def _may_overlap(a: _Range, b: _Range) -> bool:
+    """Of one entry. A gradient may be what it updates: each element is read before it is written."""
+    same = (a.begin, a.end, a.tensor.dtype) == (b.begin, b.end, b.tensor.dtype)
+    return _has_gaps(a) or _has_gaps(b) or (same and not (a.written and b.written))
+
+
+def _has_gaps(r: _Range) -> bool:
+    return r.tensor.numel() * r.tensor.element_size() != r.end - r.begin
+
+
+def _named(entries: Sequence[Entry], r: _Range, other: _Range) -> str:
+    what = other.what
+    return what if other.entry == r.entry else f"{what} of {entries[other.entry].name}"

@@ -1,0 +1,62 @@
+"""One optimizer in the hands of several threads, and several optimizers at once."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import danlu
+from emulated import Emulated
+from training import some_params, train
+
+
+def test_threads_that_step_at_once(cuda: Emulated) -> None:
+    """In a process of its own, which says what it does."""
+    script = Path(__file__).with_name("threads.py")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout[-200:] + run.stderr[-2000:]
+
+
+def test_a_copy_has_a_lock_of_its_own() -> None:
+    opt = danlu.AdamW(some_params(), backend="reference")
+    train(opt, range(1))
+    for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert other._lock is not opt._lock
+        with opt._lock:
+            worker = threading.Thread(target=train, args=(other, range(1)))
+            worker.start()
+            worker.join(timeout=60)
+            assert not worker.is_alive()
+
+
+def test_what_is_around_an_optimizer_has_its_lock() -> None:
+    inner = danlu.Lion(some_params())
+    for outer in (danlu.Lazy(inner), copy.deepcopy(danlu.LayerAdaptation(inner))):
+        assert outer._lock is outer.optimizer._lock
+    proxy = object.__new__(danlu.Lion)  # as frameworks do
+    proxy.__dict__ = dict(inner.__dict__)
+    assert proxy._lock is inner._lock
+
+
+def test_a_step_that_fails_and_a_closure_hold_no_lock() -> None:
+    opt = danlu.AdamW(some_params())
+    opt.param_groups[0]["params"][0].grad = torch.ones(4, 1).to_sparse()
+    with pytest.raises((TypeError, ValueError)):
+        opt.step()
+    opt.zero_grad()
+
+    def closure() -> float:
+        worker = threading.Thread(target=train, args=(opt, range(1)))
+        worker.start()
+        worker.join(timeout=60)
+        assert not worker.is_alive()
+        return 1.0
+
+    assert opt.step(closure) == 1.0

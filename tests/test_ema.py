@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import danlu
 from cases import BF16, values
 from oracles.itself import normwise
 from oracles.jax_optimizers import Run, trajectories
-from training import all_same, everything, parameters, some_params, train
+from training import all_same, copies, everything, parameters, some_params, train
 from wrapped import MAKERS
 
 
@@ -72,6 +73,17 @@ def test_no_average_before_the_first_step() -> None:
     opt = danlu.EMA(danlu.AdamW(some_params()))
     with pytest.raises(RuntimeError, match="no average before the first step"), opt.swap():
         pass
+
+
+def test_state_that_a_checkpoint_asks_for_is_no_average() -> None:
+    model = torch.nn.ParameterList(some_params())
+    opt = danlu.EMA(danlu.AdamW(model.parameters()))
+    before = copies(opt)
+    get_optimizer_state_dict(model, opt)
+    with pytest.raises(RuntimeError, match="no average before the first step"), opt.swap():
+        pass
+    opt.eval()
+    assert all_same(list(parameters(opt)), before)
 
 
 def test_a_parameter_that_joins_late() -> None:

@@ -182,6 +182,9 @@ def test_entries_are_read_and_written(wrapping: Wrapping) -> None:
         assert name not in opt.state_dict()["state"].get(0, {})
         with pytest.raises(KeyError):
             entry[name]
+    opt.state[first] = {"exp_avg": torch.zeros(4, 1)}
+    assert list(opt.state[first]) == ["exp_avg"]
+    assert opt.state_dict()["state"][0].keys() == {"exp_avg"}
     del opt.state[second]
     assert second not in opt.state
     assert 1 not in opt.state_dict()["state"]
@@ -279,6 +282,30 @@ def test_a_first_step_with_an_lr_and_gradients_of_zero_counts(wrapping: Wrapping
         assert opts[0][1] == [t % 3 == 2 for t in range(1, 10)]
     for a, b in zip(saved(opts[0][0]), saved(opts[1][0]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_state_that_was_asked_for_and_then_written_stays(written: bool) -> None:
+    """As a checkpoint does that is read into the tensors; else a first step is a first step."""
+    model = torch.nn.ParameterList(some_params())
+    opt = danlu.EMA(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.5))
+    get_optimizer_state_dict(model, opt)
+    if written:
+        for p in model:
+            opt.state[p]["momentum_buffer"].zero_()
+    before = parameters(opt)[0].detach().clone()
+    train(opt, range(1))
+    moved = (before - parameters(opt)[0].detach()) / parameters(opt)[0].grad
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.05 if written else 0.1), rtol=1e-4, atol=0.0)
+
+
+@every_wrapper
+def test_no_hook_is_left_behind(wrapping: Wrapping) -> None:
+    opt = wrapping.make(danlu.Lion(some_params()))
+    train(opt, range(3 * wrapping.period))
+    while opt is not None:
+        assert not opt._optimizer_step_post_hooks
+        opt = getattr(opt, "optimizer", None)
 
 
 ODD: dict[str, Callable[[], torch.Tensor]] = {

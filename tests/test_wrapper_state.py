@@ -182,9 +182,9 @@ def test_entries_are_read_and_written(wrapping: Wrapping) -> None:
         assert name not in opt.state_dict()["state"].get(0, {})
         with pytest.raises(KeyError):
             entry[name]
-    opt.state[first] = {"exp_avg": torch.zeros(4, 1)}
-    assert list(opt.state[first]) == ["exp_avg"]
-    assert opt.state_dict()["state"][0].keys() == {"exp_avg"}
+    opt.state[second] = {"exp_avg": torch.zeros(4, 2)}
+    assert list(opt.state[second]) == ["exp_avg"]
+    assert opt.state_dict()["state"][1].keys() == {"exp_avg"}
     del opt.state[second]
     assert second not in opt.state
     assert 1 not in opt.state_dict()["state"]

@@ -60,3 +60,32 @@ def test_a_step_that_fails_and_a_closure_hold_no_lock() -> None:
         return 1.0
 
     assert opt.step(closure) == 1.0
+
+
+def test_threads_in_a_wrapper() -> None:
+    """No call is lost between counting and stepping."""
+    model = [torch.nn.Parameter(torch.zeros(2000)) for _ in range(20)]
+    opt = danlu.GradientAccumulation(danlu.EMA(danlu.Lookahead(torch.optim.SGD(model, lr=1.0), k=2)), 3)
+    for p in model:
+        p.grad = torch.ones_like(p)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(60):
+                opt.step()
+                opt.state_dict()
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+    assert not errors
+    assert opt.position == 0
+    assert {opt.state[p]["ema_step"].item() for p in model} == {60.0}
+    assert {opt.state[p]["slow_step"].item() for p in model} == {30.0}
+    # of two steps of 1 the slow weights take one
+    assert all(torch.equal(p, torch.full_like(p, -30.0)) for p in model)

@@ -10,7 +10,7 @@ from ..optimizer import FusedOptimizer
 from .order import Nested
 
 
-class _Inner:
+class Inner:
     """What the inner optimizer has or does, under the same name."""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -39,41 +39,41 @@ class Derived(Nested, FusedOptimizer):
     _inner: FusedOptimizer
 
     # what it holds
-    defaults: Any = _Inner()
-    param_groups: Any = _Inner()
-    state: Any = _Inner()
-    backend: Any = _Inner()
-    capturable: Any = _Inner()
-    counters_on_device: Any = _Inner()
-    _state_dtype: Any = _Inner()
-    _max_grad_norm: Any = _Inner()
-    _step_supports_amp_scaling: Any = _Inner()
+    defaults: Any = Inner()
+    param_groups: Any = Inner()
+    state: Any = Inner()
+    backend: Any = Inner()
+    capturable: Any = Inner()
+    counters_on_device: Any = Inner()
+    _state_dtype: Any = Inner()
+    _max_grad_norm: Any = Inner()
+    _step_supports_amp_scaling: Any = Inner()
 
     # what it says of its rule
-    state_names: ClassVar[Any] = _Inner()
-    reduces: ClassVar[Any] = _Inner()
-    takes_gradients: ClassVar[Any] = _Inner()
-    outcome: ClassVar[Any] = _Inner()
-    check: ClassVar[Any] = _Inner()
-    coefficients: ClassVar[Any] = _Inner()
-    reference: ClassVar[Any] = _Inner()
-    rule: Any = _Inner()
-    states: Any = _Inner()
-    matrix: Any = _Inner()
-    variant: Any = _Inner()
-    structure: Any = _Inner()
-    cycle: Any = _Inner()
-    laziness: Any = _Inner()
-    translate: Any = _Inner()
-    learning_rate: Any = _Inner()
-    hyper: Any = _Inner()
-    sign: Any = _Inner()
-    moves: Any = _Inner()
-    initial_state: Any = _Inner()
-    fold: Any = _Inner()
-    state_dtype: Any = _Inner()
-    counters: Any = _Inner()
-    counter_device: Any = _Inner()
+    state_names: ClassVar[Any] = Inner()
+    reduces: ClassVar[Any] = Inner()
+    takes_gradients: ClassVar[Any] = Inner()
+    outcome: ClassVar[Any] = Inner()
+    check: ClassVar[Any] = Inner()
+    coefficients: ClassVar[Any] = Inner()
+    reference: ClassVar[Any] = Inner()
+    rule: Any = Inner()
+    states: Any = Inner()
+    matrix: Any = Inner()
+    variant: Any = Inner()
+    structure: Any = Inner()
+    cycle: Any = Inner()
+    laziness: Any = Inner()
+    translate: Any = Inner()
+    learning_rate: Any = Inner()
+    hyper: Any = Inner()
+    sign: Any = Inner()
+    moves: Any = Inner()
+    initial_state: Any = Inner()
+    fold: Any = Inner()
+    state_dtype: Any = Inner()
+    counters: Any = Inner()
+    counter_device: Any = Inner()
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self.check_order(optimizer)

@@ -69,21 +69,25 @@ class ParameterPass(FusedOptimizer):
         """Gives every parameter its state, before the optimizer moves any.
 
         Raises:
-            TypeError, ValueError: the pass cannot take a parameter; nothing was made.
+            TypeError, ValueError: the pass cannot take a parameter or the state it has; nothing was made.
         """
         params = [group["params"] for group in self.param_groups]
         if self._started is not None and _alike(params, self._started):
             return
         for group, name, p in named_parameters(self):
-            if not self.takes_gradients and p not in self.state:
+            if not self.takes_gradients:
                 describe(self, group, name, p)
         make_state(self)
         self._started = [list(some) for some in params]
 
+    def look_again(self) -> None:
+        """Lets the next `start` look at every parameter and its state."""
+        self._started = None
+
     def replace_state(self, state: Mapping[torch.Tensor, dict[str, Any]]) -> None:
         self.state.clear()
         self.state.update(state)
-        self._started = None
+        self.look_again()
         self._drop_plan()
 
     # Checkpoints: the state under its own name, `step` under a name that the optimizer's states do not have.

@@ -39,6 +39,12 @@ def _same_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def one_thread() -> None:
+    """For many steps of tiny tensors, where a second one waits for a core more than it helps."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=BACKENDS_HERE)
 def backend(request: pytest.FixtureRequest) -> str:
     """One of those that run in this process."""

@@ -356,18 +356,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self._state_dtype or torch.float32 if name == "exp_avg" else torch.float32
 
     def make_state(self) -> None:
-        """Gives every parameter that a step may take its state of before the first step.
+        """Gives every parameter that a step may take the state that it does not have yet.
 
         Raises:
             TypeError, ValueError: a parameter cannot be stepped; nothing was made.
         """
-        fresh = []
+        taken = []
         for index, name, p in named_parameters(self):
             takes_part = p.requires_grad or not self.takes_gradients
-            if takes_part and p not in self.state and left_alone(self, index, name, p) is None:
+            if takes_part and left_alone(self, index, name, p) is None:
                 describe(self, index, name, p)
-                fresh.append((p, self.param_groups[index]))
-        for p, group in fresh:
+                taken.append((p, self.param_groups[index]))
+        for p, group in taken:
             state.ensure(self, p, group)
 
     def counters(self, step: scalar.Scalar, micro_step: scalar.Scalar) -> dict[str, scalar.Scalar]:

@@ -43,16 +43,23 @@ class Requested:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        decays = [group.get("weight_decay") for group in optimizer.param_groups]
+        groups = [dict(group) for group in optimizer.param_groups]
+        gradients = [(p, p.grad) for group in groups for p in group["params"] if p.requires_grad]
         try:
-            for group, decay in zip(optimizer.param_groups, decays, strict=True):
-                if decay is not None:
-                    group["weight_decay"] = 0.0
+            for group in optimizer.param_groups:
+                for name in group.keys() & {"lr", "weight_decay"}:
+                    value = group[name]
+                    group[name] = torch.zeros_like(value) if isinstance(value, torch.Tensor) else 0.0
+            for p, gradient in gradients:
+                p.grad = None
+                p.grad = torch.zeros_like(p if gradient is None else gradient)  # sparse, where that is
             optimizer.step()
         finally:
-            for group, decay in zip(optimizer.param_groups, decays, strict=True):
-                if decay is not None:
-                    group["weight_decay"] = decay
+            for group, before in zip(optimizer.param_groups, groups, strict=True):
+                group.update(before)
+            for p, gradient in gradients:
+                p.grad = None
+                p.grad = gradient
         for held in optimizer.state.values():
             if "step" in held:
                 held["step"] *= 0  # a number or a tensor

@@ -10,7 +10,7 @@ from ..locking import one_at_a_time
 from ..optimizer import FusedOptimizer
 from ..plan import refuse_flattened
 from ..report import BackendReport
-from .derived import Derived
+from .derived import Derived, Inner
 from .layer_adaptation import LayerAdaptation
 
 MODES = ("rows", "params")
@@ -65,7 +65,8 @@ class Lazy(Derived):
 
     rank = 2
     mode: str
-    _selective: bool  # whether groups say which of them are lazy
+    # whether groups say which of them are lazy; proxies of frameworks write it, too, and where all see it
+    _selective: Any = Inner()
 
     def __init__(self, optimizer: FusedOptimizer, mode: str = "rows") -> None:
         super().__init__(optimizer)
@@ -93,7 +94,10 @@ class Lazy(Derived):
     def _read_groups(self) -> None:
         """What groups say may have changed since the last step."""
         self._check_inner()
-        self._selective = any("lazy" in group for group in self.param_groups)
+        self._selective = self._groups_say()
+
+    def _groups_say(self) -> bool:
+        return any("lazy" in group for group in self.param_groups)
 
     def _is_lazy(self, group: dict[str, Any]) -> bool:
         return bool(group.get("lazy", not self._selective))
@@ -119,4 +123,8 @@ class Lazy(Derived):
         return f"Lazy(mode={self.mode!r}) around {self._inner!r}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "mode": self.mode, "_selective": self._selective}
+        return {**super().__getstate__(), "mode": self.mode}
+
+    def __setstate__(self, loaded: dict[str, Any]) -> None:
+        super().__setstate__(loaded)
+        self._selective = self._groups_say()

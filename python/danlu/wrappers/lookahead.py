@@ -123,7 +123,7 @@ class _Slow(ParameterPass):
         for p, held in list(self.state.items()):
             if held["step"].item() == 0:
                 del self.state[p]
-                self._started = None
+                self.look_again()
 
     def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         dtype = self.state_dtype(name, p)

@@ -13,6 +13,9 @@ from ..optimizer import FusedOptimizer
 from ..plan import named_parameters
 from .order import Nested
 
+# groups that `start` remembers beside those of now
+MOST_STARTED = 64
+
 
 class ParameterPass(FusedOptimizer):
     """A rule with one state of its own over the parameter groups of `optimizer`, which it shares.
@@ -24,8 +27,8 @@ class ParameterPass(FusedOptimizer):
     parameters, float64. `step` counts the passes over a parameter.
     """
 
-    # the groups' parameters when `start` last looked
-    _started: list[list[torch.Tensor]] | None = None
+    # the parameters of groups, by the dict's id, when `start` last looked; some step one group at a time
+    _started: dict[int, list[torch.Tensor]] | None = None
 
     def __init__(self, optimizer: torch.optim.Optimizer, **hyper: Any) -> None:
         self._of = optimizer
@@ -69,18 +72,25 @@ class ParameterPass(FusedOptimizer):
         """Gives every parameter its state, before the optimizer moves any.
 
         Raises:
-            TypeError, ValueError: the pass cannot take a parameter; nothing was made.
+            TypeError, ValueError: the pass cannot take a parameter or the state it has; nothing was made.
         """
-        params = [group["params"] for group in self.param_groups]
-        if self._started is not None and _alike(params, self._started):
+        groups = self.param_groups
+        started = self._started or {}
+        if all(_alike(group["params"], started.get(id(group))) for group in groups):
             return
         self.make_state()
-        self._started = [list(some) for some in params]
+        if len(started) > len(groups) + MOST_STARTED:  # of groups that are gone
+            started = {}
+        self._started = {**started, **{id(group): list(group["params"]) for group in groups}}
+
+    def look_again(self) -> None:
+        """Lets the next `start` look at every parameter and its state."""
+        self._started = None
 
     def replace_state(self, state: Mapping[torch.Tensor, dict[str, Any]]) -> None:
         self.state.clear()
         self.state.update(state)
-        self._started = None
+        self.look_again()
         self._drop_plan()
 
     # Checkpoints: the state under its own name, `step` under a name that the optimizer's states do not have.
@@ -155,7 +165,5 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _alike(some: list[list[torch.Tensor]], others: list[list[torch.Tensor]]) -> bool:
-    return len(some) == len(others) and all(
-        len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in zip(some, others, strict=True)
-    )
+def _alike(some: list[torch.Tensor], others: list[torch.Tensor] | None) -> bool:
+    return others is not None and len(some) == len(others) and all(map(operator.is_, some, others))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 Dict = MutableMapping[Any, Any]
@@ -20,10 +20,13 @@ class StateView(MutableMapping[Any, Any]):
         inner: the state of the optimizer.
         own: the wrapper's, by parameter.
         names: names in `own`, by the name that is shown.
+        changed: called before something in `own` changes.
     """
 
-    def __init__(self, inner: Dict, own: Dict, names: Mapping[str, str]) -> None:
-        self._inner, self._own, self._names = inner, own, names
+    def __init__(
+        self, inner: Dict, own: Dict, names: Mapping[str, str], changed: Callable[[], object] = bool
+    ) -> None:
+        self._inner, self._own, self._names, self._changed = inner, own, names, changed
 
     def __bool__(self) -> bool:
         return bool(self._inner)
@@ -40,6 +43,7 @@ class StateView(MutableMapping[Any, Any]):
             return
         own = {self._names[name]: x for name, x in value.items() if name in self._names}
         inner = {name: x for name, x in value.items() if name not in self._names}
+        self._changed()
         self._own.pop(key, None)
         if own:
             self._own[key] = own
@@ -51,8 +55,28 @@ class StateView(MutableMapping[Any, Any]):
     def __delitem__(self, key: Any) -> None:
         if key not in self:
             raise KeyError(key)
+        self._changed()
         self._inner.pop(key, None)
         self._own.pop(key, None)
+
+    # torch's state makes an entry where it is asked for a missing one by [], and only there
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if key in self:
+            return self[key]
+        return default
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        if key not in self and default:
+            return default[0]
+        value = self.get(key)
+        del self[key]
+        return value
 
     def __iter__(self) -> Iterator[Any]:
         yield from self._inner
@@ -86,6 +110,7 @@ class _Entry(MutableMapping[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         own = self._view._names.get(name)
         if own is not None:
+            self._view._changed()
             if self._own is None:
                 self._own = self._view._own[self._key] = {}
             self._own[own] = value
@@ -100,6 +125,7 @@ class _Entry(MutableMapping[str, Any]):
         kept = self._inner if own is None else self._own
         if kept is None:
             raise KeyError(name)
+        self._view._changed()
         del kept[name if own is None else own]
 
     def __iter__(self) -> Iterator[str]:

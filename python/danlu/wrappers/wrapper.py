@@ -89,7 +89,7 @@ class Wrapper(Nested, torch.optim.Optimizer):
     @property
     def state(self) -> Any:
         own: Any = self._pass.state
-        return StateView(self._inner.state, own, self._pass.shown_names())
+        return StateView(self._inner.state, own, self._pass.shown_names(), self._pass.look_again)
 
     @state.setter
     def state(self, state: Mapping[Any, Any]) -> None:
@@ -277,12 +277,15 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     def _state_dict(self) -> dict[str, Any]:
         training = dict(self._shared.training or ())
-        if training and callers.is_distributed_checkpoint():
-            name = type(self).__name__
-            raise RuntimeError(
-                f"{name}: {self.evaluated} are in place, and a distributed checkpoint keeps no others: "
-                "call train() before"
-            )
+        if callers.is_distributed_checkpoint():
+            if training:
+                name = type(self).__name__
+                raise RuntimeError(
+                    f"{name}: {self.evaluated} are in place, and a distributed checkpoint keeps no others: "
+                    "call train() before"
+                )
+            if not self._inner.state:  # torch does not ask for it while there are gradients
+                self.make_state()
         inner = self._inner.state_dict()
         states = {
             key: dict(value) if isinstance(value, dict) else value for key, value in inner["state"].items()

@@ -204,7 +204,7 @@ INNER_USES: dict[str, Callable[[Any], Any]] = {
 SAME = {
     *("OptimizerPostHook", "OptimizerPreHook", "profile_hook_step", "rank", "position_key", "training_key"),
     *("backend", "capturable", "check", "coefficients", "counters_on_device", "outcome", "reduces"),
-    *("reference", "state_names", "takes_gradients"),
+    *("also_loads", "optional_states", "reference", "state_names", "takes_gradients"),
 }
 OWN = {"optimizer"}  # the proxy's is the wrapper
 

@@ -32,8 +32,11 @@ RUNS = {
     ),
     # of a rule with one state, and of one that accumulates
     "changes between steps": (
-        ["-k", "triton and (lion or tiger-accumulate)", "tests/test_plan_changes.py"],
-        100,
+        [
+            *("-k", "triton and (lion or tiger-accumulate)"),
+            *(f"tests/test_{name}.py" for name in ("plan_changes", "shared_memory", "group_by_group")),
+        ],
+        105,
     ),
     # the bits of accumulation, Lookahead and EMA, over all combinations of dtypes
     "passes around a step": (["-k", "the_bits", "tests/test_wrappers.py"], 32),

@@ -211,3 +211,19 @@ def test_bf16_weights_keep_their_dtype(name: str) -> None:
     assert loaded.state_dict()["state"][0][key].dtype == torch.bfloat16
     loaded.train()
     assert torch.equal(parameters(loaded)[0], fast)
+
+
+@pytest.mark.parametrize("name", ["ema", "lookahead"])
+def test_parameters_over_one_memory(name: str) -> None:
+    """All copies are made before any weight is put in place."""
+    base = torch.zeros(4)
+    a, b = torch.nn.Parameter(base), torch.nn.Parameter(base[:2])
+    opt = AVERAGING[name](torch.optim.SGD([a, b], lr=1.0))
+    for _ in range(3):
+        a.grad, b.grad = -torch.ones(4), -torch.ones(2)
+        opt.step()
+    before = a.detach().clone()
+    opt.eval()
+    assert not torch.equal(a, before)
+    opt.train()
+    assert torch.equal(a, before)

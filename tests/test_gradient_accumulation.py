@@ -216,7 +216,9 @@ def test_positions_out_of_the_cycle(position: object) -> None:
     before = copies(opt)
     saved = opt.state_dict()
     saved["param_groups"][0]["accumulated_steps"] = position
-    with pytest.raises(ValueError, match=r"^accumulated_steps must be an integer from 0 to 5, .* got"):
+    with pytest.raises(
+        ValueError, match=r"^accumulated_steps must be an integer from 0 to 5 \(accumulated_of\), got"
+    ):
         opt.load_state_dict(saved)
     assert opt.position == 2
     assert all_same(copies(opt), before)

@@ -511,3 +511,19 @@ def test_where_counters_are_on_a_device_the_lr_is_a_tensor_there(monkeypatch: py
     schedule = danlu.RelativeStepLR(opt)
     assert opt.param_groups[0]["lr"] is lr
     assert schedule.get_last_lr() == [1e-6 * torch.tensor(5.0, dtype=torch.float64)]
+
+
+def test_groups_of_one_optimizer_make_another() -> None:
+    """The lr that they show is not theirs."""
+    p = torch.nn.Parameter(torch.ones(3, 4))
+    first = danlu.Adafactor([p])
+    p.grad = torch.ones_like(p)
+    first.step()
+    second = danlu.Adafactor([dict(group) for group in first.param_groups])
+    assert second.param_groups[0]["relative_step"]
+    second.add_param_group({**first.param_groups[0], "params": [torch.nn.Parameter(torch.ones(2))]})
+    assert [group["relative_step"] for group in second.param_groups] == [True, True]
+    with pytest.raises(ValueError, match="lr must be None with relative_step=True"):
+        second.add_param_group(
+            {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 1.0, "relative_step": True}
+        )

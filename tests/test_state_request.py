@@ -108,6 +108,12 @@ def test_the_request_is_seen_however_deep_and_only_inside() -> None:
     Asked(model().parameters(), lr=0.1).step(closure=None)
     assert seen == [True, False]
 
+    def _init_optim_state(opt: Asked) -> None:  # of a user, with a step of its own
+        opt.step()
+
+    _init_optim_state(Asked(model().parameters(), lr=0.1))
+    assert seen == [True, False, False]
+
 
 def test_later_steps_do_not_look_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     opt = danlu.AdamW(model().parameters())

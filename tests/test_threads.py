@@ -89,3 +89,49 @@ def test_threads_in_a_wrapper() -> None:
     assert {opt.state[p]["slow_step"].item() for p in model} == {30.0}
     # of two steps of 1 the slow weights take one
     assert all(torch.equal(p, torch.full_like(p, -30.0)) for p in model)
+
+
+def test_a_wrapper_has_the_lock_of_what_is_inside() -> None:
+    """Two could be taken in either order, by a hook say, and never be given back."""
+    inner = danlu.AdamW(some_params())
+    opt = danlu.GradientAccumulation(danlu.EMA(danlu.Lazy(inner)), 2)
+    assert opt._shared.lock is inner._lock
+    other = copy.deepcopy(opt)
+    assert other._shared.lock is not inner._lock
+    around = danlu.EMA(torch.optim.SGD(some_params(), lr=0.1))
+    assert danlu.GradientAccumulation(around, 2)._shared.lock is around._shared.lock
+
+
+@pytest.mark.parametrize("kind", [danlu.AdamW, torch.optim.SGD])
+def test_a_closure_runs_without_the_lock_of_a_wrapper(kind: type[torch.optim.Optimizer]) -> None:
+    opt = danlu.EMA(kind(some_params(), lr=0.1))  # type: ignore[call-arg]
+
+    def closure() -> float:
+        worker = threading.Thread(target=opt.state_dict)
+        worker.start()
+        worker.join(timeout=60)
+        assert not worker.is_alive()
+        return 1.0
+
+    assert opt.step(closure) == 1.0
+
+
+def test_swap_waits_for_a_step() -> None:
+    """Which would be lost when the weights come back."""
+    p = torch.nn.Parameter(torch.zeros(2))
+    opt = danlu.EMA(torch.optim.SGD([p], lr=1.0), decay=0.5)
+    p.grad = torch.ones(2)
+    opt.step()
+    swap = opt.swap()
+    worker = threading.Thread(target=swap.__enter__, daemon=True)
+
+    def enter(*_: object) -> None:
+        worker.start()
+        worker.join(timeout=0.5)
+        assert worker.is_alive()
+
+    opt.optimizer.register_step_pre_hook(enter)
+    opt.step()
+    worker.join(timeout=60)
+    swap.__exit__(None, None, None)
+    assert p.tolist() == [-2.0, -2.0]

@@ -299,6 +299,123 @@ def test_state_that_was_asked_for_and_then_written_stays(written: bool) -> None:
     torch.testing.assert_close(moved, torch.full_like(moved, 0.05 if written else 0.1), rtol=1e-4, atol=0.0)
 
 
+def test_being_asked_for_state_is_no_step_of_the_optimizer_inside() -> None:
+    """Whatever it counts where, whatever comes of 0 / 0, and whoever listens."""
+
+    class Counting(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["step"] = group.get("step", 0) + 1
+                for p in group["params"]:
+                    p.data.add_(1.0)
+            return super().step(closure)
+
+    model = torch.nn.ParameterList(some_params())
+    inner = Counting(model.parameters(), eps=0.0)
+    opt = danlu.EMA(inner)
+    inner.register_step_post_hook(lambda *_: pytest.fail("a step"))
+    groups, before = [dict(group) for group in inner.param_groups], copies(opt)
+    for gradients in (False, True):
+        if gradients:
+            give_gradients(model, 0)
+            inner.state.clear()
+        kept = [p.grad for p in model]
+        get_optimizer_state_dict(model, opt)
+        assert [dict(group) for group in inner.param_groups] == groups
+        assert all_same(list(model), before[:3])
+        assert all(p.grad is g for p, g in zip(model, kept, strict=True))
+        assert set(inner.state) == set(model)
+
+
+class Standing(torch.optim.Optimizer):
+    """Stands for another one, as accelerate's does, without torch's own attributes."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+@every_wrapper
+@pytest.mark.parametrize("kind", ["stands for another", "has a step of its own"])
+def test_optimizers_without_the_hooks_of_torch(wrapping: Wrapping, kind: str) -> None:
+    """A step that returns was made."""
+    opts = []
+    for odd in (True, False):
+        inner: Any = torch.optim.SGD(some_params(), lr=0.1)
+        if odd and kind == "stands for another":
+            inner = Standing(inner)
+        elif odd:
+            whole = type(inner).step.__wrapped__
+            inner.step = lambda closure=None, inner=inner, whole=whole: whole(inner, closure)
+        opts.append(wrapping.make(inner))
+        train(opts[-1], range(2 * wrapping.period))
+    assert all_same(list(parameters(opts[0])), list(parameters(opts[1])))
+    assert opts[0].position == opts[1].position
+    states = [[opt.state[p] for p in parameters(opt)] for opt in opts]
+    assert all(all_same(list(a.values()), list(b.values())) for a, b in zip(*states, strict=True))
+
+
+@every_wrapper
+def test_groups_keep_their_places_in_the_cycle(wrapping: Wrapping) -> None:
+    """One that was stepped more often than another, saved and loaded."""
+
+    def made() -> Any:
+        params = some_params(2)
+        return wrapping.make(torch.optim.SGD([{"params": [p]} for p in params], lr=0.1))
+
+    def go(opt: Any, turns: list[int]) -> None:
+        groups = opt.param_groups
+        for t, i in enumerate(turns):
+            opt.param_groups = [groups[i]]
+            train(opt, [t])
+            opt.param_groups = groups
+
+    opt, loaded = made(), made()
+    go(opt, [0, 1, 0])
+    loaded.load_state_dict(copy.deepcopy(opt.state_dict()))
+    with torch.no_grad():
+        for p, q in zip(parameters(loaded), parameters(opt), strict=True):
+            p.copy_(q)
+    for o in (opt, loaded):
+        go(o, [1, 0, 1, 0, 1])
+    assert all_same(saved(opt), saved(loaded))
+
+
+@every_wrapper
+def test_a_checkpoint_of_a_wrapper_loaded_before_it_is_around(wrapping: Wrapping) -> None:
+    """The optimizer keeps keys that it does not know; the wrapper begins anew."""
+    opt = wrapping.make(danlu.AdamW(some_params(), lr=0.1))
+    train(opt, range(wrapping.period + 1))
+    opt.eval()
+    state_dict = copy.deepcopy(opt.state_dict())
+    inner = danlu.AdamW(some_params(), lr=0.1)
+    inner.load_state_dict(state_dict)
+    late = wrapping.make(inner)
+    for p in parameters(late):
+        assert set(late.state[p]) == {"exp_avg", "exp_avg_sq", "step"}
+    assert late.position == 0
+    train(late, range(wrapping.period))
+    assert str(late.state)
+
+
+@every_wrapper
+def test_a_count_that_counts_nothing(wrapping: Wrapping) -> None:
+    opt = wrapping.make(danlu.Lion([("weight", p) for p in some_params(1)]))
+    train(opt, range(wrapping.period + 1))
+    (shown,) = (name for name, key in opt._pass.shown_names().items() if key == "step")
+    for wrong in (float("nan"), -3.0, torch.tensor(float("inf"))):
+        broken = copy.deepcopy(opt.state_dict())
+        broken["state"][0][shown] = wrong
+        with pytest.raises(ValueError, match=rf"^weight: state '{shown}' must be finite and at least 0"):
+            opt.load_state_dict(broken)
+
+
 @every_wrapper
 def test_no_hook_is_left_behind(wrapping: Wrapping) -> None:
     opt = wrapping.make(danlu.Lion(some_params()))

@@ -25,10 +25,15 @@ def is_distributed_checkpoint() -> bool:
     return _is_called_by(_READ_STATE)
 
 
+def _is_known(module: object) -> bool:
+    return isinstance(module, str) and module.startswith(("torch.", "torchtitan."))
+
+
 def _is_called_by(names: frozenset[str]) -> bool:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name in names:
+        # a function of yours may have the same name
+        if frame.f_code.co_name in names and _is_known(frame.f_globals.get("__name__")):
             return True
         frame = frame.f_back
     return False

@@ -111,12 +111,8 @@ def _read_state(
     _check_names(optimizer, name, shapes, own, held)
     found: dict[str, Any] = {}
     for key, value in held.items():
-        if key in state.COUNTERS and isinstance(value, torch.Tensor) and is_fake(value):
-            found[key] = value.detach().clone().to(optimizer.counter_device(p), torch.float32)
-        elif key in state.COUNTERS:
-            number = _count(name, key, value)
-            # one tensor for each parameter, whatever a checkpoint shares
-            found[key] = torch.tensor(number, dtype=torch.float32, device=optimizer.counter_device(p))
+        if key in state.COUNTERS:
+            found[key] = counter(name, key, value, optimizer.counter_device(p))
         elif key in shapes:
             found[key] = _fitted(optimizer, name, key, p, shapes[key], value)
         elif isinstance(value, torch.Tensor):  # a user's, or of a setting that is off
@@ -151,8 +147,18 @@ def _check_names(
         raise ValueError(f"{name}: the checkpoint is another optimizer's: {kind} has no {_listed(foreign)}")
 
 
+def counter(name: str, key: str, value: Any, device: torch.device) -> torch.Tensor:
+    """A tensor for one parameter alone, whatever a checkpoint shares; older ones have numbers.
+
+    Raises:
+        TypeError, ValueError: it counts nothing.
+    """
+    if isinstance(value, torch.Tensor) and is_fake(value):
+        return value.detach().clone().to(device, torch.float32)
+    return torch.tensor(_count(name, key, value), dtype=torch.float32, device=device)
+
+
 def _count(name: str, key: str, value: Any) -> float:
-    """Of a counter; older checkpoints have numbers."""
     try:
         if isinstance(value, str | bytes) or (isinstance(value, torch.Tensor) and value.is_meta):
             raise TypeError

@@ -213,6 +213,13 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
         shapes = state.shapes(optimizer, group, tuple(p.shape))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+    lacking = [key for key in shapes if key not in held and key not in state.COUNTERS]
+    others = [key for key in optimizer.state_names if key in held and key not in shapes]
+    if lacking and others:
+        raise ValueError(
+            f"{name}: its state has {others[0]!r}, made with other settings of the group (shape "
+            f"{tuple(p.shape)}); with those of now it needs {lacking[0]!r}"
+        )
     dtypes = [p.dtype, p.dtype if g is None else g.dtype]
     for key, shape in shapes.items():
         if key in state.COUNTERS:

@@ -182,15 +182,6 @@ class Adafactor(FusedOptimizer):
     ) -> scalar.Scalar | None:
         return None if group.get("relative_step") else super().learning_rate(group, device)
 
-    def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        other = {"variance": "row_var", "row_var": "variance", "col_var": "variance"}.get(name)
-        if other in self.state.get(p, {}):
-            raise ValueError(
-                f"min_dim_size_to_factor was another when the state {other!r} of a parameter of shape "
-                f"{tuple(p.shape)} was made: with it now there would have to be {name!r}"
-            )
-        return super().initial_state(name, p, shape)
-
     # The lr that a group with a schedule of its own shows; no step reads it.
 
     def scheduled_lr(self, group: dict[str, Any], *, ahead: int = 0) -> float | torch.Tensor:
@@ -211,6 +202,8 @@ class Adafactor(FusedOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):
+            if param_group.get("relative_step") and param_group.keys() >= self.defaults.keys():
+                param_group = {**param_group, "lr": None}  # another one's group, which shows its lr
             refuse_both(param_group)
             param_group = settled(param_group, self.defaults)
         super().add_param_group(param_group)

@@ -70,13 +70,11 @@ class EMA(Wrapper):
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         self._pass.start()
-        with self.counting() as update:
-            try:
-                return self._inner.step(closure)
-            finally:
-                if update.made:
-                    self._pass.run()
-                    self.stepped = True
+        return self.step_inner(closure)
+
+    def count_update(self) -> None:
+        self._pass.run()
+        super().count_update()
 
     @contextmanager
     def swap(self) -> Iterator[None]:
@@ -88,16 +86,20 @@ class EMA(Wrapper):
         Raises:
             RuntimeError: there is no average yet, or they are in place already.
         """
-        if self._shared.training is not None:
-            raise RuntimeError("EMA: the averages are in place already")
-        averages = self.weights_for_evaluation()
-        if not averages:
-            raise RuntimeError("EMA: there is no average before the first step")
+        lock = self._shared.lock
+        with lock:
+            if self._shared.training is not None:
+                raise RuntimeError("EMA: the averages are in place already")
+            averages = self.weights_for_evaluation()
+            if not averages:
+                raise RuntimeError("EMA: there is no average before the first step")
         try:
-            self.put_in_place(averages)
+            with lock:
+                self.put_in_place(averages)
             yield
         finally:
-            self.put_back()
+            with lock:
+                self.put_back()
 
     def weights_for_evaluation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(p, held["ema"]) for p, held in self._pass.state.items() if held["step"].item()]
@@ -105,16 +107,20 @@ class EMA(Wrapper):
     def marks(self) -> dict[str, Any]:
         return {"ema_decay": self.decay}
 
-    def adapt(self, own: dict[torch.Tensor, dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+    def adapt(self, own: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
         before = saved.get("ema_decay", self.decay)
         checks.unit_interval("ema_decay", before)
         if before != self.decay:
-            for held in own.values():
+            for held in own:
                 held["step"].fill_(_steps_of_equal_weight(held["step"].item(), before, self.decay))
         return self.marks()
 
     def settings(self) -> dict[str, Any]:
         return {"decay": self.decay}
+
+
+# steps after which any decay has all the weight
+MANY = 1e30
 
 
 def _steps_of_equal_weight(steps: float, before: float, now: float) -> float:
@@ -123,7 +129,7 @@ def _steps_of_equal_weight(steps: float, before: float, now: float) -> float:
     """
     if steps == 0 or now == 0:  # one step has all the weight
         return steps
-    return math.inf if before == 0 else steps * math.log(before) / math.log(now)
+    return MANY if before == 0 else steps * math.log(before) / math.log(now)
 
 
 class _Average(ParameterPass):

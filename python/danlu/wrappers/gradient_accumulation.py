@@ -85,7 +85,6 @@ class GradientAccumulation(Wrapper):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.stepped = False
         self.refuse_capture()
         if self.position >= self.steps:
             raise RuntimeError("GradientAccumulation: the last step was not made; flush() repeats it")
@@ -96,29 +95,27 @@ class GradientAccumulation(Wrapper):
         return loss
 
     def _step_optimizer(self) -> None:
-        with self._pass.as_gradients(), self.counting() as update:
-            try:
-                self._inner.step()
-            finally:
-                if update.made:  # whatever a hook raises after it
-                    self._pass.forget()
-                    self.position = 0
-                    self.stepped = True
+        with self._pass.as_gradients():
+            self.step_inner()
+
+    def count_update(self) -> None:
+        self._pass.forget()
+        self.position = 0
+        super().count_update()
 
     def marks(self) -> dict[str, Any]:
         return {**super().marks(), "accumulated_of": self.steps}
 
-    def adapt(self, own: dict[torch.Tensor, dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+    def adapt(self, own: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
         steps = saved.get("accumulated_of", self.steps)
         position = saved.get(self.position_key, 0)
         checks.positive_int("accumulated_of", steps)
         if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position <= steps:
             raise ValueError(
-                f"{self.position_key} must be an integer from 0 to {steps}, the steps it was saved with, "
-                f"got {position!r}"
+                f"{self.position_key} must be an integer from 0 to {steps} (accumulated_of), got {position!r}"
             )
         if position and steps != self.steps:
-            for held in own.values():
+            for held in own:
                 held["mean_grad"] = held["mean_grad"] * (steps / max(self.steps, position))
         return {**self.marks(), self.position_key: min(position, self.steps)}
 

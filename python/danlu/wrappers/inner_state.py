@@ -9,7 +9,8 @@ import torch
 
 
 class UpdateMade:
-    """Whether an optimizer has made its update: hooks that run after it may raise.
+    """Whether an optimizer has made its update: a step that returns has, and one in which a hook raises that
+    runs after the update.
 
     Attributes:
         made: true from the end of the update on.
@@ -20,14 +21,19 @@ class UpdateMade:
         self.made = False
 
     def __enter__(self) -> UpdateMade:
-        self._handle = self._optimizer.register_step_post_hook(self._note)
-        self._optimizer._optimizer_step_post_hooks.move_to_end(self._handle.id, last=False)
+        self._handle: Any = None
+        hooks = getattr(self._optimizer, "_optimizer_step_post_hooks", None)
+        if hooks is not None:  # some that stand for an optimizer have none
+            self._handle = self._optimizer.register_step_post_hook(self._note)
+            hooks.move_to_end(self._handle.id, last=False)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+        self.made = self.made or kind is None
 
     def _note(self, *_: Any) -> None:
         self.made = True
@@ -43,8 +49,12 @@ class Requested:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer: Any = optimizer
         groups = [dict(group) for group in optimizer.param_groups]
-        gradients = [(p, p.grad) for group in groups for p in group["params"] if p.requires_grad]
+        params = [p for group in groups for p in group["params"] if p.requires_grad]
+        gradients = [(p, p.grad) for p in params]
+        weights = [p.detach().clone() for p in params]
+        hooks = self._without_hooks()
         try:
             for group in optimizer.param_groups:
                 for name in group.keys() & {"lr", "weight_decay"}:
@@ -55,18 +65,29 @@ class Requested:
                 p.grad = torch.zeros_like(p if gradient is None else gradient)  # sparse, where that is
             optimizer.step()
         finally:
+            self._optimizer.__dict__.update(hooks)
             for group, before in zip(optimizer.param_groups, groups, strict=True):
+                group.clear()  # some count in the group
                 group.update(before)
-            for p, gradient in gradients:
-                p.grad = None
-                p.grad = gradient
+            with torch.no_grad():
+                for (p, gradient), weight in zip(gradients, weights, strict=True):
+                    p.grad = None
+                    p.grad = gradient
+                    p.copy_(weight)  # 0 / 0 is NaN, and some step by more than lr
         for held in optimizer.state.values():
             if "step" in held:
                 held["step"] *= 0  # a number or a tensor
             if "mu_product" in held:  # NAdam's
                 held["mu_product"] = held["mu_product"] * 0 + 1
-        self._optimizer, self._state = optimizer, optimizer.state
+        self._state = optimizer.state
         self._values = self._versions()
+
+    def _without_hooks(self) -> dict[str, Any]:
+        """Takes the user's hooks away, for which this is no step; gives what puts them back."""
+        names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+        hooks = {name: x for name, x in self._optimizer.__dict__.items() if name in names}
+        self._optimizer.__dict__.update((name, type(x)()) for name, x in hooks.items())
+        return hooks
 
     def drop(self) -> None:
         """Takes the state away, unless it has been replaced or written since."""

@@ -72,18 +72,14 @@ class Lookahead(Wrapper):
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         self.refuse_capture()
-        if self.position == 0 and not self.stepped:
+        if self.position == 0 and not self._pass.moved:
             self._pass.forget_untouched()
         self._pass.start()
-        with self.counting() as update:
-            try:
-                return self._inner.step(closure)
-            finally:
-                if update.made:
-                    self._count()
+        return self.step_inner(closure)
 
-    def _count(self) -> None:
-        self.stepped = True
+    def count_update(self) -> None:
+        super().count_update()
+        self._pass.moved = True
         self.position += 1
         if self.position >= self.k:
             self._pass.run()
@@ -93,7 +89,7 @@ class Lookahead(Wrapper):
         self._pass.start()
         return [(p, held["slow"]) for p, held in self._pass.state.items()]
 
-    def adapt(self, own: dict[torch.Tensor, dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+    def adapt(self, own: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
         position = saved.get(self.position_key, 0)
         self.check_position(position)
         return {self.position_key: position}
@@ -111,6 +107,7 @@ class _Slow(ParameterPass):
     state_names = ("slow",)
     takes_gradients = False
     outcome = "assigned"
+    moved = False  # whether the fast weights have left the slow ones
 
     def __init__(self, optimizer: torch.optim.Optimizer, k: int, alpha: float) -> None:
         super().__init__(optimizer, alpha=alpha)
@@ -120,8 +117,8 @@ class _Slow(ParameterPass):
         """Drops slow weights that a checkpoint or `eval()` asked for before the first step: parameters may
         have been loaded since.
         """
-        for p, held in list(self.state.items()):
-            if held["step"].item() == 0:
+        for p in self.parameters():
+            if p in self.state and self.state[p]["step"].item() == 0:
                 del self.state[p]
                 self.look_again()
 

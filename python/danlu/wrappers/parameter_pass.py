@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from .. import checks
+from .. import checks, loading
 from ..optimizer import FusedOptimizer
 from ..plan import named_parameters
+from ..sharding import sharded_alike
 from .order import Nested
 
 # groups that `start` remembers beside those of now
@@ -134,12 +135,12 @@ class ParameterPass(FusedOptimizer):
         """
         value, key = saved[shown], self.shown_names().get(shown)
         if key == "step":
-            if not isinstance(value, int | float | torch.Tensor) or torch.as_tensor(value).numel() != 1:
-                raise TypeError(f"{name}: state {shown!r} must be a number, got {value!r}")
-            return torch.tensor(float(value), dtype=torch.float32, device=self.counter_device(p))
+            return loading.counter(name, shown, value, self.counter_device(p))
         if isinstance(value, torch.Tensor) and not value.is_meta:
             value = value.to(device=p.device, dtype=dtype or self.state_dtype(key or shown, p))
         checks.state(name, shown, p, tuple(p.shape), value)
+        if not sharded_alike(p, value):
+            raise ValueError(f"{name}: state {shown!r} is not sharded as the parameter is")
         taken: torch.Tensor = value
         return taken
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -51,7 +50,7 @@ class Wrapper(Nested, torch.optim.Optimizer):
     def __init__(self, optimizer: torch.optim.Optimizer, own_pass: ParameterPass) -> None:
         # torch's own __init__ would make groups and state
         self.__setstate__({"_shared": _Shared(optimizer, own_pass)})
-        self._mark_groups(anew=True)
+        self._begin_anew()
 
     @classmethod
     def check_order(cls, optimizer: Any) -> None:
@@ -161,25 +160,41 @@ class Wrapper(Nested, torch.optim.Optimizer):
             TypeError, ValueError: a tensor cannot be stepped; the message names its parameter.
         """
         shared = self._shared
+        loss = None
+        if closure is not None and _calls_once(innermost(self)):
+            # not under the lock, as the optimizer alone would
+            self.refuse_in_evaluation()
+            with torch.enable_grad():
+                loss, closure = closure(), None
         with shared.lock:
             if not shared.optimizer.state and callers.asks_for_state():
                 self.make_state()
                 return None
             self.refuse_in_evaluation()
             self._take_up_groups()
-            return self._step(closure)
+            self.stepped = False
+            result = self._step(closure)
+            return loss if closure is None else result
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         raise NotImplementedError
 
-    @contextmanager
-    def counting(self) -> Iterator[UpdateMade]:
-        """Around a step of the optimizer inside: tells whether its update was made, error or not."""
+    def step_inner(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Steps the optimizer inside, and counts its update if it was made, error or not."""
         if self._shared.requested is not None:
             self._shared.requested.drop()
             self._shared.requested = None
-        with UpdateMade(innermost(self)) as update:
-            yield update
+        update = UpdateMade(innermost(self))
+        try:
+            with update:
+                return self._inner.step(closure) if closure is not None else self._inner.step()
+        finally:
+            if update.made:
+                self.count_update()
+
+    def count_update(self) -> None:
+        """The optimizer inside has made its update."""
+        self.stepped = True
 
     def refuse_in_evaluation(self) -> None:
         """Raises while weights for evaluation are in place, here or further inside."""
@@ -211,13 +226,24 @@ class Wrapper(Nested, torch.optim.Optimizer):
         """Somebody gave the optimizer inside other groups, or loaded it past this wrapper."""
         marks = self.marks()
         marked = [marks.keys() <= group.keys() for group in self.param_groups]
-        if not any(marked) and marked:
-            self._pass.replace_state({})
-        if not all(marked):
+        if marked and not any(marked):
+            self._begin_anew()
+        elif not all(marked):
             self._mark_groups()
 
+    def _begin_anew(self) -> None:
+        """Takes no notice of what a wrapper of this class has left in the optimizer's state and groups."""
+        names = {*self._pass.shown_names(), self.training_key}
+        for held in innermost(self).state.values():
+            if isinstance(held, dict):
+                for name in names & held.keys():
+                    del held[name]
+        self._pass.replace_state({})
+        self._mark_groups(anew=True)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        self._inner.zero_grad(set_to_none)
+        with self._shared.lock:
+            self._inner.zero_grad(set_to_none)
 
     def backend_report(self) -> BackendReport:
         """Which backend takes each parameter in the wrapper's own pass, and why."""
@@ -245,10 +271,10 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     def put_in_place(self, weights: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Gives parameters other values, and keeps a copy of those that they have."""
-        self._shared.training = []
+        # copies of all first: parameters may lie over one memory
+        self._shared.training = [(p, p.detach().clone()) for p, _ in weights]
         with torch.no_grad():
             for p, value in weights:
-                self._shared.training.append((p, p.detach().clone()))
                 p.copy_(value)
 
     def put_back(self) -> None:
@@ -310,39 +336,45 @@ class Wrapper(Nested, torch.optim.Optimizer):
         with shared.lock:
             for before in self._optimizer_load_state_dict_pre_hooks.values():
                 state_dict = before(self, state_dict) or state_dict
-            own, training, marks, rest = self._taken_apart(state_dict)
+            own, training, rest = self._taken_apart(state_dict)
+            marks = self._adapted(own, state_dict["param_groups"])
             self._inner.load_state_dict(rest)
             self._pass.replace_state(own)
             shared.training = training or None
-            for group in self.param_groups:
-                group.update(marks)
+            for group, its in zip(self.param_groups, marks, strict=True):
+                group.update(its)
             for after in self._optimizer_load_state_dict_post_hooks.values():
                 after(self)
 
-    def adapt(self, own: dict[torch.Tensor, dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
-        """Makes what another one of this class has saved this one's own.
+    def adapt(self, own: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+        """Makes what another one of this class has saved of a group this one's own.
 
         Args:
-            own: its states, which may be changed.
-            saved: its marks, those that are there; empty where there is nothing of its own.
+            own: the states of its parameters, which may be changed.
+            saved: its marks, those that are there; empty where there is nothing of the other's.
 
         Returns:
-            The marks of the groups from now on.
+            The marks of the group from now on.
 
         Raises:
             ValueError: they cannot be this one's.
         """
         return self.marks()
 
+    def _adapted(
+        self, own: dict[torch.Tensor, dict[str, Any]], saved: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Of each group the marks from now on: groups may be at places of their own in the cycle."""
+        adapted = []
+        for i, group in enumerate(self.param_groups):
+            marks = {key: saved[i][key] for key in self.marks() if own and i < len(saved) and key in saved[i]}
+            adapted.append(self.adapt([own[p] for p in group["params"] if p in own], marks))
+        return adapted
+
     def _taken_apart(
         self, state_dict: dict[str, Any]
-    ) -> tuple[
-        dict[torch.Tensor, dict[str, Any]],
-        list[tuple[torch.Tensor, torch.Tensor]],
-        dict[str, Any],
-        dict[str, Any],
-    ]:
-        """States of this wrapper, weights for training, marks, and what is left for the optimizer."""
+    ) -> tuple[dict[torch.Tensor, dict[str, Any]], list[tuple[torch.Tensor, torch.Tensor]], dict[str, Any]]:
+        """States of this wrapper, weights for training, and what is left for the optimizer."""
         ours = self._pass.shown_names().keys() | ({self.training_key} if self.training_key else set())
         states = {}
         for key, value in state_dict["state"].items():
@@ -361,13 +393,12 @@ class Wrapper(Nested, torch.optim.Optimizer):
                 own[p] = found
             if self.training_key is not None and self.training_key in saved:
                 training.append((p, self._pass.taken(name, self.training_key, p, saved, p.dtype)))
-        marks: dict[str, Any] = {}
-        groups = []
-        for group in state_dict["param_groups"]:
-            marks = {**{key: group[key] for key in self.marks() if key in group}, **marks}
-            groups.append({key: value for key, value in group.items() if key not in self.marks()})
-        marks = self.adapt(own, marks if own else {})
-        return own, training, marks, {**state_dict, "state": states, "param_groups": groups}
+        marks = self.marks()
+        groups = [
+            {key: value for key, value in group.items() if key not in marks}
+            for group in state_dict["param_groups"]
+        ]
+        return own, training, {**state_dict, "state": states, "param_groups": groups}
 
     def _numbered(
         self, saved_groups: list[dict[str, Any]] | None = None
@@ -420,9 +451,20 @@ class _Shared:
         self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: x for name, x in self.__dict__.items() if name not in ("lock", "requested")}
+        return {name: x for name, x in self.__dict__.items() if name not in ("_own_lock", "requested")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.lock = threading.RLock()
         self.requested: Requested | None = None
+        self._own_lock = threading.RLock()
+
+    @property
+    def lock(self) -> Any:
+        """The one of the optimizer inside, if that has one: two could be taken in either order."""
+        inner = self.optimizer
+        return inner._shared.lock if isinstance(inner, Wrapper) else getattr(inner, "_lock", self._own_lock)
+
+
+def _calls_once(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it calls a closure once, before its update."""
+    return isinstance(optimizer, FusedOptimizer) or type(optimizer).__module__.startswith("torch.optim.")

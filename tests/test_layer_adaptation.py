@@ -318,7 +318,15 @@ def test_groups_that_turn_out_to_sum_later(backend: str) -> None:
 
 
 # what is each one's own, or done in torch's terms on groups and state that are shared
-OWN = {"step", "add_param_group", "load_state_dict", "state_dict", "zero_grad", "backend_report"}
+OWN = {
+    "step",
+    "add_param_group",
+    "load_state_dict",
+    "state_dict",
+    "zero_grad",
+    "backend_report",
+    "make_state",
+}
 
 
 def test_whatever_a_plan_asks_is_asked_of_the_inner_optimizer() -> None:

@@ -414,6 +414,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for plan in plans:
             if plan is not self._plan:
                 rests = plan.last_step >= self._steps - RESTING_STEPS
+                # where a new plan is needed, parameters may have been replaced
+                rests = rests and (self._plan is not None or plan.has_states(self))
                 resting.append(plan) if rests else self._drop(plan)
         self._resting_plans = tuple(resting)
 

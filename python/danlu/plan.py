@@ -73,6 +73,7 @@ class Plan:
             entry = describe(optimizer, group, name, p)
             described.append(entry)
             chosen.append(choose(optimizer, entry)[0])
+        self._stepped = [entry.param for entry in described]
         in_order = [backend is backends.REFERENCE for backend in chosen]
         turns = shared_memory.turns(described, in_order)
         taken: dict[tuple[int, backends.Backend, torch.device], list[Entry]] = {}
@@ -107,6 +108,10 @@ class Plan:
         finally:
             for part in self._parts:
                 part.release()
+
+    def has_states(self, optimizer: FusedOptimizer) -> bool:
+        """Whether its parameters are still the optimizer's, which may have put others in their place."""
+        return all(p in optimizer.state for p in self._stepped)
 
     def lists(self, groups: list[dict[str, Any]]) -> bool:
         """Whether it was made for these parameters in these groups."""

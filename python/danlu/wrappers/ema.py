@@ -93,9 +93,8 @@ class EMA(Wrapper):
             averages = self.weights_for_evaluation()
             if not averages:
                 raise RuntimeError("EMA: there is no average before the first step")
+            self.put_in_place(averages)
         try:
-            with lock:
-                self.put_in_place(averages)
             yield
         finally:
             with lock:

@@ -273,9 +273,13 @@ class Wrapper(Nested, torch.optim.Optimizer):
         """Gives parameters other values, and keeps a copy of those that they have."""
         # copies of all first: parameters may lie over one memory
         self._shared.training = [(p, p.detach().clone()) for p, _ in weights]
-        with torch.no_grad():
-            for p, value in weights:
-                p.copy_(value)
+        try:
+            with torch.no_grad():
+                for p, value in weights:
+                    p.copy_(value)
+        except BaseException:
+            self.put_back()
+            raise
 
     def put_back(self) -> None:
         """Ends what `put_in_place` began."""

@@ -233,10 +233,10 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     def _begin_anew(self) -> None:
         """Takes no notice of what a wrapper of this class has left in the optimizer's state and groups."""
-        names = {*self._pass.shown_names(), self.training_key}
+        names = self._pass.shown_names().keys()
         for held in innermost(self).state.values():
-            if isinstance(held, dict):
-                for name in names & held.keys():
+            if isinstance(held, dict) and names & held.keys():
+                for name in {*names, self.training_key} & held.keys():
                     del held[name]
         self._pass.replace_state({})
         self._mark_groups(anew=True)

@@ -155,12 +155,6 @@ def in_place(opt: Any) -> None:
     opt.put_in_place([(p, p.detach() + 1) for p in parameters(opt)])
 
 
-def counted(opt: Any) -> bool:
-    with opt.counting() as update:
-        opt.step()
-    return bool(update.made)
-
-
 def chosen_by_groups(opt: Any) -> Any:
     before = of_group("laziness")(opt)
     opt.backend_report()
@@ -170,12 +164,12 @@ def chosen_by_groups(opt: Any) -> Any:
 
 # and of those names that danlu's own code uses
 INNER_USES: dict[str, Callable[[Any], Any]] = {
-    "adapt": lambda opt: opt.adapt({}, {}),
+    "adapt": lambda opt: opt.adapt([], {}),
     "check_order": lambda opt: opt.check_order(danlu.Lion(some_params())),
     "check_position": lambda opt: opt.check_position(1),
     "counter_device": lambda opt: opt.counter_device(parameters(opt)[0]),
     "counters": lambda opt: opt.counters(3, 1),
-    "counting": counted,
+    "count_update": lambda opt: opt.count_update(),
     "cycle": of_group("cycle"),
     "fold": of_group("fold", 2.0, 1.0),
     "hyper": of_group("hyper"),
@@ -195,6 +189,7 @@ INNER_USES: dict[str, Callable[[Any], Any]] = {
     "sign": of_group("sign"),
     "state_dtype": lambda opt: opt.state_dtype("exp_avg", parameters(opt)[0]),
     "states": of_group("states", (4, 2)),
+    "step_inner": lambda opt: opt.step_inner(),
     "structure": of_group("structure"),
     "translate": lambda opt: opt.translate(opt.state_dict()),
     "variant": lambda opt: opt.variant(opt.param_groups[0], parameters(opt)[0]),

@@ -102,6 +102,19 @@ def test_groups_may_be_assigned_and_stepped_one_after_the_other(wrapping: Wrappi
 
 
 @every_wrapper
+def test_groups_without_the_wrappers_keys_may_be_assigned(wrapping: Wrapping) -> None:
+    """Made anew by a trainer that knows an lr and no cycle: averages and places stay."""
+    opts = [wrapping.make(danlu.AdamW(some_params(), lr=0.1)) for _ in range(2)]
+    keys = danlu.AdamW(some_params()).param_groups[0].keys()
+    for t in range(2 * wrapping.period + 1):
+        for o in opts:
+            train(o, [t])
+        opts[0].param_groups = [{key: group[key] for key in keys} for group in opts[0].param_groups]
+    assert all_same(saved(opts[0]), saved(opts[1]))
+    assert opts[0].position == opts[1].position
+
+
+@every_wrapper
 @pytest.mark.parametrize("inner", ["danlu", "torch-adam"])
 def test_state_may_be_assigned(wrapping: Wrapping, inner: str) -> None:
     """As a view of itself, as plain dicts with everything, as the optimizer's alone, and by __setstate__."""

@@ -24,7 +24,7 @@ def peak_allocated(step: Step) -> int:
 def scratch_bytes(optimizer: torch.optim.Optimizer) -> int:
     """What danlu's plan for a GPU keeps for the sums of its passes, which was allocated at the first step."""
     plan = getattr(optimizer, "_plan", None)
-    parts = plan._parts if plan else []
+    parts = plan._executors if plan else []
     by_cuda = [tensors for part in parts for _, tensors in getattr(part, "_reducing", [])]
     by_triton = [
         getattr(launch, "tensors", None) for part in parts for launch in getattr(part, "launches", [])

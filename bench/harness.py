@@ -153,7 +153,7 @@ class KernelClock:
             return None
         plan = optimizer._plan
         assert plan is not None
-        (part,) = plan._parts
+        (part,) = plan._executors
         part._native = cls(part._native)
         return part._native
 
@@ -184,7 +184,7 @@ def use_of_memory(
 def scratch_bytes(optimizer: torch.optim.Optimizer) -> int:
     """What native kernels keep between the passes of a step, which torch's allocators do not see."""
     plan = getattr(optimizer, "_plan", None)
-    natives = [getattr(part, "_native", None) for part in plan._parts] if plan else []
+    natives = [getattr(part, "_native", None) for part in plan._executors] if plan else []
     threads = torch.get_num_threads()
     return sum(native.scratch_bytes(threads) for native in natives if hasattr(native, "scratch_bytes"))
 

@@ -35,7 +35,7 @@ class StepList {
         plain_type_(torch.attr("Tensor")),
         sharded_type_(sharded_type) {}
 
-  // `entry` is a danlu.plan.Entry and stays alive, with all that it refers to, as long as this list: its
+  // `entry` is a danlu.spec.ParamSpec and stays alive, with all that it refers to, as long as this list: its
   // owner in Python holds it, so that the garbage collector sees the references.
   void add(const py::object& entry, int num_states) {
     Record r;

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import danlu
 from cases import ALL, CASES, LAYERED, Case
-from danlu import gradient_scale, state
-from danlu.backends.gpu import GpuPart
+from danlu import scale, state
+from danlu.backends.gpu import GpuExecutor
 from training import all_same, copies, everything, give_gradients, parameters, some_params
 
 pytestmark = pytest.mark.usefixtures("cuda")
@@ -24,7 +24,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 @pytest.fixture
 def all_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor counts as one on a device."""
-    monkeypatch.setattr(gradient_scale, "is_on_device", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr(scale, "is_on_device", lambda value: isinstance(value, torch.Tensor))
 
 
 def groups() -> list[dict[str, Any]]:
@@ -74,9 +74,9 @@ def test_nothing_waits_for_the_device(case: Case, scaling: str) -> None:
                 on_device.step()
             # some twenty for each group, and more with a cycle
             assert len(operations.names) < 170
-        gradient_scale.is_on_device = lambda value: False
+        scale.is_on_device = lambda value: False
         on_host.step()
-        gradient_scale.is_on_device = lambda value: isinstance(value, torch.Tensor)
+        scale.is_on_device = lambda value: isinstance(value, torch.Tensor)
         assert all_same(everything(on_device), everything(on_host))
 
 
@@ -141,13 +141,13 @@ def test_the_counters_move_with_the_first_tensor_on_a_device(
         plain.param_groups[0]["lr"] = lr
         opt.param_groups[0]["lr"] = torch.tensor(lr, dtype=torch.float64) if t in (2, 3) else lr
         with monkeypatch.context() as patch:
-            patch.setattr(gradient_scale, "is_on_device", lambda value: isinstance(value, torch.Tensor))
+            patch.setattr(scale, "is_on_device", lambda value: isinstance(value, torch.Tensor))
             opt.step()
         plain.step()
         assert all_same(everything(opt), everything(plain))
         assert opt.counters_on_device == (t >= 2)
         assert opt._plan is not None
-        assert [part.reads_host for part in opt._plan._parts] == [t < 2]
+        assert [part.reads_host for part in opt._plan._executors] == [t < 2]
 
 
 @every_case
@@ -159,7 +159,7 @@ def test_rows_and_counters_stay_where_they_are(case: Case) -> None:
         give_gradients(parameters(opt), t)
         opt.step()
         assert opt._plan is not None
-        (part,) = opt._plan._parts
+        (part,) = opt._plan._executors
         counters = [x.data_ptr() for state in opt.state.values() for x in state.values()]
         addresses.append([part._device_rows.table.data_ptr(), *counters])  # type: ignore[attr-defined]
     assert addresses[0] == addresses[1] == addresses[2]
@@ -174,7 +174,7 @@ def test_what_a_graph_has_captured_outlives_a_new_plan(case: Case, monkeypatch: 
     give_gradients(parameters(opt), 0)
     opt.step()
     with monkeypatch.context() as patch:
-        patch.setattr(GpuPart, "is_capturing", lambda part: True)
+        patch.setattr(GpuExecutor, "is_capturing", lambda part: True)
         opt.step()
     captured = weakref.ref(opt._plan)  # type: ignore[arg-type]
     opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3, 5))]})
@@ -201,7 +201,7 @@ def test_a_capture_with_host_coefficients_is_refused(monkeypatch: pytest.MonkeyP
     give_gradients(parameters(opt), 0)
     opt.step()
     before = copies(opt)
-    monkeypatch.setattr(GpuPart, "is_capturing", lambda part: True)
+    monkeypatch.setattr(GpuExecutor, "is_capturing", lambda part: True)
     with pytest.raises(RuntimeError, match="needs capturable=True"):
         opt.step()
     assert all_same(everything(opt), before)

@@ -12,7 +12,7 @@ import danlu
 from cases import BF16, CASES, Case, values
 from danlu import capture
 from danlu.backends.cuda import Cuda
-from danlu.backends.gpu import GpuPart
+from danlu.backends.gpu import GpuExecutor
 from danlu.testing import same_bits
 from emulated import STREAM, Emulated
 from layouts import reserved
@@ -324,13 +324,13 @@ def test_a_gradient_that_comes_late_is_listed(
         x.grad = listing([1], (4, 2))
     opt.step()
     p.grad = None
-    rows_of = GpuPart.rows_of
+    rows_of = GpuExecutor.rows_of
 
     def then_another(*arguments: Any) -> Any:
         p.grad = torch.zeros(4, 2)
         return rows_of(*arguments)
 
-    monkeypatch.setattr(GpuPart, "rows_of", then_another)
+    monkeypatch.setattr(GpuExecutor, "rows_of", then_another)
     before = p.detach().clone()
     opt.step()
     assert opt.state[p]["step"] == opt.state[q]["step"] == 2

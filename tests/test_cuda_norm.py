@@ -9,7 +9,7 @@ import torch
 
 import danlu
 from cases import BF16, F16, F32, values
-from danlu.backends.cuda import CudaPart
+from danlu.backends.cuda import CudaExecutor
 from emulated import STREAM, Emulated
 from layouts import LAYOUTS
 from training import all_same, copies, everything
@@ -25,10 +25,10 @@ def with_gradients(gradients: list[torch.Tensor | None]) -> list[torch.nn.Parame
     return params
 
 
-def part_of(opt: danlu.FusedOptimizer) -> CudaPart:
+def part_of(opt: danlu.FusedOptimizer) -> CudaExecutor:
     assert opt._plan is not None
-    part = opt._plan._parts[0]
-    assert isinstance(part, CudaPart)
+    part = opt._plan._executors[0]
+    assert isinstance(part, CudaExecutor)
     return part
 
 

@@ -23,8 +23,8 @@ from cases import (
     values,
 )
 from danlu.backends import cuda as cuda_backend
-from danlu.backends.cuda import CudaPart
-from danlu.backends.schedule import Reduction
+from danlu.backends.cuda import CudaExecutor
+from danlu.schedule import Reduction
 from danlu.testing import same_bits
 from danlu.triton_kernels import rules as triton_rules
 from emulated import STREAM, Emulated
@@ -47,14 +47,14 @@ SOME = [
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pass reads what no pass of its step has written."""
-    launch = CudaPart.launch
+    launch = CudaExecutor.launch
 
-    def launch_poisoned(part: CudaPart) -> None:
+    def launch_poisoned(part: CudaExecutor) -> None:
         for _, tensors in part._reducing:
             tensors.scratch.fill_(0xFF)  # NaN in float32 and in float64
         launch(part)
 
-    monkeypatch.setattr(CudaPart, "launch", launch_poisoned)
+    monkeypatch.setattr(CudaExecutor, "launch", launch_poisoned)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +295,8 @@ def test_tables_travel_only_when_they_change() -> None:
             p.grad = torch.ones_like(p) if p.grad is None else p.grad
         opt.step()
     assert opt._plan is not None
-    (part,) = opt._plan._parts
-    assert isinstance(part, CudaPart)
+    (part,) = opt._plan._executors
+    assert isinstance(part, CudaExecutor)
     ((_, tensors),) = part._reducing
     assert (tensors.addresses.sent, part._row_mirror.sent) == (1, 4)
     params[1].grad = None

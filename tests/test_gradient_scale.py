@@ -98,7 +98,7 @@ def squares(gradients: list[torch.Tensor], threads: int = 2) -> float:
     opt = danlu.Lion(params, backend="cpu", max_grad_norm=1.0)
     opt.step()
     assert opt._plan is not None
-    (part,) = opt._plan._parts
+    (part,) = opt._plan._executors
     assert part.gather(opt)
     torch.set_num_threads(threads)
     try:
@@ -140,7 +140,7 @@ def test_only_gradients_that_are_there_count() -> None:
     opt.step()
     parameters(opt)[1].grad = None
     assert opt._plan is not None
-    (part,) = opt._plan._parts
+    (part,) = opt._plan._executors
     assert part.gather(opt)
     exact = sum(p.grad.double().square().sum().item() for p in parameters(opt) if p.grad is not None)
     assert abs(part.gradient_squares() - exact) <= 1e-12 * exact

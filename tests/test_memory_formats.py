@@ -11,7 +11,7 @@ import torch
 
 import danlu
 from cases import ALL, BACKENDS, BF16, Case, set_gradient, values
-from danlu.backends.native import NativePart
+from danlu.backends.native import NativeExecutor
 from danlu.testing import same_bits
 from layouts import every_second, permuted
 from training import parameters
@@ -163,15 +163,15 @@ def test_the_report_says_which_gradients_are_copied(backend: str) -> None:
 @pytest.mark.parametrize("backend", COPYING, indirect=True)
 def test_a_copy_lives_for_one_step(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[weakref.ref[torch.Tensor]] = []
-    copy_gradient = NativePart._copy_gradient
+    copy_gradient = NativeExecutor._copy_gradient
 
-    def noted(part: NativePart, i: int) -> torch.Tensor | None:
+    def noted(part: NativeExecutor, i: int) -> torch.Tensor | None:
         made = copy_gradient(part, i)
         assert made is not None
         copies.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(NativePart, "_copy_gradient", noted)
+    monkeypatch.setattr(NativeExecutor, "_copy_gradient", noted)
     p = torch.nn.Parameter(torch.ones(3, 4))
     opt = danlu.AdamW([p], backend=backend)
     for form in (contiguous, otherwise, contiguous, otherwise):
@@ -219,7 +219,7 @@ def test_an_error_while_a_gradient_is_copied_changes_nothing(
         raise MemoryError("no room")
 
     with monkeypatch.context() as m:
-        m.setattr(NativePart, "_copy_gradient", fail)
+        m.setattr(NativeExecutor, "_copy_gradient", fail)
         with pytest.raises(MemoryError, match="no room"):
             opt.step()
     assert all(map(same_bits, parameters(opt), before))

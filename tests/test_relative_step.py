@@ -500,7 +500,7 @@ def test_a_distributed_checkpoint(flat: bool) -> None:
 def test_where_counters_are_on_a_device_the_lr_is_a_tensor_there(monkeypatch: pytest.MonkeyPatch) -> None:
     opt = own("warmup_init")
     train(opt, range(2))
-    monkeypatch.setattr("danlu.gradient_scale.is_on_device", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr("danlu.scale.is_on_device", lambda value: isinstance(value, torch.Tensor))
     opt._show_lr()
     lr = opt.param_groups[0]["lr"]
     assert (lr.dtype, lr.item()) == (torch.float64, 2e-6)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from danlu.backends.reducing import group_bytes
-from danlu.backends.schedule import (
+from danlu.schedule import (
     CHUNK_SIZE,
     COLUMNS_OF_BLOCK,
     FIELDS,

@@ -54,7 +54,7 @@ def in_turn(
 
 def parts(opt: danlu.FusedOptimizer) -> int:
     assert opt._plan is not None
-    return len(opt._plan._parts)
+    return len(opt._plan._executors)
 
 
 @every_case
@@ -90,7 +90,7 @@ def test_only_what_shares_memory_waits(backend: str) -> None:
     opt.step()
     assert parts(opt) == (1 if backend == "reference" else 2)
     assert opt._plan is not None
-    assert [len(part._entries) for part in opt._plan._parts][-1] == (5 if backend == "reference" else 1)
+    assert [len(part._entries) for part in opt._plan._executors][-1] == (5 if backend == "reference" else 1)
 
 
 def test_the_norm_counts_every_gradient(backend: str) -> None:

@@ -1,5 +1,5 @@
 // What the passes of rules that reduce share between host and device. Which blocks do what is said by
-// python/danlu/backends/schedule.py; the tables are in device memory.
+// python/danlu/schedule.py; the tables are in device memory.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from .plan import Entry
+from .spec import ParamSpec
 
 class StepList:
-    def add(self, entry: Entry) -> None: ...
+    def add(self, entry: ParamSpec) -> None: ...
     def bind(self, state: dict[Any, Any]) -> None: ...
     def gather(
         self,

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from . import checks, state
 from .fake import is_fake
 from .sharding import sharded_alike
-
-if TYPE_CHECKING:
-    from .optimizer import FusedOptimizer
+from .step_rule import StepRule
 
 # hyper-parameters by which optimizers, danlu's and torch's, are told from each other
 TELLING = frozenset(
@@ -43,7 +41,7 @@ def carried(states: Mapping[Any, Any]) -> dict[Any, Carried]:
     return {key: Carried(held) for key, held in states.items()}
 
 
-def check_settings(optimizer: FusedOptimizer, groups: Iterable[Mapping[str, Any]]) -> None:
+def check_settings(optimizer: StepRule, groups: Iterable[Mapping[str, Any]]) -> None:
     """Raises if groups of a state_dict are another optimizer's: they lack hyper-parameters, and have its."""
     current = [*optimizer.param_groups]
     for i, group in enumerate(groups):
@@ -57,7 +55,7 @@ def check_settings(optimizer: FusedOptimizer, groups: Iterable[Mapping[str, Any]
             )
 
 
-def read(optimizer: FusedOptimizer, loaded: Mapping[str, Any]) -> dict[str, Any]:
+def read(optimizer: StepRule, loaded: Mapping[str, Any]) -> dict[str, Any]:
     """param_groups and state as `optimizer` can take them: of the dtypes and strides that it declares, on its
     parameters' devices. Changes nothing of the optimizer.
 
@@ -88,7 +86,7 @@ def _names(index: int, group: Mapping[str, Any]) -> list[str]:
     return [f"param_groups[{index}]['params'][{j}]" for j in range(len(group["params"]))]
 
 
-def _has_its_steps(optimizer: FusedOptimizer, group: Mapping[str, Any], states: Mapping[Any, Any]) -> bool:
+def _has_its_steps(optimizer: StepRule, group: Mapping[str, Any], states: Mapping[Any, Any]) -> bool:
     """Whether the group has counted for its parameters, as apex's do."""
     if "step" not in group or "step" in optimizer.defaults:
         return False
@@ -97,7 +95,7 @@ def _has_its_steps(optimizer: FusedOptimizer, group: Mapping[str, Any], states: 
 
 
 def _read_state(
-    optimizer: FusedOptimizer, group: Mapping[str, Any], name: str, p: torch.Tensor, held: Any
+    optimizer: StepRule, group: Mapping[str, Any], name: str, p: torch.Tensor, held: Any
 ) -> dict[str, Any]:
     if not isinstance(held, Mapping):
         raise TypeError(f"{name}: the state must be a dict, got {type(held).__name__}")
@@ -125,7 +123,7 @@ def _read_state(
 
 
 def _check_names(
-    optimizer: FusedOptimizer,
+    optimizer: StepRule,
     name: str,
     shapes: Mapping[str, tuple[int, ...]],
     own: Iterable[str],
@@ -178,7 +176,7 @@ def _count(name: str, key: str, value: Any) -> float:
 
 
 def _fitted(
-    optimizer: FusedOptimizer, name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any
+    optimizer: StepRule, name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any
 ) -> torch.Tensor:
     """A state that the rule takes; without a copy where it fits."""
     if isinstance(value, torch.Tensor) and not p.is_meta:

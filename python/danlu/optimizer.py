@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from typing_extensions import TypedDict
 
-from . import backends, callers, checks, gradient_scale, loading, scalar, state
+from . import backends, callers, checks, loading, scalar, scale, state
 from .locking import one_at_a_time
 from .plan import Plan, describe, left_alone, named_parameters, refuse_flattened
 from .report import BackendReport
@@ -129,7 +129,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise ValueError("differentiable must be False: a fused step is not recorded by autograd")
         self.backend = backends.resolve(backend, fused)
         self._state_dtype = state_dtype
-        self._max_grad_norm = max_grad_norm
+        self.max_grad_norm = max_grad_norm
         self.capturable = capturable
         self.counters_on_device = capturable
         if fused:
@@ -304,7 +304,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         lr = group.get("lr")
         if lr is None:
             return None
-        if device is not None and gradient_scale.is_on_device(lr):
+        if device is not None and scale.is_on_device(lr):
             return torch.as_tensor(lr, dtype=torch.float64, device=device).reshape(())
         return float(lr)
 
@@ -384,14 +384,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not self.state and callers.asks_for_state():
             self.make_state()
             return
-        scale = gradient_scale.GradientScale(self)
+        scaling = scale.Scaling.of(self, self.max_grad_norm)
         if not self.counters_on_device:
-            if scale.on_device or any(
-                gradient_scale.is_on_device(group.get("lr")) for group in self.param_groups
-            ):
+            if scaling.on_device or any(scale.is_on_device(group.get("lr")) for group in self.param_groups):
                 self.counters_on_device = True
                 self._drop_plan()
-            elif scale.skips():
+            elif scaling.skips():
                 return
         self._steps += 1
         if self._resting_plans or self._plan is None or not self._plan.lists(self.param_groups):
@@ -400,7 +398,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if self._plan is None:
                 self._plan = Plan(self)
             self._plan.last_step = self._steps
-            if self._plan.step(self, scale):
+            if self._plan.step(self, scaling):
                 return
             self._drop(self._plan)  # should making the next one raise, the old one is no use
             self._plan = None
@@ -447,7 +445,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 _SETTINGS = (
     "backend",
     "_state_dtype",
-    "_max_grad_norm",
+    "max_grad_norm",
     "capturable",
     "counters_on_device",
     "_step_supports_amp_scaling",

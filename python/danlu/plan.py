@@ -5,47 +5,16 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from . import backends, checks, shared_memory, state
 from .fake import is_fake
-from .gradient_scale import GradientScale
+from .scale import Scaling, StepScale
 from .sharding import flattened_by, is_sharded, local, refuse_pieces, sharded_alike
-
-if TYPE_CHECKING:
-    from .optimizer import FusedOptimizer
-
-
-@dataclass
-class Entry:
-    """One parameter as a backend takes it; a DTensor is described by its local shard."""
-
-    param: torch.Tensor
-    name: str
-    group: int
-    rule: str
-    cycle: int  # gradients for one update
-    takes_gradient: bool
-    sharded: bool
-    fake: bool
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    reduces: bool  # whether the rule sums over tensors
-    matrix: tuple[int, int, int] | None  # batch, rows, columns, where the rule reduces
-    lazy: str | None  # what rows without a gradient keep, see `FusedOptimizer.laziness`
-    variant: Hashable  # parameters of a group that differ in it have coefficients of their own
-    dtypes: tuple[str, ...]  # parameter, gradient, states
-    state_names: tuple[str, ...]
-    state: dict[str, Any]
-    row_set: int = -1  # the backend's number for group and variant
-
-    @property
-    def gradient(self) -> torch.Tensor | None:
-        """None if the parameter takes no part in this step."""
-        return self.param.grad if self.takes_gradient else self.param
+from .spec import Backend, ParamSpec
+from .step_rule import StepRule
 
 
 class Plan:
@@ -56,13 +25,13 @@ class Plan:
     validates every parameter before anything is written.
     """
 
-    def __init__(self, optimizer: FusedOptimizer) -> None:
+    def __init__(self, optimizer: StepRule) -> None:
         self.last_step = 0  # that took it, as the optimizer counts them
         self._params = [list(group["params"]) for group in optimizer.param_groups]
         self._waiting: list[torch.Tensor] = []  # no gradient so far
         self._left_alone: list[tuple[torch.Tensor, Hashable]] = []  # and what they looked like
-        described: list[Entry] = []
-        chosen: list[backends.Backend] = []
+        described: list[ParamSpec] = []
+        chosen: list[Backend] = []
         for group, name, p in named_parameters(optimizer):
             if optimizer.takes_gradients and p.grad is None and p not in optimizer.state:
                 self._waiting.append(p)
@@ -76,20 +45,20 @@ class Plan:
         self._stepped = [entry.param for entry in described]
         in_order = [backend is backends.REFERENCE for backend in chosen]
         turns = shared_memory.turns(described, in_order)
-        taken: dict[tuple[int, backends.Backend, torch.device], list[Entry]] = {}
+        taken: dict[tuple[int, Backend, torch.device], list[ParamSpec]] = {}
         for turn, backend, entry in zip(turns, chosen, described, strict=True):
             entry.state = state.ensure(optimizer, entry.param, optimizer.param_groups[entry.group])
             taken.setdefault((turn, backend, entry.param.device), []).append(entry)
         self._slow = list(itertools.compress(described, in_order))
         in_turn = sorted(taken.items(), key=lambda item: item[0][0])
-        self._parts = [backend.part(optimizer, entries) for (_, backend, _), entries in in_turn]
+        self._executors = [backend.executor(optimizer, entries) for (_, backend, _), entries in in_turn]
 
     @property
     def captured(self) -> bool:
         """Whether a graph has recorded a step, whose replays read the tables of the parts."""
-        return any(part.captured for part in self._parts)
+        return any(executor.captured for executor in self._executors)
 
-    def step(self, optimizer: FusedOptimizer, scale: GradientScale) -> bool:
+    def step(self, optimizer: StepRule, scaling: Scaling) -> bool:
         """Makes one step; False, with nothing written, if the plan is out of date.
 
         Raises for a tensor or a hyper-parameter that cannot be stepped, with nothing written.
@@ -97,19 +66,18 @@ class Plan:
         try:
             if not self._gather(optimizer):
                 return False
-            scale.parts = self._parts
-            if any(part.reads_host for part in self._parts) and scale.skips():
+            if any(executor.reads_host for executor in self._executors) and scaling.skips():
                 return True
-            for part in self._parts:
-                part.prepare(optimizer, scale)
-            for part in self._parts:
-                part.run()
+            for executor, scale in zip(self._executors, self._scales(scaling), strict=True):
+                executor.prepare(optimizer, scale)
+            for executor in self._executors:
+                executor.run()
             return True
         finally:
-            for part in self._parts:
-                part.release()
+            for executor in self._executors:
+                executor.release()
 
-    def has_states(self, optimizer: FusedOptimizer) -> bool:
+    def has_states(self, optimizer: StepRule) -> bool:
         """Whether its parameters are still the optimizer's, which may have put others in their place."""
         return all(p in optimizer.state for p in self._stepped)
 
@@ -123,14 +91,45 @@ class Plan:
                 return False
         return True
 
-    def _gather(self, optimizer: FusedOptimizer) -> bool:
+    def _gather(self, optimizer: StepRule) -> bool:
         if any(p.grad is not None for p in self._waiting):
             return False
         if any(_look(p) != look for p, look in self._left_alone):
             return False
-        return self._slow_still_slow(optimizer) and all(part.gather(optimizer) for part in self._parts)
+        return self._slow_still_slow(optimizer) and all(
+            executor.gather(optimizer) for executor in self._executors
+        )
 
-    def _slow_still_slow(self, optimizer: FusedOptimizer) -> bool:
+    def _scales(self, scaling: Scaling) -> list[StepScale]:
+        """What each executor is told; those on a device read it there, without waiting."""
+        squares: list[torch.Tensor | float] = []
+        clip = None
+        if scaling.clips:
+            clip = self._clip_factor(scaling)
+            if clip is None:
+                squares = [executor.gradient_squares() for executor in self._executors]
+        factor: float | None = None  # read once, where a number is wanted
+        scales = []
+        for executor in self._executors:
+            device = executor.device
+            if device is None or (executor.reads_host and not scaling.clips):
+                factor = scaling.factor(squares) if factor is None else factor
+                scales.append(StepScale(factor))
+                continue
+            own = scaling.factor_on(device, squares) if clip is None else clip
+            found_inf = None if executor.reads_host else scaling.found_inf_on(device)
+            scales.append(StepScale(clip=own, found_inf=found_inf))
+        return scales
+
+    def _clip_factor(self, scaling: Scaling) -> torch.Tensor | None:
+        """Of the only executor, which has all gradients, if it has kernels for it."""
+        if len(self._executors) > 1 or not self._executors:
+            return None
+        (executor,) = self._executors
+        device = executor.device
+        return None if device is None else executor.clip_factor(scaling.grad_scale_on(device))
+
+    def _slow_still_slow(self, optimizer: StepRule) -> bool:
         """Validates again what the reference takes, and looks whether something faster can take it by now."""
         for entry in self._slow:
             held = optimizer.state.get(entry.param)
@@ -147,7 +146,7 @@ class Plan:
         return True
 
 
-def named_parameters(optimizer: FusedOptimizer, first: int = 0) -> Iterator[tuple[int, str, torch.Tensor]]:
+def named_parameters(optimizer: StepRule, first: int = 0) -> Iterator[tuple[int, str, torch.Tensor]]:
     """(group index, name, parameter), each parameter once; of groups from the first on."""
     seen: set[int] = set()
     for index, group in enumerate(optimizer.param_groups[first:], first):
@@ -158,7 +157,7 @@ def named_parameters(optimizer: FusedOptimizer, first: int = 0) -> Iterator[tupl
                 yield index, names[j] if names else f"param_groups[{index}]['params'][{j}]", p
 
 
-def left_alone(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Tensor) -> str | None:
+def left_alone(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) -> str | None:
     """Why no step touches the parameter, which needs no gradient and has none; None if one may.
 
     As quantized weights, integers: what could not be stepped anyway.
@@ -174,7 +173,7 @@ def left_alone(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.
     return None
 
 
-def refuse_flattened(optimizer: FusedOptimizer, first: int = 0) -> None:
+def refuse_flattened(optimizer: StepRule, first: int = 0) -> None:
     """Raises if a parameter of groups from the first on is marked as a piece, and whole ones are needed."""
     for index, name, p in named_parameters(optimizer, first):
         if p.requires_grad and flattened_by(p) is not None:
@@ -189,7 +188,7 @@ def _look(p: torch.Tensor) -> Hashable:
     return p.requires_grad, p.grad is None, p.dtype, p.device, p.layout, p.shape, strides
 
 
-def _refuse_parameter(optimizer: FusedOptimizer, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
+def _refuse_parameter(optimizer: StepRule, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
     """Raises if the optimizer cannot step the parameter, whatever its gradient and states."""
     checks.parameter(name, local(p))
     if optimizer.laziness(group) is not None:
@@ -197,7 +196,7 @@ def _refuse_parameter(optimizer: FusedOptimizer, group: dict[str, Any], name: st
     refuse_pieces(optimizer, group, name, p)
 
 
-def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Tensor) -> Entry:
+def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) -> ParamSpec:
     """Validates a parameter, its gradient and states; states that are not made yet count as declared."""
     group = optimizer.param_groups[group_index]
     shard, held = local(p), optimizer.state.get(p, {})
@@ -237,7 +236,7 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
             if not sharded_alike(p, held[key]):
                 raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
         dtypes.append(held[key].dtype if key in held else optimizer.state_dtype(key, p))
-    return Entry(
+    return ParamSpec(
         param=p,
         name=name,
         group=group_index,
@@ -258,7 +257,7 @@ def describe(optimizer: FusedOptimizer, group_index: int, name: str, p: torch.Te
     )
 
 
-def choose(optimizer: FusedOptimizer, entry: Entry) -> tuple[backends.Backend, str]:
+def choose(optimizer: StepRule, entry: ParamSpec) -> tuple[Backend, str]:
     """The backend that takes the parameter, and why; raises if the one asked for cannot reach its device."""
     if entry.fake:
         return backends.REFERENCE, "it is a fake tensor, which has no data"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from . import checks
 from .backends import REFERENCE
 from .backends.native import copies_gradient
 from .plan import choose, describe, left_alone, named_parameters
-
-if TYPE_CHECKING:
-    from .optimizer import FusedOptimizer
+from .step_rule import StepRule
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class BackendReport(list[BackendChoice]):
     """One row for each parameter; as text, equal rows are counted together."""
 
     @classmethod
-    def of(cls, optimizer: FusedOptimizer) -> BackendReport:
+    def of(cls, optimizer: StepRule) -> BackendReport:
         rows = cls()
         for group, name, p in named_parameters(optimizer):
             alone = left_alone(optimizer, group, name, p)

@@ -6,12 +6,11 @@ Nothing here imports torch.distributed, for those who do not use it.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from .optimizer import FusedOptimizer
+from .step_rule import StepRule
 
 
 def dtensor_type() -> type | None:
@@ -48,7 +47,7 @@ def flattened_by(p: torch.Tensor) -> str | None:
     return "ZeRO stage 3" if hasattr(p, "ds_id") else None
 
 
-def refuse_pieces(optimizer: FusedOptimizer, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
+def refuse_pieces(optimizer: StepRule, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
     """Raises ValueError if the step needs more of a parameter, or of all gradients, than `p` has here."""
     kind = type(optimizer).__name__
     lazy = optimizer.laziness(group) is not None
@@ -57,7 +56,7 @@ def refuse_pieces(optimizer: FusedOptimizer, group: dict[str, Any], name: str, p
             needs = "sums over whole tensors" if optimizer.reduces else "steps whole rows"
             raise ValueError(f"{name}: {kind} {needs} and takes no DTensor")
         return
-    clips = optimizer._max_grad_norm is not None
+    clips = optimizer.max_grad_norm is not None
     if clips and any(o is optimizer for o in getattr(p, "_in_backward_optimizers", ())):
         raise ValueError(
             f"{name}: max_grad_norm needs all gradients, an optimizer in the backward pass has those of one "

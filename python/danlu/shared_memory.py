@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from .sharding import local
+from .spec import ParamSpec
 from .state import COUNTERS
-
-if TYPE_CHECKING:
-    from .plan import Entry
 
 
 @dataclass
@@ -35,7 +32,7 @@ class _Range:
         return any(self.what == f"state {name!r}" for name in COUNTERS)
 
 
-def turns(entries: Sequence[Entry], in_order: Sequence[bool]) -> list[int]:
+def turns(entries: Sequence[ParamSpec], in_order: Sequence[bool]) -> list[int]:
     """When each parameter is stepped: all in turn 0, but those that write what others use one after the
     other, in the order of the entries. Those of which `in_order` is true may share a turn.
 
@@ -58,7 +55,7 @@ def turns(entries: Sequence[Entry], in_order: Sequence[bool]) -> list[int]:
     return found
 
 
-def _overlapping(entries: Sequence[Entry]) -> Iterator[list[_Range]]:
+def _overlapping(entries: Sequence[ParamSpec]) -> Iterator[list[_Range]]:
     """Groups of ranges that overlap, if any of them is written."""
     group: list[_Range] = []
     end = 0
@@ -73,7 +70,7 @@ def _overlapping(entries: Sequence[Entry]) -> Iterator[list[_Range]]:
         yield group
 
 
-def _ranges(entries: Sequence[Entry]) -> Iterator[_Range]:
+def _ranges(entries: Sequence[ParamSpec]) -> Iterator[_Range]:
     for i, entry in enumerate(entries):
         yield from _range(i, "parameter", entry.param)
         g = entry.param.grad
@@ -96,7 +93,7 @@ def _range(entry: int, what: str, t: torch.Tensor) -> Iterator[_Range]:
     yield _Range(t.device, begin, begin + reach * t.element_size(), entry, what, t)
 
 
-def _check(entries: Sequence[Entry], group: list[_Range]) -> None:
+def _check(entries: Sequence[ParamSpec], group: list[_Range]) -> None:
     by_entry: dict[int, list[_Range]] = {}
     for r in group:
         if r.counts:
@@ -123,6 +120,6 @@ def _has_gaps(r: _Range) -> bool:
     return r.tensor.numel() * r.tensor.element_size() != r.end - r.begin
 
 
-def _named(entries: Sequence[Entry], r: _Range, other: _Range) -> str:
+def _named(entries: Sequence[ParamSpec], r: _Range, other: _Range) -> str:
     what = other.what
     return what if other.entry == r.entry else f"{what} of {entries[other.entry].name}"

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from . import checks
 from .sharding import local
-
-if TYPE_CHECKING:
-    from .optimizer import FusedOptimizer
+from .step_rule import StepRule
 
 # 0-dim float32 tensors: updates made, and gradients taken since the last update; the optimizer says where
 COUNTERS = ("step", "micro_step")
 
 
-def shapes(
-    optimizer: FusedOptimizer, group: dict[str, Any], shape: tuple[int, ...]
-) -> dict[str, tuple[int, ...]]:
+def shapes(optimizer: StepRule, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """The state of a parameter of that shape: what the rule takes, then the counters."""
     counters = COUNTERS if optimizer.cycle(group) > 1 else COUNTERS[:1]
     return {**optimizer.states(group, shape), **dict.fromkeys(counters, ())}
 
 
-def ensure(optimizer: FusedOptimizer, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
+def ensure(optimizer: StepRule, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
     """The parameter's state as kernels take it, with a first value for every key that it does not have."""
     state: dict[str, Any] = optimizer.state.setdefault(p, {})  # a plain dict may have been assigned
     for name, shape in shapes(optimizer, group, tuple(p.shape)).items():
@@ -73,7 +69,7 @@ def same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
     return all(size == 1 or stride == other for size, stride, other in dims)
 
 
-def as_counters(optimizer: FusedOptimizer) -> None:
+def as_counters(optimizer: StepRule) -> None:
     """Makes tensors of counters that are numbers, as older pickles have them."""
     for p, held in optimizer.state.items():
         if isinstance(held, dict) and isinstance(p, torch.Tensor):

@@ -27,7 +27,7 @@ from cases import (
     set_gradient,
     values,
 )
-from danlu.backends.gpu import GpuPart
+from danlu.backends.gpu import GpuExecutor
 from layouts import LAYOUTS, Layout
 from reductions import CASE, DOUBLE, LAST_BIT, MATRICES, TOLERANCE, assert_bits, difference, far, singles
 from runs import Result, run
@@ -269,8 +269,8 @@ def test_the_norm_of_all_gradients(max_norm: float, backend: str, device: torch.
     opt.step()
     squares = math.fsum(g.double().square().sum().item() for g in gradients)
     assert opt._plan is not None
-    (part,) = opt._plan._parts
-    assert isinstance(part, GpuPart)
+    (part,) = opt._plan._executors
+    assert isinstance(part, GpuExecutor)
     assert part._norm[0].item() == pytest.approx(squares, rel=1e-12)
     factor = 1 / max(1.0, math.sqrt(squares) / max_norm)
     assert part._norm.view(F32)[2].item() == pytest.approx(factor, rel=1e-7)

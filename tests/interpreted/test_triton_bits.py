@@ -12,7 +12,7 @@ import torch
 
 import danlu
 from cases import BF16, CASES, F32, STORAGES, Case, Storage, set_gradient, values
-from danlu.backends.triton import TritonPart, _Launch
+from danlu.backends.triton import TritonExecutor, _Launch
 from danlu.testing import same_bits
 from layouts import LAYOUTS, reserved
 from runs import Result, assert_same, run
@@ -118,10 +118,10 @@ def test_offsets_beyond_32_bits(size: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert p[5].item() == 0.0
 
 
-def part_of(opt: danlu.FusedOptimizer) -> TritonPart:
+def part_of(opt: danlu.FusedOptimizer) -> TritonExecutor:
     assert opt._plan is not None
-    (part,) = opt._plan._parts
-    assert isinstance(part, TritonPart)
+    (part,) = opt._plan._executors
+    assert isinstance(part, TritonExecutor)
     return part
 
 

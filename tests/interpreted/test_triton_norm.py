@@ -10,7 +10,7 @@ import torch
 
 import danlu
 from cases import BF16, F16, F32, values
-from danlu.backends.triton import TritonPart
+from danlu.backends.triton import TritonExecutor
 from danlu.triton_kernels import norm
 from layouts import LAYOUTS
 from test_cuda_norm import squares_of, with_gradients
@@ -18,10 +18,10 @@ from test_cuda_norm import squares_of, with_gradients
 CHUNK = 16384
 
 
-def part_of(opt: danlu.FusedOptimizer) -> TritonPart:
+def part_of(opt: danlu.FusedOptimizer) -> TritonExecutor:
     assert opt._plan is not None
-    part = opt._plan._parts[0]
-    assert isinstance(part, TritonPart)
+    part = opt._plan._executors[0]
+    assert isinstance(part, TritonExecutor)
     return part
 
 

@@ -15,9 +15,9 @@ from test_triton_bits import placed
 import danlu
 from cases import EVERY_REDUCING, F32, F64, OTHER_LAYERED, STORAGES, Case, Storage, values
 from danlu.backends import triton_reduce
-from danlu.backends.schedule import CHUNK_SIZE, WANTED_ROW_TILES
-from danlu.backends.triton import TritonPart
+from danlu.backends.triton import TritonExecutor
 from danlu.backends.triton_reduce import ReducingLaunches
+from danlu.schedule import CHUNK_SIZE, WANTED_ROW_TILES
 from danlu.testing import same_bits
 from danlu.triton_kernels.reduce.stand_ins import wraps
 from layouts import Layout, offset
@@ -106,8 +106,8 @@ def test_the_same_bits_again_and_with_coefficients_from_the_device(case: Case) -
 
 def launches_of(opt: danlu.FusedOptimizer) -> list[ReducingLaunches]:
     assert opt._plan is not None
-    (part,) = opt._plan._parts
-    assert isinstance(part, TritonPart)
+    (part,) = opt._plan._executors
+    assert isinstance(part, TritonExecutor)
     return [launch for launch in part.launches if isinstance(launch, ReducingLaunches)]
 
 

@@ -1,4 +1,4 @@
-"""The passes of rules that reduce, as python/danlu/backends/schedule.py divides them. Knows no optimizer."""
+"""The passes of rules that reduce, as python/danlu/schedule.py divides them. Knows no optimizer."""
 
 from .average import average, spread
 from .collect import collect

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...backends import schedule
+from ... import schedule
 from ..engine import coefficients_of
 from ..storage import load, store
 from .job import (

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...backends import schedule
+from ... import schedule
 
 NUMBERS = ("tensors", "row_stride", "entries", "first", "count", "reverse")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ...backends.schedule import Reduction
+from ...schedule import Reduction
 from . import adafactor, amos, lamb
 from . import tiger as tigers
 from .accumulate import accumulate

@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ...backends.schedule import Reduction
+from ...schedule import Reduction
 
 
 def layer_adapted(rule: Any) -> Any:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-from ..gradient_scale import GradientScale
+from ..scale import StepScale
 from ..sharding import dtensor_type
-from .native import STORED, NativePart, exchange_api, refusal_of_tensors, why_missing
-
-if TYPE_CHECKING:
-    from ..optimizer import FusedOptimizer
-    from ..plan import Entry
+from ..spec import ParamSpec
+from ..step_rule import StepRule
+from .native import STORED, NativeExecutor, exchange_api, refusal_of_tensors, why_missing
 
 try:
     # not `from .. import`, whose error says that the package may import itself, whatever is wrong
@@ -38,7 +35,7 @@ class Cpu:
     def unavailable(self) -> str | None:
         return _MISSING
 
-    def refusal(self, entry: Entry) -> str | None:
+    def refusal(self, entry: ParamSpec) -> str | None:
         p = entry.param
         if p.device.type != "cpu":
             return f"the parameter is on {p.device}, backend='cpu' takes CPU tensors"
@@ -50,14 +47,15 @@ class Cpu:
             return f"no native kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
         return refusal_of_tensors(entry)
 
-    def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> CpuPart:
-        return CpuPart(optimizer, entries)
+    def executor(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> CpuExecutor:
+        return CpuExecutor(optimizer, entries)
 
 
-class CpuPart(NativePart):
+class CpuExecutor(NativeExecutor):
     reads_host = True
+    device = None
 
-    def __init__(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> None:
+    def __init__(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> None:
         self._native = _cpu.Step(exchange_api(), torch, dtensor_type(), instruction_set())
         super().__init__(self._native, _cpu, optimizer, entries)
         self._sharded = any(entry.sharded for entry in entries)
@@ -68,8 +66,8 @@ class CpuPart(NativePart):
             return super().gradient_squares()
         return self._native.gradient_squares(torch.get_num_threads())
 
-    def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
-        self._rows = self.rows(optimizer, scale.factor())
+    def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
+        self._rows = self.rows(optimizer, scale.factor)
 
     def run(self) -> None:
         self.count_writes(self.active())

@@ -8,19 +8,17 @@ import functools
 import itertools
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from ..schedule import Reduction
 from ..sharding import dtensor_type
-from .gpu import GpuPart
+from ..spec import ParamSpec
+from ..step_rule import StepRule
+from .gpu import GpuExecutor
 from .native import exchange_api, refusal_of_tensors, why_missing
 from .reducing import ReducingTensors, group_bytes, reducing_tensors
-from .schedule import Reduction
-
-if TYPE_CHECKING:
-    from ..optimizer import FusedOptimizer
-    from ..plan import Entry
 
 _NATIVE: ModuleType | None
 try:
@@ -50,7 +48,7 @@ class Cuda:
         reason: str | None = self.native.unavailable()
         return reason
 
-    def refusal(self, entry: Entry) -> str | None:
+    def refusal(self, entry: ParamSpec) -> str | None:
         device = entry.param.device
         if device.type not in self.device_types:
             return f"the parameter is on {device}, backend='cuda' takes CUDA tensors"
@@ -68,8 +66,8 @@ class Cuda:
             return f"no CUDA kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
         return refusal_of_tensors(entry)
 
-    def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> CudaPart:
-        return CudaPart(self, optimizer, entries)
+    def executor(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> CudaExecutor:
+        return CudaExecutor(self, optimizer, entries)
 
     def reduction(self, rule: str) -> Reduction | None:
         """What a rule sums before its step; None if nothing."""
@@ -85,12 +83,12 @@ class Cuda:
         return int(torch.cuda.current_stream(device).cuda_stream)
 
 
-class CudaPart(GpuPart):
+class CudaExecutor(GpuExecutor):
     """Element-wise rules, whose tensors travel with their launches, and rules that reduce, which read
     tables in device memory.
     """
 
-    def __init__(self, backend: Cuda, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> None:
+    def __init__(self, backend: Cuda, optimizer: StepRule, entries: Sequence[ParamSpec]) -> None:
         module, device = backend.native, entries[0].param.device
         assert module is not None
         index = backend.index(device) if device.type == "cuda" else -1

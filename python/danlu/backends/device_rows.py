@@ -4,18 +4,15 @@ the host cannot know whether they count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from .. import scalar
-
-if TYPE_CHECKING:
-    from ..optimizer import FusedOptimizer
-    from ..plan import Entry
-    from .native import NativePart
+from ..spec import ParamSpec
+from ..step_rule import StepRule
 
 STORE_PARAMS = 1  # its place in a row
 
@@ -29,9 +26,14 @@ class DeviceRows:
     """
 
     def __init__(
-        self, part: NativePart, entries: Sequence[Entry], stride: int, *, resting: bool = False
+        self,
+        checked_names: Callable[[str, dict[str, Any]], object],
+        entries: Sequence[ParamSpec],
+        stride: int,
+        *,
+        resting: bool = False,
     ) -> None:
-        self._part = part
+        self._checked_names = checked_names
         self._entries = entries
         device = entries[0].param.device
         self.table = torch.zeros((1 + resting) * len(entries), stride, dtype=torch.float32, device=device)
@@ -50,7 +52,7 @@ class DeviceRows:
         self._step_increments: torch.Tensor | None = None
         self._micro_increments: torch.Tensor | None = None
 
-    def prepare(self, optimizer: FusedOptimizer, found_inf: torch.Tensor | None) -> None:
+    def prepare(self, optimizer: StepRule, found_inf: torch.Tensor | None) -> None:
         """Computes the rows; writes nothing that a user sees."""
         steps = torch.stack(self._steps).double()
         micro_steps = torch.stack(self._micro_steps).double() if self._cycles else torch.zeros_like(steps)
@@ -81,8 +83,8 @@ class DeviceRows:
 
     def _columns(
         self,
-        optimizer: FusedOptimizer,
-        entry: Entry,
+        optimizer: StepRule,
+        entry: ParamSpec,
         steps: torch.Tensor,
         micro_steps: torch.Tensor,
         updates: torch.Tensor,
@@ -90,7 +92,7 @@ class DeviceRows:
         """The rows of one span: the engine's two words, then the rule's coefficients."""
         group = optimizer.param_groups[entry.group]
         values = optimizer.fold(group, steps, micro_steps, steps.device, entry.variant)
-        self._part.checked_names(entry.rule, values)
+        self._checked_names(entry.rule, values)
         store_params = updates & optimizer.moves(group, steps.device)
         columns = [optimizer.sign(group), store_params, *values.values()]
         return torch.stack([_vector(column, steps) for column in columns], 1)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import capture, checks
-from ..gradient_scale import GradientScale
 from ..listed_rows import ListedRows, in_order, nonzero_rows, summed
+from ..scale import StepScale
+from ..spec import ParamSpec
+from ..step_rule import StepRule
 from .device_rows import DeviceRows
 from .mirror import Mirror
-from .native import ROW_HEADER, CoefficientNames, NativePart
+from .native import ROW_HEADER, CoefficientNames, NativeExecutor
 
 if TYPE_CHECKING:
     from .._step_list import StepList
-    from ..optimizer import FusedOptimizer
-    from ..plan import Entry
 
 
-class GpuPart(NativePart):
+class GpuExecutor(NativeExecutor):
     """The parameters of one device, up to their launches.
 
     A lazy parameter is launched as runs of its rows, each with addresses of its own, which the host makes: a
@@ -34,8 +34,8 @@ class GpuPart(NativePart):
         self,
         native: StepList,
         rules: CoefficientNames,
-        optimizer: FusedOptimizer,
-        entries: Sequence[Entry],
+        optimizer: StepRule,
+        entries: Sequence[ParamSpec],
     ) -> None:
         from .. import _cpu
 
@@ -50,11 +50,13 @@ class GpuPart(NativePart):
             _cpu.num_zeros if self._rests else 0, dtype=torch.float32, device=self.device
         )
         self._device_rows = (
-            DeviceRows(self, entries, self._row_stride, resting=self._rests) if on_device else None
+            DeviceRows(self.checked_names, entries, self._row_stride, resting=self._rests)
+            if on_device
+            else None
         )
         self._rows: list[tuple[float, ...]] = []
         self._sharded = any(entry.sharded for entry in entries)
-        self._max_norm = optimizer._max_grad_norm
+        self._max_norm = optimizer.max_grad_norm
         # of the last norm: its squares, and behind them in float32 the factor
         self._norm = torch.empty(2, dtype=torch.float64, device=self.device)
         # tensors that the kernels read, kept until the next step
@@ -65,23 +67,23 @@ class GpuPart(NativePart):
     def reads_host(self) -> bool:
         return self._device_rows is None
 
-    def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
+    def gather(self, optimizer: StepRule) -> bool:
+        if self._device_rows is None and self.is_capturing():
+            raise RuntimeError("a step inside a CUDA graph's capture needs capturable=True")
+        return super().gather(optimizer)
+
+    def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
+        self._clip, self._found_inf = scale.clip, scale.found_inf
         if self._device_rows is not None:
-            self._clip = None if scale.unscaled else self._factor(scale)
-            self._found_inf = scale.found_inf_on(self.device)
             self._device_rows.prepare(optimizer, self._found_inf)
             self._resting = len(self._entries)
             return
-        if self.is_capturing():
-            raise RuntimeError("a step inside a CUDA graph's capture needs capturable=True")
-        # a norm stays on the device, so that nothing waits for it; the sign of maximize stays in the row
-        self._clip = self._factor(scale) if scale.clips else None
-        self._rows = self.rows(optimizer, 1.0 if scale.clips else scale.factor())
+        self._rows = self.rows(optimizer, scale.factor)
         self._resting = len(self._rows)
         if self._rests:
             self._rows += [(factor, 0.0, *coefficients) for factor, _, *coefficients in self._rows]
 
-    def rows_of(self, entry: Entry, g: torch.Tensor) -> ListedRows:
+    def rows_of(self, entry: ParamSpec, g: torch.Tensor) -> ListedRows:
         """Of a dense gradient too: a launch takes the addresses of rows from the host."""
         checks.waits_for_rows(entry.name, self.device)
         if g.layout == torch.strided:
@@ -98,6 +100,12 @@ class GpuPart(NativePart):
             return super().gradient_squares()
         self.enqueue_norm(self._norm, None)
         return self._norm[0]
+
+    def clip_factor(self, grad_scale: torch.Tensor | None) -> torch.Tensor | None:
+        if self._sharded:
+            return None
+        self.enqueue_norm(self._norm, grad_scale)
+        return self._norm.view(torch.float32)[2]
 
     def run(self) -> None:
         active = self.active()
@@ -128,13 +136,6 @@ class GpuPart(NativePart):
     @functools.cached_property
     def _row_mirror(self) -> Mirror:
         return Mirror(4 * self._row_stride * (1 + self._rests) * len(self._entries), self.device)
-
-    def _factor(self, scale: GradientScale) -> torch.Tensor:
-        """What multiplies every gradient, float32; by kernels of this part if all gradients are here."""
-        if not scale.clips or self._sharded or len(scale.parts) > 1:
-            return scale.factor_on(self.device)
-        self.enqueue_norm(self._norm, scale.grad_scale_on(self.device))
-        return self._norm.view(torch.float32)[2]
 
     def is_capturing(self) -> bool:
         return capture.is_capturing(self.device)

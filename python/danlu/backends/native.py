@@ -12,6 +12,8 @@ from .. import checks, state
 from ..grad_norm import sum_of_squares
 from ..listed_rows import ListedRows, listed_rows
 from ..sharding import local, sharded_alike
+from ..spec import ParamSpec
+from ..step_rule import StepRule
 
 # the engine's own words in front of every coefficient row: factor, store_params
 ROW_HEADER = 2
@@ -20,11 +22,9 @@ STORED = ("float32", "bfloat16", "float16")
 
 if TYPE_CHECKING:
     from .._step_list import StepList
-    from ..optimizer import FusedOptimizer
-    from ..plan import Entry
 
 
-def refusal_of_tensors(entry: Entry) -> str | None:
+def refusal_of_tensors(entry: ParamSpec) -> str | None:
     """Why no native list can take the parameter, whatever its dtypes; None if one can."""
     p = local(entry.param)
     if type(p).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
@@ -57,7 +57,7 @@ def why_missing(name: str, error: ImportError, hint: str = "") -> str:
     return f"danlu.{name} cannot be imported ({error})"
 
 
-def copies_gradient(entry: Entry) -> bool:
+def copies_gradient(entry: ParamSpec) -> bool:
     """Whether a native list reads a copy of the gradient, which lies otherwise than the parameter."""
     g = entry.gradient if entry.takes_gradient else None
     if g is None or g.layout != torch.strided:
@@ -73,7 +73,7 @@ class CoefficientNames(Protocol):
         ...
 
 
-class NativePart:
+class NativeExecutor:
     """A native list of parameters, which borrows every object: the entries here keep them alive."""
 
     captured = False
@@ -83,8 +83,8 @@ class NativePart:
         self,
         native: StepList,
         rules: CoefficientNames,
-        optimizer: FusedOptimizer,
-        entries: Sequence[Entry],
+        optimizer: StepRule,
+        entries: Sequence[ParamSpec],
     ) -> None:
         self._list = native
         self._entries = entries
@@ -94,7 +94,7 @@ class NativePart:
         self._structures = {
             entry.group: optimizer.structure(optimizer.param_groups[entry.group]) for entry in entries
         }
-        self._sets: dict[tuple[int, Hashable], Entry] = {}  # by group and variant, an entry of each
+        self._sets: dict[tuple[int, Hashable], ParamSpec] = {}  # by group and variant, an entry of each
         for entry in entries:
             entry.row_set = self._row_set(entry)
             native.add(entry)
@@ -103,7 +103,7 @@ class NativePart:
         self._listed: list[tuple[int, ListedRows]] = []  # of this step, by the parameter's index
         self._row_keys: list[tuple[int, float, float]] = []
 
-    def gather(self, optimizer: FusedOptimizer) -> bool:
+    def gather(self, optimizer: StepRule) -> bool:
         for index, structure in self._structures.items():
             if structure != optimizer.structure(optimizer.param_groups[index]):
                 return False
@@ -122,11 +122,14 @@ class NativePart:
     def gradient_squares(self) -> torch.Tensor | float:
         return sum_of_squares([g for g in (entry.gradient for entry in self._entries) if g is not None])
 
+    def clip_factor(self, grad_scale: torch.Tensor | None) -> torch.Tensor | None:
+        return None
+
     def release(self) -> None:
         self._list.release()
         self._listed.clear()
 
-    def rows(self, optimizer: FusedOptimizer, factor: float) -> list[tuple[float, ...]]:
+    def rows(self, optimizer: StepRule, factor: float) -> list[tuple[float, ...]]:
         """The coefficient rows that `gather` found this step to need."""
         entries = list(self._sets.values())
         return [self._row(optimizer, factor, entries[i], *counters) for i, *counters in self._row_keys]
@@ -182,7 +185,7 @@ class NativePart:
             return None
         return torch.empty_like(p, dtype=g.dtype, requires_grad=False).copy_(g)
 
-    def rows_of(self, entry: Entry, g: torch.Tensor) -> ListedRows:
+    def rows_of(self, entry: ParamSpec, g: torch.Tensor) -> ListedRows:
         """Of a gradient that lists them, or of any if the kernels do not find rows themselves; the numbers
         on the host, the values on the parameter's device. Raises if it is none of the parameter.
         """
@@ -190,14 +193,14 @@ class NativePart:
         checks.row_numbers(entry.name, entry.param, g._indices()[0])
         return listed_rows(g)
 
-    def _row_set(self, entry: Entry) -> int:
+    def _row_set(self, entry: ParamSpec) -> int:
         first = self._sets.setdefault((entry.group, entry.variant), entry)
         if self._names[first.rule] != self._names[entry.rule]:
             raise RuntimeError(f"rules {first.rule!r} and {entry.rule!r} take different coefficients")
         return len(self._sets) - 1 if first is entry else first.row_set
 
     def _row(
-        self, optimizer: FusedOptimizer, factor: float, entry: Entry, step: float, micro_step: float
+        self, optimizer: StepRule, factor: float, entry: ParamSpec, step: float, micro_step: float
     ) -> tuple[float, ...]:
         group = optimizer.param_groups[entry.group]
         folded = optimizer.fold(group, step, micro_step, variant=entry.variant)
@@ -221,7 +224,7 @@ def _where(items: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
     return [item for item, chosen in zip(items, mask, strict=True) if chosen]
 
 
-def _companions(entry: Entry) -> Iterator[tuple[str, torch.Tensor]]:
+def _companions(entry: ParamSpec) -> Iterator[tuple[str, torch.Tensor]]:
     """The gradient of the parameter and its states, as far as there are any."""
     g = entry.param.grad
     if entry.takes_gradient and g is not None and g.layout == torch.strided:

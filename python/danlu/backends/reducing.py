@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..schedule import FIELDS, Map, Reduction, Schedule
+from ..spec import ParamSpec
 from .mirror import Mirror
-from .schedule import FIELDS, Map, Reduction, Schedule
-
-if TYPE_CHECKING:
-    from ..plan import Entry
 
 # of the L2 cache, for the gradients of a group: what the passes read beside them has to fit, too
 GRADIENTS_SHARE = 0.5
@@ -31,7 +28,7 @@ class ReducingTensors:
     of parameter, gradient and states, then the tensors' indices of coefficient rows, -1 for none.
     """
 
-    def __init__(self, reduction: Reduction, entries: Sequence[Entry], group_bytes: float) -> None:
+    def __init__(self, reduction: Reduction, entries: Sequence[ParamSpec], group_bytes: float) -> None:
         first = entries[0]
         matrices = [entry.matrix or (1, 1, math.prod(entry.shape)) for entry in entries]
         itemsize = torch.empty((), dtype=getattr(torch, first.dtypes[1])).element_size()
@@ -50,7 +47,7 @@ class ReducingTensors:
 
 
 def reducing_tensors(
-    entries: Sequence[Entry], reduction: Callable[[str], Reduction | None], group_bytes: float
+    entries: Sequence[ParamSpec], reduction: Callable[[str], Reduction | None], group_bytes: float
 ) -> list[tuple[list[int], ReducingTensors]]:
     """The entries whose rules reduce, with their indices: those of one rule and one combination of dtypes
     together.

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 
 from ..grad_norm import sum_of_squares
-from ..gradient_scale import GradientScale
 from ..listed_rows import rows_taking_part
+from ..scale import StepScale
 from ..sharding import local
+from ..spec import ParamSpec
 from ..state import COUNTERS
-
-if TYPE_CHECKING:
-    from ..optimizer import FusedOptimizer
-    from ..plan import Entry
-
+from ..step_rule import StepRule
 
 # updates a parameter and its states in place: (p, g, states)
 Update: TypeAlias = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], None]
@@ -30,33 +27,37 @@ class Reference:
     def unavailable(self) -> None:
         return None
 
-    def refusal(self, entry: Entry) -> None:
+    def refusal(self, entry: ParamSpec) -> None:
         return None
 
-    def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> ReferencePart | FakePart:
-        return FakePart(entries) if entries[0].fake else ReferencePart(entries)
+    def executor(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> ReferenceExecutor | FakeExecutor:
+        return FakeExecutor(entries) if entries[0].fake else ReferenceExecutor(entries)
 
 
-class ReferencePart:
+class ReferenceExecutor:
     """One parameter after the other with the optimizer's `reference`: fp32, or fp64 for fp64 parameters."""
 
     reads_host = True
+    device = None
     captured = False
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[ParamSpec]) -> None:
         self._entries = entries
         self._factor = 1.0
-        self._optimizer: FusedOptimizer | None = None
+        self._optimizer: StepRule | None = None
 
-    def gather(self, optimizer: FusedOptimizer) -> bool:
+    def gather(self, optimizer: StepRule) -> bool:
         return True  # the plan looks at every entry of the reference itself
 
     def gradient_squares(self) -> torch.Tensor | float:
         gradients = [g for g in (entry.gradient for entry in self._entries) if g is not None]
         return sum_of_squares(gradients)
 
-    def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
-        self._optimizer, self._factor = optimizer, scale.factor()
+    def clip_factor(self, grad_scale: torch.Tensor | None) -> None:
+        return None
+
+    def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
+        self._optimizer, self._factor = optimizer, scale.factor
         for entry in self._entries:
             if entry.gradient is not None:
                 group = optimizer.param_groups[entry.group]
@@ -72,7 +73,7 @@ class ReferencePart:
     def release(self) -> None:
         self._optimizer = None
 
-    def _step(self, optimizer: FusedOptimizer, entry: Entry, g: torch.Tensor) -> None:
+    def _step(self, optimizer: StepRule, entry: ParamSpec, g: torch.Tensor) -> None:
         group, held = optimizer.param_groups[entry.group], entry.state
         hyper = optimizer.hyper(group, variant=entry.variant)
         step, micro_step = _counters(entry)
@@ -106,25 +107,29 @@ class ReferencePart:
             held["step"].fill_(step)
 
 
-class FakePart:
+class FakeExecutor:
     """Fake tensors: a step makes their state, as every part's, and counts; there are no numbers to change.
 
     Real parts allocate nothing else that stays, so that estimates of memory see what they shall.
     """
 
     reads_host = True
+    device = None
     captured = False
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[ParamSpec]) -> None:
         self._entries = entries
 
-    def gather(self, optimizer: FusedOptimizer) -> bool:
+    def gather(self, optimizer: StepRule) -> bool:
         return True
 
     def gradient_squares(self) -> torch.Tensor | float:
         return 0.0
 
-    def prepare(self, optimizer: FusedOptimizer, scale: GradientScale) -> None:
+    def clip_factor(self, grad_scale: torch.Tensor | None) -> None:
+        return None
+
+    def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
         pass
 
     def run(self) -> None:
@@ -164,7 +169,7 @@ def _update_rows_and_moments(
     p.index_copy_(0, rows, seen[rows])
 
 
-def _counters(entry: Entry) -> tuple[float, float]:
+def _counters(entry: ParamSpec) -> tuple[float, float]:
     """The step that is being made, and the gradients taken for it so far."""
     micro_step = entry.state["micro_step"].item() if entry.cycle > 1 else 0
     return entry.state["step"].item() + 1, micro_step

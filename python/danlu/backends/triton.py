@@ -8,21 +8,19 @@ import importlib.util
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..sharding import dtensor_type
+from ..spec import ParamSpec
+from ..step_rule import StepRule
 from .cpu import CPU
-from .gpu import GpuPart
+from .gpu import GpuExecutor
 from .mirror import Mirror
 from .native import STORED, exchange_api, refusal_of_tensors
 from .triton_norm import ChunkMap, GradientNorm
 from .triton_reduce import ReducingLaunches
-
-if TYPE_CHECKING:
-    from ..optimizer import FusedOptimizer
-    from ..plan import Entry
 
 OLDEST = (3, 5)
 MOST_STATES = 4
@@ -50,7 +48,7 @@ class Triton:
             else "there is no GPU; TRITON_INTERPRET=1 runs the kernels over CPU tensors, slowly"
         )
 
-    def refusal(self, entry: Entry) -> str | None:
+    def refusal(self, entry: ParamSpec) -> str | None:
         device = entry.param.device
         if device.type not in self.device_types:
             wanted = "CPU tensors under TRITON_INTERPRET=1" if interpreted() else "tensors on a GPU"
@@ -70,14 +68,14 @@ class Triton:
         found = _rule(rule)
         return None if found is None else found.coefficients
 
-    def part(self, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> TritonPart:
-        return TritonPart(self, optimizer, entries)
+    def executor(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> TritonExecutor:
+        return TritonExecutor(self, optimizer, entries)
 
 
-class TritonPart(GpuPart):
+class TritonExecutor(GpuExecutor):
     """The parameters of one device: one launch for each combination of rule and dtypes."""
 
-    def __init__(self, backend: Triton, optimizer: FusedOptimizer, entries: Sequence[Entry]) -> None:
+    def __init__(self, backend: Triton, optimizer: StepRule, entries: Sequence[ParamSpec]) -> None:
         from .. import _cpu
 
         device = entries[0].param.device
@@ -141,7 +139,7 @@ class TritonPart(GpuPart):
         return torch.cuda.device(self.device if self.device.type == "cuda" else -1)
 
 
-def _launches(entries: Sequence[Entry]) -> _Launch | _LazyLaunch | ReducingLaunches:
+def _launches(entries: Sequence[ParamSpec]) -> _Launch | _LazyLaunch | ReducingLaunches:
     """Of entries of one rule and one combination of dtypes, all lazy or none."""
     first = entries[0]
     rule, dtypes, device = _rule(first.rule), first.dtypes, first.param.device

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..spec import ParamSpec
 from .mirror import Mirror
 
 if TYPE_CHECKING:
     from .._cpu import AddressList
-    from ..plan import Entry
 
 
 class ChunkMap:
@@ -39,7 +39,7 @@ class GradientNorm:
     def __init__(
         self,
         native: AddressList,
-        entries: Sequence[Entry],
+        entries: Sequence[ParamSpec],
         max_norm: float,
         chunk_size: int,
         kind: Callable[[str], Any],

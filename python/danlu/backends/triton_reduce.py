@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from ..schedule import WARPS, Launch, Map
+from ..spec import ParamSpec
 from .reducing import ReducingTensors, group_bytes
-from .schedule import WARPS, Launch, Map
-
-if TYPE_CHECKING:
-    from ..plan import Entry
 
 
 @dataclass
@@ -34,7 +32,7 @@ class ReducingLaunches:
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[ParamSpec],
         rule: Any,
         dtypes: tuple[Any, ...],
         block: int,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from .. import checks, gradient_scale, scalar
+from .. import checks, scalar, scale
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
 from .adafactor_presets import NEUTRAL, PRESETS
@@ -192,7 +192,7 @@ class Adafactor(FusedOptimizer):
         """
         held = (self.state.get(p, {}).get("step") for p in group["params"])
         made: Any = next((step for step in held if step is not None), 0.0)
-        if gradient_scale.is_on_device(made):
+        if scale.is_on_device(made):
             step = (made.double().reshape(()) + ahead).clamp(min=1.0)
         else:
             step = max(float(made) + ahead, 1.0)
@@ -228,7 +228,7 @@ class Adafactor(FusedOptimizer):
             if group.get("relative_step"):
                 shown: Any = group.get("lr")
                 lr = self.scheduled_lr(group)
-                if gradient_scale.is_on_device(lr) and gradient_scale.is_on_device(shown):
+                if scale.is_on_device(lr) and scale.is_on_device(shown):
                     shown.copy_(lr)  # where the replays of a captured step write it, too
                 else:
                     group["lr"] = lr

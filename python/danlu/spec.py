@@ -1,0 +1,105 @@
+"""Records between a plan and its backends: a parameter as they take it, and what a plan needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from .scale import StepScale
+from .step_rule import StepRule
+
+
+@dataclass
+class ParamSpec:
+    """One parameter as a backend takes it; a DTensor is described by its local shard."""
+
+    param: torch.Tensor
+    name: str
+    group: int
+    rule: str
+    cycle: int  # gradients for one update
+    takes_gradient: bool
+    sharded: bool
+    fake: bool
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    reduces: bool  # whether the rule sums over tensors
+    matrix: tuple[int, int, int] | None  # batch, rows, columns, where the rule reduces
+    lazy: str | None  # what rows without a gradient keep, see `FusedOptimizer.laziness`
+    variant: Hashable  # parameters of a group that differ in it have coefficients of their own
+    dtypes: tuple[str, ...]  # parameter, gradient, states
+    state_names: tuple[str, ...]
+    state: dict[str, Any]
+    row_set: int = -1  # the backend's number for group and variant
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        """None if the parameter takes no part in this step."""
+        return self.param.grad if self.takes_gradient else self.param
+
+
+class Executor(Protocol):
+    """The parameters of a plan that one backend takes on one device. A step calls these in their order."""
+
+    captured: bool  # whether a graph has recorded a step of it
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where it can read the scale of a step; None: it wants numbers."""
+        ...
+
+    @property
+    def reads_host(self) -> bool:
+        """Whether the host has to know if the step counts; else a device decides."""
+        ...
+
+    def gather(self, optimizer: StepRule) -> bool:
+        """Reads and validates what the step needs, writes nothing; False if the plan is out of date."""
+        ...
+
+    def gradient_squares(self) -> torch.Tensor | float:
+        """The sum of squares of all gradients that `gather` found, in float64."""
+        ...
+
+    def clip_factor(self, grad_scale: torch.Tensor | None) -> torch.Tensor | None:
+        """What unscales and clips, float32 on the device, by kernels of its own where all gradients of the
+        step are here; None if it has none. grad_scale: float32 there, None for 1.
+        """
+        ...
+
+    def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
+        """Folds coefficients; `scale` multiplies every gradient, beside the sign of its group's maximize."""
+        ...
+
+    def run(self) -> None:
+        """Advances the counters and updates parameters and states."""
+        ...
+
+    def release(self) -> None:
+        """Lets go of what the step held, also after a step that failed."""
+        ...
+
+
+class Backend(Protocol):
+    """One way to run a step."""
+
+    name: str
+    reason: str  # why a tensor takes it, where nothing faster refused
+
+    @property
+    def device_types(self) -> tuple[str, ...]:
+        """Of the tensors that it could take; empty for any."""
+        ...
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run here; None if it can."""
+        ...
+
+    def refusal(self, spec: ParamSpec) -> str | None:
+        """Why it cannot take this parameter; None if it can."""
+        ...
+
+    def executor(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> Executor: ...

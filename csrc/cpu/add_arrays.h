@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../tensor_list.h"
+#include "../common/tensor_list.h"
 #include "for_each_isa.h"
 
 namespace danlu {

@@ -1,6 +1,6 @@
 // The loop over one chunk of a tensor: loads, the rule, stores. Knows no optimizer.
 #pragma once
-#include "../rule_traits.h"
+#include "../common/rule_traits.h"
 #include "kernel.h"
 #include "storage.h"
 

@@ -1,6 +1,6 @@
 // What the CPU engine compiles of a rule for one instruction set.
 #pragma once
-#include "../tensor_list.h"
+#include "../common/tensor_list.h"
 
 namespace danlu {
 

@@ -8,9 +8,9 @@
 #include <numeric>
 #include <vector>
 
-#include "../coefficient_rows.h"
-#include "../lazy_rows.h"
-#include "../listed_rows.h"
+#include "../common/coefficient_rows.h"
+#include "../common/lazy_rows.h"
+#include "../common/listed_rows.h"
 #include "add_arrays.h"
 #include "any_nonzero.h"
 #include "kernel.h"

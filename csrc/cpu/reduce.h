@@ -6,7 +6,7 @@
 // says row_by_row, from which the factors of its step follow). Sums of a tile are fp32 sums of up to 4,096
 // elements, each position of a block by itself; everything after that is float64, in a fixed order.
 #pragma once
-#include "../rule_traits.h"
+#include "../common/rule_traits.h"
 #include "engine.h"
 #include "tiles.h"
 

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "../coefficient_rows.h"
+#include "../common/coefficient_rows.h"
 #include "tiles.h"
 
 namespace danlu {

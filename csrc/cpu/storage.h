@@ -2,7 +2,7 @@
 // first-level cache. One rule loop thus serves every combination of dtypes; the conversions cost less than
 // the memory traffic they wait for.
 #pragma once
-#include "../tensor_list.h"
+#include "../common/tensor_list.h"
 
 namespace danlu {
 namespace DANLU_ISA {

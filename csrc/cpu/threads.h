@@ -7,7 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "../ieee.h"
+#include "../common/ieee.h"
 
 namespace danlu {
 

@@ -1,7 +1,5 @@
 // Devices: whether there is one, and which is current.
 #pragma once
-#include <pybind11/pybind11.h>
-
 #include <stdexcept>
 #include <string>
 
@@ -44,21 +42,22 @@ inline std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-inline pybind11::object unavailable() {
+// Why no device can be used; empty if one can.
+inline std::string unavailable() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error == cudaSuccess && count > 0) return pybind11::none();
+  if (error == cudaSuccess && count > 0) return "";
   cudaGetLastError();
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
   // both a missing and an old driver are error 35
-  if (driver == 0) return pybind11::str("no NVIDIA driver is installed");
+  if (driver == 0) return "no NVIDIA driver is installed";
   if (error == cudaErrorInsufficientDriver)
-    return pybind11::str("the NVIDIA driver is too old: it supports CUDA " + version_text(driver) +
-                         ", danlu was built with " + version_text(runtime));
-  if (error == cudaSuccess || error == cudaErrorNoDevice) return pybind11::str("no CUDA device is visible");
-  return pybind11::str(std::string("CUDA cannot be used: ") + cudaGetErrorString(error));
+    return "the NVIDIA driver is too old: it supports CUDA " + version_text(driver) +
+           ", danlu was built with " + version_text(runtime);
+  if (error == cudaSuccess || error == cudaErrorNoDevice) return "no CUDA device is visible";
+  return std::string("CUDA cannot be used: ") + cudaGetErrorString(error);
 }
 
 inline int capability(int device) {

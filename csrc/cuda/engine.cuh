@@ -1,7 +1,7 @@
 // The element-wise step on a GPU: a block for each chunk of a tensor, any number of tensors in a launch.
 // Knows no optimizer.
 #pragma once
-#include "../rule_traits.h"
+#include "../common/rule_traits.h"
 #include "formats.cuh"
 #include "kernels.h"
 

@@ -2,8 +2,8 @@
 #pragma once
 #include <type_traits>
 
-#include "../rule.h"
-#include "../tensor_list.h"
+#include "../common/rule.h"
+#include "../common/tensor_list.h"
 #include "storage.cuh"
 
 namespace danlu {

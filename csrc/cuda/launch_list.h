@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../tensor_list.h"
+#include "../common/tensor_list.h"
 #include "runtime.h"
 
 namespace danlu {

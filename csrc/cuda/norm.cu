@@ -1,6 +1,6 @@
 #include "norm.h"
 
-#include "../rule.h"
+#include "../common/rule.h"
 #include "storage.cuh"
 #include "sums.cuh"
 

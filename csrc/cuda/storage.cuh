@@ -1,7 +1,7 @@
 // Values of one storage format on their way between memory and fp32 registers, 16 bytes at a time or one by
 // one.
 #pragma once
-#include "../types.h"
+#include "../common/types.h"
 #include "runtime.h"
 
 namespace danlu {

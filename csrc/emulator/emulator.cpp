@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <exception>
 
-#include "../ieee.h"
+#include "../common/ieee.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

@@ -1,6 +1,6 @@
 // One gradient of a mean; the formula is in python/danlu/wrappers/gradient_accumulation.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

@@ -1,6 +1,6 @@
 // Adafactor (arXiv:1804.04235); the formula and its presets are in python/danlu/optimizers/adafactor.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

@@ -1,6 +1,6 @@
 // Adam (arXiv:1412.6980) and AdamW (arXiv:1711.05101); the formulas are in python/danlu/optimizers/adam.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

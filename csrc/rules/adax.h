@@ -1,6 +1,6 @@
 // AdaX and AdaXW (arXiv:2004.09740); the formulas are in python/danlu/optimizers/adax.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

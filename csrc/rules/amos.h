@@ -1,6 +1,6 @@
 // Amos (arXiv:2210.11693); the formula is in python/danlu/optimizers/amos.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

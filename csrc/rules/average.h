@@ -1,6 +1,6 @@
 // Moving average of a parameter; the formula is in python/danlu/wrappers/ema.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

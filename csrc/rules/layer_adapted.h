@@ -1,7 +1,7 @@
 // Layer adaptation, the mechanism of LAMB (arXiv:1904.00962), around an element-wise rule; the formula is in
 // python/danlu/wrappers/layer_adaptation.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

@@ -1,6 +1,6 @@
 // Lion (arXiv:2302.06675); the formula is in python/danlu/optimizers/lion.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

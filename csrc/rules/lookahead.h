@@ -1,6 +1,6 @@
 // Slow weights (arXiv:1907.08610); the formula is in python/danlu/wrappers/lookahead.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

@@ -1,6 +1,6 @@
 // Tiger (Jianlin Su); the formula is in python/danlu/optimizers/tiger.py
 #pragma once
-#include "../rule.h"
+#include "../common/rule.h"
 
 namespace danlu {
 namespace DANLU_ISA {

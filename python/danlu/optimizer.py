@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from typing_extensions import TypedDict
 
-from . import backends, callers, checks, loading, scalar, scale, state
+from . import backends, callers, checkpoint, checks, scalar, scale, state
 from .locking import one_at_a_time
 from .plan import Plan, describe, left_alone, named_parameters, refuse_flattened
 from .report import BackendReport
@@ -271,7 +271,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.__dict__.setdefault("_lock", threading.RLock())
         unpickled = "defaults" in loaded
         if not unpickled:
-            loaded = loading.read(self, loaded)  # may raise, when nothing is changed yet
+            loaded = checkpoint.read(self, loaded)  # may raise, when nothing is changed yet
         super().__setstate__(loaded)
         self.defaults.pop("differentiable", None)  # torch adds it
         self._drop_plan()
@@ -437,8 +437,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         loaded = self.translate(loaded)
         for group in loaded["param_groups"]:
             self._check_group(group)
-        loading.check_settings(self, loaded["param_groups"])
-        return {**loaded, "state": loading.carried(loaded["state"])}
+        checkpoint.check_settings(self, loaded["param_groups"])
+        return {**loaded, "state": checkpoint.carried(loaded["state"])}
 
 
 # what deepcopy and pickling keep beside torch's own; plans are made anew

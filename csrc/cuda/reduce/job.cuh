@@ -1,6 +1,6 @@
 // What a block of a pass works on, and where that is in memory.
 #pragma once
-#include "../../rule_traits.h"
+#include "../../common/rule_traits.h"
 #include "../formats.cuh"
 #include "../passes.h"
 #include "../sums.cuh"

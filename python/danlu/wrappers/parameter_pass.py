@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from .. import checks, loading
+from .. import checkpoint
 from ..optimizer import FusedOptimizer
 from ..plan import named_parameters
-from ..sharding import sharded_alike
 from .order import Nested
 
 # groups that `start` remembers beside those of now
@@ -135,14 +134,9 @@ class ParameterPass(FusedOptimizer):
         """
         value, key = saved[shown], self.shown_names().get(shown)
         if key == "step":
-            return loading.counter(name, shown, value, self.counter_device(p))
-        if isinstance(value, torch.Tensor) and not value.is_meta:
-            value = value.to(device=p.device, dtype=dtype or self.state_dtype(key or shown, p))
-        checks.state(name, shown, p, tuple(p.shape), value)
-        if not sharded_alike(p, value):
-            raise ValueError(f"{name}: state {shown!r} is not sharded as the parameter is")
-        taken: torch.Tensor = value
-        return taken
+            return checkpoint.counter(name, shown, value, self.counter_device(p))
+        dtype = dtype or self.state_dtype(key or shown, p)
+        return checkpoint.fitted(name, shown, p, tuple(p.shape), value, dtype)
 
     def parameters(self) -> Iterable[torch.Tensor]:
         """Each once."""

@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "types.h"
+#include "../common/types.h"
 
 namespace danlu {
 

@@ -9,8 +9,8 @@
 #include <tuple>
 #include <vector>
 
-#include "coefficient_rows.h"
-#include "lazy_rows.h"
+#include "../common/lazy_rows.h"
+#include "python_values.h"
 #include "step_list.h"
 
 namespace danlu {
@@ -68,7 +68,7 @@ class AddressList : public StepList {
       sizes.push_back(run.size);
     };
     const std::vector<int>& indices = selections_.at(selection);
-    for_launched(indices.begin(), indices.end(), num_states, resting, zeros, add);
+    launched().for_each(indices.begin(), indices.end(), num_states, resting, zeros, add);
     const auto run_at = [&](size_t i) -> const Tensor& { return runs[i]; };
     return {table_of(runs.size(), num_states, run_at), as_bytes(sizes), as_bytes(chunk_tensors),
             as_bytes(chunk_indices)};
@@ -81,7 +81,7 @@ class AddressList : public StepList {
     for (const int i : selections_.at(selection)) {
       const Tensor& t = tensors()[i];
       values.push_back(t.row < 0 ? 0 : int64_t(reinterpret_cast<uintptr_t>(t.g.data)));
-      sizes.push_back(gradient_size(i));
+      sizes.push_back(launched().gradient_size(i));
     }
     if (values.size() % 2) values.push_back(0);
     values.insert(values.end(), sizes.begin(), sizes.end());
@@ -89,46 +89,9 @@ class AddressList : public StepList {
   }
 
  protected:
-  // Calls see(tensor, index) for what a step launches of some tensors with as many states: the tensor, or
-  // runs of its rows where it is lazy; at last those whose states alone move, as a launch takes coefficient
-  // rows on the device in ascending order. resting, zeros: as lazy_table(); no zeros: there are none such.
-  template <class Index, class See>
-  void for_launched(Index begin, Index end, int num_states, int resting, uintptr_t zeros,
-                    const See& see) const {
-    for (Index index = begin; index != end; ++index) {
-      const size_t i = *index;
-      const Tensor& t = tensors()[i];
-      if (t.row < 0) continue;
-      if (const ListedRows* list = list_of(i))
-        for_listed_rows(lazy_shapes_[i], t, num_states, *list, [&](const Tensor& run) { see(run, i); });
-      else
-        see(t, i);
-    }
-    if (!zeros) return;
-    for (Index index = begin; index != end; ++index) {
-      const size_t i = *index;
-      Tensor t = tensors()[i];
-      if (t.row < 0 || !lazy_shapes_[i].all_moments) continue;
-      t.row += resting;
-      for_other_rows(lazy_shapes_[i], t, num_states, *list_of(i), reinterpret_cast<void*>(zeros),
-                     [&](const Tensor& run) { see(run, i); });
-    }
-  }
-
-  // Elements behind the address of a gradient.
-  int64_t gradient_size(size_t tensor) const {
-    const ListedRows* list = list_of(tensor);
-    return list ? list->num_values * lazy_shapes_[tensor].columns : tensors()[tensor].size;
-  }
+  LaunchedTensors launched() const { return {tensors(), listed(), lazy_shapes_}; }
 
  private:
-  // The rows of a tensor that this step lists; null where it is not lazy.
-  const ListedRows* list_of(size_t tensor) const {
-    const auto before = [](const ListedRows& list, int tensor) { return list.tensor < tensor; };
-    const auto found = std::lower_bound(listed().begin(), listed().end(), int(tensor), before);
-    return found != listed().end() && found->tensor == int(tensor) ? &*found : nullptr;
-  }
-
   int num_states_of(int selection) const {
     const std::vector<int>& indices = selections_.at(selection);
     return indices.empty() ? 0 : num_states_[indices[0]];
@@ -150,21 +113,9 @@ class AddressList : public StepList {
     return as_bytes(values);
   }
 
-  template <class T>
-  static py::bytes as_bytes(const std::vector<T>& values) {
-    return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
-  }
-
   std::vector<int> num_states_;
   std::vector<LazyShape> lazy_shapes_;
   std::vector<std::vector<int>> selections_;
 };
-
-// Rows of float64 numbers, each rounded once to fp32, padded to a common length; as bytes of fp32.
-inline py::bytes rounded_rows(const py::list& rows, int length) {
-  CoefficientRows rounded;
-  rounded.assign(rows, length);
-  return rounded.bytes();
-}
 
 }  // namespace danlu

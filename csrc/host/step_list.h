@@ -13,8 +13,8 @@
 #include <tuple>
 #include <vector>
 
-#include "listed_rows.h"
-#include "tensor_list.h"
+#include "../common/listed_rows.h"
+#include "../common/tensor_list.h"
 #include "tensor_view.h"
 
 namespace danlu {

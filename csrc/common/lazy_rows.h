@@ -67,4 +67,50 @@ void for_other_rows(const LazyShape& shape, const Tensor& t, int num_states, con
   }
 }
 
+// The tensors of a step as a launch takes them: whole, or runs of their rows where they are lazy.
+struct LaunchedTensors {
+  const std::vector<Tensor>& tensors;
+  const std::vector<ListedRows>& listed;  // in the order of the tensors
+  const std::vector<LazyShape>& shapes;   // of each tensor; without rows where it is not lazy
+
+  // The rows of a tensor that this step lists; null where it is not lazy.
+  const ListedRows* list_of(size_t tensor) const {
+    const auto before = [](const ListedRows& list, int tensor) { return list.tensor < tensor; };
+    const auto found = std::lower_bound(listed.begin(), listed.end(), int(tensor), before);
+    return found != listed.end() && found->tensor == int(tensor) ? &*found : nullptr;
+  }
+
+  // Elements behind the address of a gradient.
+  int64_t gradient_size(size_t tensor) const {
+    const ListedRows* list = list_of(tensor);
+    return list ? list->num_values * shapes[tensor].columns : tensors[tensor].size;
+  }
+
+  // Calls see(tensor, index) for some tensors with as many states; at last those whose states alone move, as
+  // a launch takes coefficient rows on the device in ascending order. resting: how far behind the coefficient
+  // row of listed rows that of the others is; zeros: the address of num_zeros fp32 zeros where the kernels
+  // run; no zeros: no states move alone.
+  template <class Index, class See>
+  void for_each(Index begin, Index end, int num_states, int resting, uintptr_t zeros, const See& see) const {
+    for (Index index = begin; index != end; ++index) {
+      const size_t i = *index;
+      const Tensor& t = tensors[i];
+      if (t.row < 0) continue;
+      if (const ListedRows* list = list_of(i))
+        for_listed_rows(shapes[i], t, num_states, *list, [&](const Tensor& run) { see(run, i); });
+      else
+        see(t, i);
+    }
+    if (!zeros) return;
+    for (Index index = begin; index != end; ++index) {
+      const size_t i = *index;
+      Tensor t = tensors[i];
+      if (t.row < 0 || !shapes[i].all_moments) continue;
+      t.row += resting;
+      for_other_rows(shapes[i], t, num_states, *list_of(i), reinterpret_cast<void*>(zeros),
+                     [&](const Tensor& run) { see(run, i); });
+    }
+  }
+};
+
 }  // namespace danlu

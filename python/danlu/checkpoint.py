@@ -112,7 +112,7 @@ def _read_state(
         if key in state.COUNTERS:
             found[key] = counter(name, key, value, optimizer.counter_device(p))
         elif key in shapes:
-            found[key] = _fitted(optimizer, name, key, p, shapes[key], value)
+            found[key] = fitted(name, key, p, shapes[key], value, optimizer.state_dtype(key, p))
         elif isinstance(value, torch.Tensor):  # a user's, or of a setting that is off
             found[key] = _moved(
                 name, key, value, p, optimizer.state_dtype(key, p) if key in own else value.dtype
@@ -175,16 +175,20 @@ def _count(name: str, key: str, value: Any) -> float:
     return number
 
 
-def _fitted(
-    optimizer: StepRule, name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any
+def fitted(
+    name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any, dtype: torch.dtype
 ) -> torch.Tensor:
-    """A state that the rule takes; without a copy where it fits."""
+    """A state that a rule takes, of that dtype and shape; without a copy where it fits.
+
+    Raises:
+        TypeError, ValueError: it does not; `name` is the parameter's.
+    """
     if isinstance(value, torch.Tensor) and not p.is_meta:
         if not value.is_floating_point():
             raise TypeError(
                 f"{name}: state {key!r} has dtype {value.dtype}; a real floating-point tensor is needed"
             )
-        value = _moved(name, key, value, p, optimizer.state_dtype(key, p))
+        value = _moved(name, key, value, p, dtype)
         if value.shape == shape and value.layout == torch.strided:
             value = state.laid_out(p, value)
     if not p.is_meta:

@@ -1,0 +1,109 @@
+// danlu._cpu: the host's half of a step over CPU tensors, and the engine that runs it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "../cpu/instruction_sets.h"
+#include "../cpu/step.h"
+#include "../cpu/stream.h"
+#include "address_list.h"
+#include "python_values.h"
+#include "step_list.h"
+
+namespace danlu {
+
+class CpuStep : public StepList {
+ public:
+  CpuStep(const py::object& exchange_api, const py::module_& torch, const py::object& sharded_type,
+          std::string isa)
+      : StepList(exchange_api, torch, sharded_type, Device{dlpack::cpu, 0}, Counters::on_host),
+        isa_(std::move(isa)) {}
+
+  void add(const py::object& entry) {
+    const auto name = entry.attr("rule").cast<std::string>();
+    const CpuRule* rule = find_rule(name, isa_);
+    if (!rule) throw py::value_error("no native rule " + name);
+    StepList::add(entry, rule->info.num_states);
+    row_stride_ = std::max(row_stride_, rule->info.row_length());
+    const py::object lazy = entry.attr("lazy");
+    if (!lazy.is_none())
+      step_.add_lazy(rule->kernel, entry.attr("shape").cast<std::vector<int64_t>>(),
+                     lazy.cast<std::string>() == "params");
+    else if (rule->kernel)
+      step_.add_elementwise(rule->kernel);
+    else
+      step_.add_reducing(rule->reducer, entry.attr("matrix").cast<std::array<int64_t, 3>>());
+  }
+
+  // After the last add().
+  void bind(const py::dict& state) {
+    StepList::bind(state);
+    step_.bind(tensors());
+  }
+
+  // Of the gradients that gather() found.
+  double gradient_squares(int threads) {
+    const py::gil_scoped_release nogil;
+    return step_.gradient_squares(tensors(), listed(), threads);
+  }
+
+  // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
+  // to fp32.
+  void run(const py::list& rows, int threads) {
+    read_rows(rows, row_stride_, rows_);
+    const py::gil_scoped_release nogil;
+    advance();
+    step_.run(tensors(), listed(), rows_, threads);
+  }
+
+  // Beside parameters, gradients and states.
+  int64_t scratch_bytes(int threads) const { return step_.scratch_bytes(threads); }
+
+ private:
+  std::string isa_;
+  int row_stride_ = 0;  // the longest row's length
+  ParallelStep step_;
+  CoefficientRows rows_;
+};
+
+std::vector<std::string> instruction_set_names() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : instruction_sets()) names.push_back(set.name);
+  return names;
+}
+
+py::object coefficient_names(const std::string& rule) {
+  const CpuRule* found = find_rule(rule, "baseline");
+  return found ? py::object(split_names(found->info.coeff_names)) : py::none();
+}
+
+}  // namespace danlu
+
+PYBIND11_MODULE(_cpu, m) {
+  using namespace danlu;
+  m.doc() = "Native CPU kernels of danlu.";
+  m.attr("num_zeros") = num_zeros;
+  m.def("instruction_sets", &instruction_set_names, "Those that this machine can run, the fastest first.");
+  m.def("coefficient_names", &coefficient_names,
+        "The coefficients of a rule in order; None if there is no such rule.");
+  m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
+        "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
+  m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),
+        "Reads an fp32 array and returns the exclusive or of its elements' bits; another yardstick.");
+  m.def("rounded_rows", &rounded_rows, "Rows of numbers as bytes of fp32, padded to a length.");
+  step_list_class<AddressList>(m, "AddressList")
+      .def(py::init<py::object, py::module_, py::object, std::pair<int, int>, bool>())
+      .def("advance", &AddressList::advance)
+      .def("select", &AddressList::select)
+      .def("table", &AddressList::table)
+      .def("lazy_table", &AddressList::lazy_table)
+      .def("gradients", &AddressList::gradients);
+  step_list_class<CpuStep>(m, "Step")
+      .def(py::init<py::object, py::module_, py::object, std::string>())
+      .def("gradient_squares", &CpuStep::gradient_squares)
+      .def("scratch_bytes", &CpuStep::scratch_bytes)
+      .def("run", &CpuStep::run);
+}

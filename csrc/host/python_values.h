@@ -1,0 +1,51 @@
+// Values between Python and the engines.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "../common/coefficient_rows.h"
+#include "../common/ieee.h"
+
+namespace danlu {
+
+namespace py = pybind11;
+
+template <class T>
+py::bytes as_bytes(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+// "a, b" as COEFFS writes it: ("a", "b")
+inline py::tuple split_names(const char* names) {
+  std::vector<std::string> split(1);
+  for (const char* c = names; *c; c++) {
+    if (*c == ',')
+      split.emplace_back();
+    else if (*c != ' ')
+      split.back() += *c;
+  }
+  return py::tuple(py::cast(split));
+}
+
+// rows: sequences of float64 numbers, each rounded once to fp32.
+inline void read_rows(const py::list& rows, int stride, CoefficientRows& to) {
+  const IeeeArithmetic scope;
+  to.reset(rows.size(), stride);
+  size_t at = 0;
+  for (const py::handle row : rows) {
+    float* values = to.row(at++);
+    for (const py::handle value : row) *values++ = float(value.cast<double>());
+  }
+}
+
+// As read_rows(), padded to a length; as bytes of fp32.
+inline py::bytes rounded_rows(const py::list& rows, int length) {
+  CoefficientRows rounded;
+  read_rows(rows, length, rounded);
+  return as_bytes(rounded.values());
+}
+
+}  // namespace danlu

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from . import backends, callers, checkpoint, checks, scalar, scale, state
 from .locking import one_at_a_time
+from .partial_sums import Reducing
 from .plan import Plan, describe, left_alone, named_parameters, refuse_flattened
 from .report import BackendReport
 
@@ -147,10 +148,11 @@ class FusedOptimizer(torch.optim.Optimizer):
     `danlu.scalar`.
     """
 
-    reference: ClassVar[Callable[..., torch.Tensor]]
+    reference: ClassVar[Callable[..., torch.Tensor | Reducing]]
     """`reference(p, g, *states, step, **hyper)`: updates the states in place, returns the amount to subtract.
 
-    Plain torch in any float dtype; it leaves `p` and `g` alone and does not use `coefficients`.
+    Plain torch in any float dtype; it leaves `p` and `g` alone and does not use `coefficients`. A rule that
+    reduces is a generator: it yields its `PartialSums`, all of a pass at once, before it uses them.
     """
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:

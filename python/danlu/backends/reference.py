@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from ..grad_norm import sum_of_squares
 from ..listed_rows import rows_taking_part
+from ..partial_sums import PartialSums, Stop
 from ..scale import StepScale
 from ..sharding import local
 from ..spec import ParamSpec
 from ..state import COUNTERS
 from ..step_rule import StepRule
 
-# updates a parameter and its states in place: (p, g, states)
-Update: TypeAlias = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], None]
+
+class Update(Protocol):
+    """Updates a parameter and its states in place; stops at the sums of a rule that reduces."""
+
+    def __call__(
+        self, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]
+    ) -> Generator[list[PartialSums], None, None]: ...
 
 
 class Reference:
@@ -64,16 +70,32 @@ class ReferenceExecutor:
                 optimizer.fold(group, *_counters(entry), variant=entry.variant)  # may raise
 
     def run(self) -> None:
+        for _, steps in self._steps():
+            _finish(steps)
+
+    def rounds(self) -> Iterator[Stop]:
+        running = self._steps()
+        while True:
+            stop: Stop = []
+            for entry, steps in running:
+                sums = next(steps, None)
+                if sums is not None:
+                    stop.append((entry, sums))
+            if not stop:
+                return
+            yield stop
+
+    def _steps(self) -> list[tuple[ParamSpec, Generator[list[PartialSums], None, None]]]:
         assert self._optimizer is not None
-        for entry in self._entries:
-            g = entry.gradient
-            if g is not None:
-                self._step(self._optimizer, entry, g)
+        given = [(entry, entry.gradient) for entry in self._entries]
+        return [(entry, self._step(self._optimizer, entry, g)) for entry, g in given if g is not None]
 
     def release(self) -> None:
         self._optimizer = None
 
-    def _step(self, optimizer: StepRule, entry: ParamSpec, g: torch.Tensor) -> None:
+    def _step(
+        self, optimizer: StepRule, entry: ParamSpec, g: torch.Tensor
+    ) -> Generator[list[PartialSums], None, None]:
         group, held = optimizer.param_groups[entry.group], entry.state
         hyper = optimizer.hyper(group, variant=entry.variant)
         step, micro_step = _counters(entry)
@@ -82,10 +104,14 @@ class ReferenceExecutor:
         moves = updates and optimizer.outcome != "none" and optimizer.moves(group)
         factor = optimizer.sign(group) * self._factor
 
-        def update(p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]) -> None:
+        def update(
+            p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]
+        ) -> Generator[list[PartialSums], None, None]:
             wide = torch.float64 if p.dtype == torch.float64 else torch.float32
             states = [s.to(wide) for s in stored]
             result = optimizer.reference(p.to(wide), g.to(wide) * factor, *states, **counters, **hyper)
+            if isinstance(result, Generator):
+                result = yield from result
             for old, new in zip(stored, states, strict=True):
                 if old is not new:
                     old.copy_(new)
@@ -95,11 +121,11 @@ class ReferenceExecutor:
         p = local(entry.param)
         stored = [local(held[name]) for name in entry.state_names if name not in COUNTERS]
         if entry.lazy == "rows":
-            _update_rows(update, p, g, stored)
+            yield from _update_rows(update, p, g, stored)
         elif entry.lazy == "params":
-            _update_rows_and_moments(update, p, g, stored, whole=entry.reduces)
+            yield from _update_rows_and_moments(update, p, g, stored, whole=entry.reduces)
         else:
-            update(p, local(g), stored)
+            yield from update(p, local(g), stored)
 
         if entry.cycle > 1:
             held["micro_step"].fill_(0 if updates else micro_step + 1)
@@ -142,30 +168,41 @@ class FakeExecutor:
             else:
                 step.add_(entry.state["micro_step"].add_(1).remainder_(entry.cycle) == 0)
 
+    def rounds(self) -> Iterator[Stop]:
+        self.run()
+        return iter(())
+
     def release(self) -> None:
         pass
 
 
-def _update_rows(update: Update, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]) -> None:
+def _finish(steps: Iterator[Any]) -> None:
+    for _ in steps:
+        pass
+
+
+def _update_rows(
+    update: Update, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]
+) -> Generator[list[PartialSums], None, None]:
     """Of the parameter and its states, those rows that take part in the gradient."""
     rows, values = rows_taking_part(g)
     if len(rows) == 0:
         return
     part = [t.detach()[rows] for t in (p, *stored)]
-    update(part[0], values, part[1:])
+    yield from update(part[0], values, part[1:])
     for whole, updated in zip((p, *stored), part, strict=True):
         whole.index_copy_(0, rows, updated)
 
 
 def _update_rows_and_moments(
     update: Update, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor], *, whole: bool
-) -> None:
+) -> Generator[list[PartialSums], None, None]:
     """Of the parameter the rows that take part in the gradient, of its states all, the others as with a
     gradient and a parameter of zeros; `whole`: with the parameter as it is.
     """
     rows, values = rows_taking_part(g)
     seen = p.detach().clone() if whole else torch.zeros_like(p).index_copy_(0, rows, p.detach()[rows])
-    update(seen, torch.zeros_like(p, dtype=values.dtype).index_copy_(0, rows, values), stored)
+    yield from update(seen, torch.zeros_like(p, dtype=values.dtype).index_copy_(0, rows, values), stored)
     p.index_copy_(0, rows, seen[rows])
 
 

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from .. import checks, scalar, scale
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
+from ..partial_sums import PartialSums, Reducing
 from .adafactor_presets import NEUTRAL, PRESETS
 from .adafactor_schedule import OF_RHO, refuse_both, rho, settled
 
@@ -366,9 +367,7 @@ class Adafactor(FusedOptimizer):
         beta2_cap: float | None,
         min_dim_size_to_factor: int,
         preset: str,
-    ) -> torch.Tensor:
-        if p.numel() == 0:
-            return torch.zeros_like(p)
+    ) -> Reducing:
         kind = PRESETS[preset]
         eps1, eps2 = eps
         beta2 = float(_beta2(scalar, step, decay_rate, beta2_cap))
@@ -381,10 +380,6 @@ class Adafactor(FusedOptimizer):
             warmup_init=warmup_init,
             preset=preset,
         )
-        alpha = float(size)
-        if scale_parameter:
-            alpha = alpha * float(scalar.maximum(eps2, _rms(p)))
-
         dims = kind.dims(p.shape, min_dim_size_to_factor)
         added = 0.0 if kind.clamped else eps1
         root_eps = eps1 if kind.eps_under_root else 0.0
@@ -395,14 +390,32 @@ class Adafactor(FusedOptimizer):
         else:
             rows, columns = states[:2]
             squares = (g * g).double()
-            _average(rows, squares.mean(dims[1], keepdim=True), beta2, added)
-            _average(columns, squares.mean(dims[0], keepdim=True), beta2, added)
-            mean = rows.double().mean(dims[0], keepdim=True).clamp(min=floor)
+            of_rows, of_columns = (PartialSums.over(squares, (dim,)) for dim in (dims[1], dims[0]))
+            of_both = PartialSums.over(squares, dims)
+            averages = PartialSums.over(rows, dims[:1])
+            yield [of_rows, of_columns, of_both, averages]
+            if of_both.count == 0:
+                return torch.zeros_like(p)
+            _average(rows, of_rows.mean(), beta2, added)
+            _average(columns, of_columns.mean(), beta2, added)
+            if averages.count == rows.shape[dims[0]]:
+                mean = rows.double().mean(dims[0], keepdim=True)
+            else:  # an average is linear: the mean of those before tells that of those after
+                mean = averages.mean() * beta2 + (of_both.mean() + added) * (1 - beta2)
+            mean = mean.clamp(min=floor)
             variance = (rows.double() / mean) * columns.double() + root_eps
             # in float64, where no product of the two is too small
             u = (g / variance.sqrt().clamp(min=floor)).to(g.dtype)
 
-        clip = 1.0 if clip_threshold is None else float(scalar.maximum(1.0, _rms(u) / clip_threshold))
+        sums = [PartialSums.over(x.double().square()) for x in (u, p)]
+        yield sums
+        if sums[0].count == 0:
+            return torch.zeros_like(p)
+        rms_u, rms_p = (math.sqrt(x.mean().item()) for x in sums)
+        alpha = float(size)
+        if scale_parameter:
+            alpha = alpha * float(scalar.maximum(eps2, rms_p))
+        clip = 1.0 if clip_threshold is None else float(scalar.maximum(1.0, rms_u / clip_threshold))
         u = u / clip
         if not kind.momentum_first:
             u = u * alpha

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from .. import checks
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
+from ..partial_sums import PartialSums, Reducing
 
 
 class Amos(FusedOptimizer):
@@ -200,15 +201,17 @@ class Amos(FusedOptimizer):
         momentum: float | None,
         clip_value: float | None,
         reduce_dims: tuple[int, ...] | None,
-    ) -> torch.Tensor:
-        if p.numel() == 0:
-            return torch.zeros_like(p)  # a mean over nothing would leave NaN in v
+    ) -> Reducing:
         if clip_value is not None:
             g = g.clamp(-clip_value, clip_value)
         g2 = g * g
         dims = reduced_dims(reduce_dims, p.ndim)
         if dims:
-            g2 = g2.double().mean(dims, keepdim=True).clamp(max=torch.finfo(p.dtype).max).to(p.dtype)
+            squares = PartialSums.over(g2, dims)
+            yield [squares]
+            if squares.count == 0:
+                return torch.zeros_like(p)  # a mean over nothing would leave NaN in v
+            g2 = squares.mean().clamp(max=torch.finfo(p.dtype).max).to(p.dtype)
         v.mul_(beta).add_(g2 * (1 - beta))
         rv = torch.full_like(v, 1 - beta**step) / v.clamp(min=2.0**-125)
         c = sqrt(b * (c_coef * math.sqrt(lr)) + 1).reciprocal()

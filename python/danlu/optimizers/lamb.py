@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from .. import checks
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
+from ..partial_sums import PartialSums, Reducing
 
 
 class LAMB(FusedOptimizer):
@@ -124,18 +125,21 @@ class LAMB(FusedOptimizer):
         bias_correction: bool,
         trust_clip: bool,
         always_adapt: bool,
-    ) -> torch.Tensor:
+    ) -> Reducing:
         beta1, beta2 = betas
         correction1 = 1 / (1 - beta1**step) if bias_correction else 1.0
         root2 = 1 / (1 - beta2**step) ** 0.5 if bias_correction else 1.0
         m.mul_(beta1).add_(g * (1 - beta1))
         v.mul_(beta2).add_((g * (1 - beta2)) * g)
         u = (m / (sqrt(v) * root2 + eps)) * correction1 + p * weight_decay
-        return u * (lr * _trust_ratio(p, u, always_adapt or weight_decay != 0, trust_clip))
+        squares = [PartialSums.over(x.double().square()) for x in (p, u)]
+        yield squares
+        ratio = _trust_ratio(squares[0], squares[1], always_adapt or weight_decay != 0, trust_clip)
+        return u * (lr * ratio)
 
 
-def _trust_ratio(p: torch.Tensor, u: torch.Tensor, adapt: bool, clip: bool) -> float:
-    """A NaN leaves it at 1: the element that has it shows by itself."""
-    p_norm, u_norm = p.double().norm().item(), u.double().norm().item()
+def _trust_ratio(p: PartialSums, u: PartialSums, adapt: bool, clip: bool) -> float:
+    """Of squares. A NaN leaves it at 1: the element that has it shows by itself."""
+    p_norm, u_norm = (squares.values.sqrt().item() for squares in (p, u))
     ratio = p_norm / u_norm if adapt and p_norm > 0 and u_norm > 0 else 1.0
     return min(ratio, 1.0) if clip else ratio

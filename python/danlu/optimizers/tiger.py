@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from .. import checks
 from ..formula import sign
 from ..optimizer import EngineOptions, FusedOptimizer, Params
+from ..partial_sums import PartialSums, Reducing
 
 
 class Tiger(FusedOptimizer):
@@ -151,7 +152,7 @@ class Tiger(FusedOptimizer):
         accumulation_steps: int,
         scale_parameter: bool,
         kind: str | None,
-    ) -> torch.Tensor:
+    ) -> Reducing:
         if micro_step == 0:
             m.mul_(beta)
         m.add_(g * ((1 - beta) / accumulation_steps))
@@ -159,9 +160,11 @@ class Tiger(FusedOptimizer):
             return sign(m) * lr + p * (lr * weight_decay)
         if kind == "vector":
             return sign(m) * (0.5 * lr)
-        rms = p.double().square()
-        rms = rms.mean(-1, keepdim=True) if kind == "embedding" and p.ndim else rms.mean()
-        eta = rms.sqrt().to(p.dtype) * lr
+        squares = PartialSums.over(
+            p.double().square(), (p.ndim - 1,) if kind == "embedding" and p.ndim else None
+        )
+        yield [squares]
+        eta = squares.mean().sqrt().to(p.dtype) * lr
         return sign(m) * eta + p * (eta * weight_decay)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from .. import scalar
 from ..optimizer import FusedOptimizer
+from ..partial_sums import PartialSums, Reducing
 from ..plan import refuse_flattened
 from .derived import Derived
 
@@ -79,18 +80,21 @@ class LayerAdaptation(Derived):
 
     def reference(
         self, p: torch.Tensor, g: torch.Tensor, *states: torch.Tensor, lr: float, **others: Any
-    ) -> torch.Tensor:
-        step = self._inner.reference(p, g, *states, lr=lr, **others)
-        return step * _ratio(p, step, lr)
+    ) -> Reducing:
+        step: Any = self._inner.reference(p, g, *states, lr=lr, **others)
+        squares = [PartialSums.over(x.double().square()) for x in (p, step)]
+        yield squares
+        result: torch.Tensor = step * _ratio(squares[0], squares[1], lr)
+        return result
 
 
 # what LAMB does besides, where it does not
 _OF_LAMB = dict(bias_correction=True, trust_clip=False, always_adapt=True)
 
 
-def _ratio(p: torch.Tensor, step: torch.Tensor, lr: float) -> float:
-    """A NaN leaves it at 1: the element that has it shows by itself."""
-    p_norm, step_norm = p.double().norm().item(), step.double().norm().item()
+def _ratio(p: PartialSums, step: PartialSums, lr: float) -> float:
+    """Of squares. A NaN leaves it at 1: the element that has it shows by itself."""
+    p_norm, step_norm = (squares.values.sqrt().item() for squares in (p, step))
     return p_norm * lr / step_norm if p_norm > 0 and step_norm > 0 else 1.0
 
 

@@ -1,0 +1,43 @@
+"""Where a rule that reduces stops: its sums over the part of a parameter that is here."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from .spec import ParamSpec
+
+
+@dataclass
+class PartialSums:
+    """Sums over some dimensions of a parameter.
+
+    Whoever has other parts of the parameter may add theirs, values and count, before the rule goes on: it
+    takes what it finds for the whole.
+    """
+
+    values: torch.Tensor  # float64, of the parameter's shape with 1 in the dimensions that are summed over
+    dims: tuple[int, ...]  # these dimensions
+    count: int  # of elements in each value
+
+    @classmethod
+    def over(cls, x: torch.Tensor, dims: tuple[int, ...] | None = None) -> PartialSums:
+        """Of x, in float64; dims: None for all."""
+        dims = tuple(range(x.ndim)) if dims is None else dims
+        count = 1
+        for dim in dims:
+            count *= x.shape[dim]
+        values = x.double()
+        return cls(values.sum(dims, keepdim=True) if dims else values.clone(), dims, count)
+
+    def mean(self) -> torch.Tensor:
+        return self.values / self.count
+
+
+# a reference that reduces: stops with all sums of a pass, and returns what others return
+Reducing: TypeAlias = Generator[list[PartialSums], None, torch.Tensor]
+# of some tensors that have come to the same stop
+Stop: TypeAlias = list[tuple[ParamSpec, list[PartialSums]]]

@@ -14,14 +14,25 @@ struct Tiling {
   int64_t tile_rows, tile_columns, row_tiles, column_tiles;
 };
 
-// What one pass over a tensor leaves for the next.
+// What one pass over a tensor leaves for the next: partial sums of tiles, from these the sums of what is
+// here, which may become those of a larger tensor, and what follows from them.
 struct Scratch {
   double* row_sums;      // [batch * rows][column_tiles]
   float* column_sums;    // [batch][row_tiles][columns]
+  double* tile_sums;     // [tiles][sums]
+  double* of_rows;       // [batch * rows]
+  double* of_columns;    // [batch][columns]
+  double* of_matrices;   // [batch]: of both
+  double* average_sums;  // [batch]: of the averages of rows, before they move
+  double* of_tensor;     // [sums], or of a rule that takes each row by itself [batch * rows][sums]
   float* along_rows;     // one or two arrays of batch * rows
   float* along_columns;  // one or two arrays of batch * columns
-  double* tile_sums;     // [tiles][sums]
   float* factors;
+};
+
+// How many elements the sums are of: of the tensor, or of the one of which it is a part.
+struct Counts {
+  int64_t rows, columns, size;
 };
 
 // A tensor in a step whose rule reduces.
@@ -30,14 +41,17 @@ struct Work {
   const float* row;
   Tiling tiling;
   Scratch scratch;
+  Counts counts;
   bool fits_caches;  // of one core
   Storage next;      // the gradient that this thread reads next, if it fits them too, else null
   int64_t next_size;
 };
 
 // The passes of a rule that reduces, in their order: collect() sums statistics of the gradient along rows or
-// columns, finish() averages them; measure() sums over whole tensors, settle() makes their factors; step()
-// updates. A rule without such sums lacks the first or the second two.
+// columns, sum_statistics() adds up the tiles', finish() averages them; measure() sums over whole tensors,
+// sum_tiles() adds up the tiles', settle() makes their factors; step() updates. A rule without such sums
+// lacks the first or the second three. A rule that takes each row by itself does all of it in step(), or
+// where somebody has to see its sums measures first and takes step_measured().
 struct Reducer {
   static constexpr int max_factors = 4;
 
@@ -46,11 +60,15 @@ struct Reducer {
   bool whole_rows;  // no tile may end within a row
   int num_sums;
   void (*collect)(const Work&, int64_t tile);
+  void (*sum_statistics)(const Work&);
   void (*finish)(const Work&);
   bool (*measures)(const float* row);  // whether a row's coefficients ask for the sums
   void (*measure)(const Work&, int64_t tile);
+  void (*sum_tiles)(const Work&);
   void (*settle)(const Work&);
   void (*step)(const Work&, int64_t tile);
+  void (*measure_rows)(const Work&, int64_t tile);
+  void (*step_measured)(const Work&, int64_t tile);
 };
 
 struct CpuRule {

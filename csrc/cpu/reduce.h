@@ -284,66 +284,80 @@ void collect(const Work& w, int64_t index) {
   if (of_columns && height > 1) add_rows(columns, height, tile.columns, sums);
 }
 
-// Calls body(row, mean of the statistic in it) for each row of a tensor.
-template <class Body>
-RULE_FN void for_row_means(const Work& w, const Body& body) {
+// Adds up what the tiles have left of each row.
+static inline void sum_row_tiles(const Work& w) {
   const Tiling& t = w.tiling;
-  double means[tiles::width];
   for (int64_t r = 0; r < t.batch * t.rows; r += tiles::width) {
     const int64_t n = at_most(t.batch * t.rows - r, tiles::width);
     const double* sums = w.scratch.row_sums + r * t.column_tiles;
-    for (int64_t i = 0; i < n; i++) means[i] = sums[i * t.column_tiles];
+    double* totals = w.scratch.of_rows + r;
+    for (int64_t i = 0; i < n; i++) totals[i] = sums[i * t.column_tiles];
     for (int64_t tile = 1; tile < t.column_tiles; tile++)
-      for (int64_t i = 0; i < n; i++) means[i] += sums[i * t.column_tiles + tile];
-    for (int64_t i = 0; i < n; i++) body(r + i, means[i] / double(t.columns));
+      for (int64_t i = 0; i < n; i++) totals[i] += sums[i * t.column_tiles + tile];
   }
 }
 
-// Calls body(column, mean of the statistic in it) for each column of a matrix.
-template <class Body>
-RULE_FN void for_column_means(const Work& w, int64_t matrix, const Body& body) {
+// ... and of each column.
+static inline void sum_column_tiles(const Work& w) {
   const Tiling& t = w.tiling;
-  double means[tiles::width];
-  for (int64_t c = 0; c < t.columns; c += tiles::width) {
-    const int64_t n = t.columns - c < tiles::width ? t.columns - c : tiles::width;
-    for (int64_t i = 0; i < n; i++) means[i] = 0;
-    for (int64_t tile = 0; tile < t.row_tiles; tile++) {
-      const float* sums = w.scratch.column_sums + (matrix * t.row_tiles + tile) * t.columns + c;
-      for (int64_t i = 0; i < n; i++) means[i] += double(sums[i]);
+  for (int64_t matrix = 0; matrix < t.batch; matrix++)
+    for (int64_t c = 0; c < t.columns; c += tiles::width) {
+      const int64_t n = at_most(t.columns - c, tiles::width);
+      double* totals = w.scratch.of_columns + matrix * t.columns + c;
+      for (int64_t i = 0; i < n; i++) totals[i] = 0;
+      for (int64_t tile = 0; tile < t.row_tiles; tile++) {
+        const float* sums = w.scratch.column_sums + (matrix * t.row_tiles + tile) * t.columns + c;
+        for (int64_t i = 0; i < n; i++) totals[i] += double(sums[i]);
+      }
     }
-    for (int64_t i = 0; i < n; i++) body(c + i, means[i] / double(t.rows));
-  }
+}
+
+template <class Rule>
+void sum_statistics(const Work& w) {
+  const Tiling& t = w.tiling;
+  const Scratch& s = w.scratch;
+  if constexpr (Statistics<Rule>::along != Along::columns) sum_row_tiles(w);
+  if constexpr (Statistics<Rule>::along != Along::rows) sum_column_tiles(w);
+  if constexpr (Statistics<Rule>::along == Along::both)
+    for (int64_t matrix = 0; matrix < t.batch; matrix++) {
+      s.of_matrices[matrix] = 0;
+      for (int64_t r = 0; r < t.rows; r++) s.of_matrices[matrix] += s.of_rows[matrix * t.rows + r];
+      s.average_sums[matrix] =
+          wide_sum(static_cast<const float*>(w.tensor.states[0].data) + matrix * t.rows, t.rows);
+    }
 }
 
 template <class Rule>
 void finish(const Work& w) {
   const Row<Rule> row(w.row);
   const Tiling& t = w.tiling;
+  const Scratch& s = w.scratch;
   const int64_t rows = t.batch * t.rows, columns = t.batch * t.columns;
   float* first = static_cast<float*>(w.tensor.states[0].data);
   float* second = static_cast<float*>(w.tensor.states[1].data);
-  float *x = w.scratch.along_rows, *y = w.scratch.along_columns;
+  float *x = s.along_rows, *y = s.along_columns;
+  const double of_row = double(w.counts.columns), of_column = double(w.counts.rows);
   if constexpr (Statistics<Rule>::along == Along::both) {
-    for_row_means(w, [&](int64_t r, double mean) { Rule::average(first[r], mean, row.k); });
+    for (int64_t r = 0; r < rows; r++) Rule::average(first[r], s.of_rows[r] / of_row, row.k);
     for (int64_t matrix = 0; matrix < t.batch; matrix++) {
       const float* averages = first + matrix * t.rows;
-      const double mean = wide_sum(averages, t.rows) / double(t.rows);
+      double mean = wide_sum(averages, t.rows) / double(t.rows);
+      if (w.counts.rows != t.rows) {  // others have more rows; the mean of averages moves as they do
+        float moved = float(s.average_sums[matrix] / of_column);
+        Rule::average(moved, s.of_matrices[matrix] / (of_row * of_column), row.k);
+        mean = moved;
+      }
       for (int64_t r = 0; r < t.rows; r++)
         x[matrix * t.rows + r] = Rule::along_rows(averages[r], mean, row.k);
-      float* of_matrix = second + matrix * t.columns;
-      for_column_means(w, matrix, [&](int64_t c, double m) { Rule::average(of_matrix[c], m, row.k); });
     }
+    for (int64_t c = 0; c < columns; c++) Rule::average(second[c], s.of_columns[c] / of_column, row.k);
     for (int64_t c = 0; c < columns; c++) y[c] = Rule::along_columns(second[c], row.k);
   } else if constexpr (Statistics<Rule>::along == Along::rows) {
-    for_row_means(w, [&](int64_t r, double mean) {
-      Rule::average_pair(first[r], second[r], mean, row.k, x[r], x[rows + r]);
-    });
+    for (int64_t r = 0; r < rows; r++)
+      Rule::average_pair(first[r], second[r], s.of_rows[r] / of_row, row.k, x[r], x[rows + r]);
   } else if constexpr (Statistics<Rule>::along == Along::columns) {
-    for (int64_t matrix = 0; matrix < t.batch; matrix++)
-      for_column_means(w, matrix, [&](int64_t c, double m) {
-        const int64_t i = matrix * t.columns + c;
-        Rule::average_pair(first[i], second[i], m, row.k, y[i], y[columns + i]);
-      });
+    for (int64_t c = 0; c < columns; c++)
+      Rule::average_pair(first[c], second[c], s.of_columns[c] / of_column, row.k, y[c], y[columns + c]);
   }
 }
 
@@ -384,19 +398,56 @@ void measure(const Work& w, int64_t index) {
 }
 
 template <class Rule>
-void settle(const Work& w) {
+void sum_tiles(const Work& w) {
   const Row<Rule> row(w.row);
   const Tiling& t = w.tiling;
   double totals[Rule::num_sums] = {};
   if (Rule::measures(row.k))
     for (int64_t i = 0; i < count(t); i++)
       for (int j = 0; j < Rule::num_sums; j++) totals[j] += w.scratch.tile_sums[i * Rule::num_sums + j];
-  const typename Rule::Factors factors = Rule::settle(totals, w.tensor.size, row.k);
+  for (int j = 0; j < Rule::num_sums; j++) w.scratch.of_tensor[j] = totals[j];
+}
+
+// The factors of a step that follow from sums over n elements.
+template <class Rule>
+typename Rule::Factors settled(const double* sums, int64_t n, const Row<Rule>& row) {
+  double totals[Rule::num_sums];
+  for (int j = 0; j < Rule::num_sums; j++) totals[j] = sums[j];
+  return Rule::settle(totals, n, row.k);
+}
+
+template <class Rule>
+void settle(const Work& w) {
+  const auto factors = settled<Rule>(w.scratch.of_tensor, w.counts.size, Row<Rule>(w.row));
   __builtin_memcpy(w.scratch.factors, &factors, sizeof factors);
 }
 
+// Sums over one row of a tile.
+template <class Rule>
+void measure_row(Blocks<Rule>& blocks, const Work& w, const Tile& tile, int64_t r, const Row<Rule>& row,
+                 double (&totals)[Rule::num_sums]) {
+  Accumulators<Rule> sums(w.tiling);
+  blocks.visit(tile, r, 1,
+               [&](const Block& b, auto narrow) { measure_block<Rule, narrow.value>(b, row, sums.sums); });
+  sums.total(totals);
+}
+
+template <class Rule>
+void measure_rows(const Work& w, int64_t index) {
+  const Row<Rule> row(w.row);
+  const Tile tile = tile_at(w.tiling, index);
+  Blocks<Rule> blocks(w, {false, false});
+  for (int64_t r = tile.row; r < tile.row + tile.rows; r++) {
+    double totals[Rule::num_sums];
+    measure_row(blocks, w, tile, r, row, totals);
+    const int64_t at = (tile.matrix * w.tiling.rows + r) * Rule::num_sums;
+    for (int j = 0; j < Rule::num_sums; j++) w.scratch.of_tensor[at + j] = totals[j];
+  }
+}
+
+// measured: of a rule that takes each row by itself, the rows' sums are there.
 template <class Rule, bool store_params>
-void step_tile(const Work& w, const Tile& tile, const Row<Rule>& row) {
+void step_tile(const Work& w, const Tile& tile, const Row<Rule>& row, bool measured) {
   typename Sums<Rule>::Factors factors;
   Blocks<Rule> blocks(w, {true, store_params});
   const auto update = [&](const Block& b, auto narrow) {
@@ -405,13 +456,13 @@ void step_tile(const Work& w, const Tile& tile, const Row<Rule>& row) {
   if constexpr (RowByRow<Rule>::value) {
     Blocks<Rule> unchanged(w, {false, false});
     for (int64_t r = tile.row; r < tile.row + tile.rows; r++) {
-      Accumulators<Rule> sums(w.tiling);
-      unchanged.visit(tile, r, 1, [&](const Block& b, auto narrow) {
-        measure_block<Rule, narrow.value>(b, row, sums.sums);
-      });
       double totals[Rule::num_sums];
-      sums.total(totals);
-      factors = Rule::settle(totals, tile.columns, row.k);
+      const double* sums = totals;
+      if (measured)
+        sums = w.scratch.of_tensor + (tile.matrix * w.tiling.rows + r) * Rule::num_sums;
+      else
+        measure_row(unchanged, w, tile, r, row, totals);
+      factors = settled<Rule>(sums, w.counts.columns, row);
       blocks.visit(tile, r, 1, update);
     }
   } else {
@@ -420,14 +471,14 @@ void step_tile(const Work& w, const Tile& tile, const Row<Rule>& row) {
   }
 }
 
-template <class Rule>
+template <class Rule, bool measured>
 void step(const Work& w, int64_t index) {
   const Row<Rule> row(w.row);
   const Tile tile = tile_at(w.tiling, index);
   if (row.header.store_params != 0.f)
-    step_tile<Rule, true>(w, tile, row);
+    step_tile<Rule, true>(w, tile, row, measured);
   else
-    step_tile<Rule, false>(w, tile, row);
+    step_tile<Rule, false>(w, tile, row, measured);
 }
 
 template <class Rule>
@@ -442,16 +493,21 @@ CpuRule describe_reducing(const char* name) {
   r.column_sums = along == Along::columns || along == Along::both;
   if constexpr (along != Along::none) {
     r.collect = collect<Rule>;
+    r.sum_statistics = sum_statistics<Rule>;
     r.finish = finish<Rule>;
   }
-  if constexpr (Sums<Rule>::count > 0 && !RowByRow<Rule>::value) {
-    r.num_sums = Rule::num_sums;
+  r.num_sums = Sums<Rule>::count;
+  r.whole_rows = RowByRow<Rule>::value;
+  r.step = r.step_measured = step<Rule, false>;
+  if constexpr (RowByRow<Rule>::value) {
+    r.measure_rows = measure_rows<Rule>;
+    r.step_measured = step<Rule, true>;
+  } else if constexpr (Sums<Rule>::count > 0) {
     r.measures = measures<Rule>;
     r.measure = measure<Rule>;
+    r.sum_tiles = sum_tiles<Rule>;
     r.settle = settle<Rule>;
   }
-  r.whole_rows = RowByRow<Rule>::value;
-  r.step = step<Rule>;
   return {rule_info<Rule>(name), nullptr, r};
 }
 

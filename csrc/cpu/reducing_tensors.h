@@ -12,19 +12,15 @@
 #include <vector>
 
 #include "../common/coefficient_rows.h"
-#include "tiles.h"
+#include "reducing_member.h"
 
 namespace danlu {
 
 class ReducingTensors {
  public:
-  // Matrix: batch, rows, columns of a tensor that is not empty.
+  // matrix: batch, rows, columns of a tensor that is not empty.
   void add(int tensor, const Reducer& reducer, const std::array<int64_t, 3>& matrix) {
-    const Tiling tiling = tiling_of(matrix[0], matrix[1], matrix[2], reducer.whole_rows);
-    Work work = {};
-    work.tiling = tiling;
-    work.fits_caches = elements(tiling) <= tiles::size;
-    members_.push_back({tensor, &reducer, work, false});
+    members_.push_back(Member::of(tensor, reducer, matrix));
   }
 
   // After the last add().
@@ -35,7 +31,7 @@ class ReducingTensors {
     for (size_t i = 0; i < members_.size(); i++) {
       const Tiling& t = members_[i].work.tiling;
       size_t& room = is_shared(t) ? shared_doubles_ : own_doubles_;
-      room = std::max(room, scratch_doubles(members_[i]));
+      room = std::max(room, members_[i].scratch_doubles(false));
       if (!is_shared(t)) {
         alone.push_back(int(i));
         continue;
@@ -48,13 +44,13 @@ class ReducingTensors {
     progress_.reset(new Progress[shared]);
     // the largest first, so that all threads end together; small ones in memory's order, in groups
     std::stable_sort(alone.begin(), alone.end(), [&](int a, int b) {
-      const auto key = [&](int i) { return std::max(elements(members_[i].work.tiling), group_size); };
+      const auto key = [&](int i) { return std::max(members_[i].elements(), group_size); };
       return key(a) > key(b);
     });
     order_ = alone;
     int64_t filled = 0;
     for (size_t i = 0; i < alone.size(); i++) {
-      const int64_t size = elements(members_[alone[i]].work.tiling);
+      const int64_t size = members_[alone[i]].elements();
       if (i > 0 && filled + size <= group_size) {
         claims_.back().members++;
         filled += size;
@@ -82,7 +78,7 @@ class ReducingTensors {
       m.active = m.work.tensor.row >= 0;
       if (m.active) m.work.row = rows[m.work.tensor.row];
       if (!is_shared(m.work.tiling)) continue;
-      m.work.scratch = place(m, &shared_scratch_[size_t(shared % most_shared) * shared_doubles_]);
+      m.place(&shared_scratch_[size_t(shared % most_shared) * shared_doubles_], false);
       progress_[shared].left = count(m.work.tiling);
       progress_[shared++].pass = m.active ? 0 : passes;
     }
@@ -98,7 +94,7 @@ class ReducingTensors {
     for (int i = claim.first; i < claim.first + claim.members; i++) {
       Member& m = members_[order_[i]];
       if (!m.active) continue;
-      m.work.scratch = place(m, scratch);
+      m.place(scratch, false);
       m.work.next = {};
       if (i + 1 < claim.first + claim.members && members_[order_[i + 1]].active) {
         const Work& next = members_[order_[i + 1]].work;
@@ -119,12 +115,7 @@ class ReducingTensors {
   static constexpr int passes = 3, every_pass = -1;
   static constexpr int most_shared = 2;  // that threads are at work on at once
 
-  struct Member {
-    int tensor;
-    const Reducer* reducer;
-    Work work;
-    bool active;
-  };
+  using Member = ReducingMember;
 
   struct Claim {
     int first, members;  // of order_, or one of members_ if it is shared
@@ -138,19 +129,25 @@ class ReducingTensors {
     std::atomic<int64_t> left{0};
   };
 
-  static int64_t elements(const Tiling& t) { return t.batch * t.rows * t.columns; }
-  static bool is_shared(const Tiling& t) { return elements(t) >= shared_size; }
+  static bool is_shared(const Tiling& t) { return t.batch * t.rows * t.columns >= shared_size; }
 
   static void visit(const Member& m, int pass, int64_t tile) {
     const Reducer& r = *m.reducer;
-    if (pass == 0 && r.collect) r.collect(m.work, tile);
-    if (pass == 1 && r.measure && r.measures(m.work.row)) r.measure(m.work, tile);
+    if (pass == 0 && m.collects()) r.collect(m.work, tile);
+    if (pass == 1 && m.measures()) r.measure(m.work, tile);
     if (pass == 2) r.step(m.work, tile);
   }
 
   static void conclude(const Member& m, int pass) {
-    if (pass == 0 && m.reducer->finish) m.reducer->finish(m.work);
-    if (pass == 1 && m.reducer->settle) m.reducer->settle(m.work);
+    const Reducer& r = *m.reducer;
+    if (pass == 0 && m.collects()) {
+      r.sum_statistics(m.work);
+      r.finish(m.work);
+    }
+    if (pass == 1 && r.settle) {
+      r.sum_tiles(m.work);
+      r.settle(m.work);
+    }
   }
 
   // A claim waits only for claims that were taken before it.
@@ -170,40 +167,6 @@ class ReducingTensors {
   static void wait(const Progress& progress, int pass) {
     for (int spins = 0; progress.pass.load(std::memory_order_acquire) < pass; spins++)
       if (spins > 1000) std::this_thread::yield();
-  }
-
-  // Calls take(pointer, count) for each array of a scratch.
-  template <class Take>
-  static void for_arrays(const Member& m, Scratch& s, const Take& take) {
-    const Tiling& t = m.work.tiling;
-    const Reducer& r = *m.reducer;
-    take(s.row_sums, r.row_sums * t.batch * t.rows * t.column_tiles);
-    take(s.column_sums, r.column_sums * t.batch * t.row_tiles * t.columns);
-    take(s.along_rows, r.row_arrays * t.batch * t.rows);
-    take(s.along_columns, r.column_arrays * t.batch * t.columns);
-    take(s.tile_sums, r.num_sums * count(t));
-    take(s.factors, Reducer::max_factors);
-  }
-
-  template <class T>
-  static size_t doubles(T*, int64_t count) {
-    return size_t(divided_up(count * int64_t(sizeof(T)), sizeof(double)));
-  }
-
-  static size_t scratch_doubles(const Member& m) {
-    Scratch s = {};
-    size_t total = 0;
-    for_arrays(m, s, [&](auto* array, int64_t count) { total += doubles(array, count); });
-    return total;
-  }
-
-  static Scratch place(const Member& m, double* room) {
-    Scratch s;
-    for_arrays(m, s, [&](auto*& array, int64_t count) {
-      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(room);
-      room += doubles(array, count);
-    });
-    return s;
   }
 
   std::vector<Member> members_;

@@ -10,6 +10,7 @@
 #include "../common/listed_rows.h"
 #include "kernel.h"
 #include "lazy_tensors.h"
+#include "reducing_rounds.h"
 #include "reducing_tensors.h"
 #include "sum_squares.h"
 #include "threads.h"
@@ -26,7 +27,10 @@ class ParallelStep {
 
   // matrix: batch, rows, columns.
   void add_reducing(const Reducer& reducer, const std::array<int64_t, 3>& matrix) {
-    if (matrix[0] * matrix[1] * matrix[2] > 0) reducing_.add(int(kernels_.size()), reducer, matrix);
+    if (matrix[0] * matrix[1] * matrix[2] > 0) {
+      reducing_.add(int(kernels_.size()), reducer, matrix);
+      rounds_.add(int(kernels_.size()), reducer, matrix);
+    }
     kernels_.push_back(nullptr);
   }
 
@@ -80,20 +84,17 @@ class ParallelStep {
   void run(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
            const CoefficientRows& rows, int threads) {
     reducing_.start(tensors, rows, threads);
-    lazy_.start(tensors, listed, rows, threads);
-    const int64_t reducing = reducing_.claims(), lazy = lazy_.claims();
-    const int64_t elementwise = elementwise_ ? int64_t(claims_.size()) - 1 : 0;
-    parallel_claims(reducing + lazy + elementwise, threads, [&](int64_t claim) {
-      if (claim < reducing) return reducing_.work(claim);
-      claim -= reducing;
-      if (claim < lazy) return lazy_.work(claim);
-      claim -= lazy;
-      for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
-        const Chunk& chunk = chunks_[c];
-        const Tensor& t = tensors[chunk.tensor];
-        if (t.row >= 0 && chunk.kernel) chunk.kernel(t, chunk.begin, chunk.end, rows[t.row]);
-      }
-    });
+    run_claims(tensors, listed, rows, threads, reducing_.claims());
+  }
+
+  // The same in three parts, between which somebody may change the sums of rules that reduce. The rows stay
+  // where they are from the first to the last.
+  ReducingRounds& rounds() { return rounds_; }
+
+  void apply(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
+             const CoefficientRows& rows, int threads) {
+    rounds_.apply(threads);
+    run_claims(tensors, listed, rows, threads, 0);
   }
 
   // Beside parameters, gradients and states.
@@ -108,9 +109,29 @@ class ParallelStep {
     int64_t begin, end;
   };
 
+  // The first `reducing` claims are those of reducing_.
+  void run_claims(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
+                  const CoefficientRows& rows, int threads, int64_t reducing) {
+    lazy_.start(tensors, listed, rows, threads);
+    const int64_t lazy = lazy_.claims();
+    const int64_t elementwise = elementwise_ ? int64_t(claims_.size()) - 1 : 0;
+    parallel_claims(reducing + lazy + elementwise, threads, [&](int64_t claim) {
+      if (claim < reducing) return reducing_.work(claim);
+      claim -= reducing;
+      if (claim < lazy) return lazy_.work(claim);
+      claim -= lazy;
+      for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
+        const Chunk& chunk = chunks_[c];
+        const Tensor& t = tensors[chunk.tensor];
+        if (t.row >= 0 && chunk.kernel) chunk.kernel(t, chunk.begin, chunk.end, rows[t.row]);
+      }
+    });
+  }
+
   std::vector<Kernel> kernels_;  // null where the rule reduces or the tensor is lazy
   bool elementwise_ = false;     // whether any rule is
   ReducingTensors reducing_;
+  ReducingRounds rounds_;
   LazyTensors lazy_;
   std::vector<Chunk> chunks_;
   std::vector<size_t> claims_;        // claim i is chunks [claims_[i], claims_[i + 1])

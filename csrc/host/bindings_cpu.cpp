@@ -59,6 +59,38 @@ class CpuStep : public StepList {
     step_.run(tensors(), listed(), rows_, threads);
   }
 
+  // run() in three parts: between them sums() shows the sums of rules that reduce, which may be changed.
+  void reduce_gradient(const py::list& rows, int threads) {
+    read_rows(rows, row_stride_, rows_);
+    const py::gil_scoped_release nogil;
+    step_.rounds().reduce_gradient(tensors(), rows_, threads);
+  }
+
+  void reduce_norms(int threads) {
+    const py::gil_scoped_release nogil;
+    step_.rounds().reduce_norms(threads);
+  }
+
+  void apply(int threads) {
+    const py::gil_scoped_release nogil;
+    advance();
+    step_.apply(tensors(), listed(), rows_, threads);
+  }
+
+  // What a tensor leaves after reduce_gradient() (stop 0) or reduce_norms() (1), valid until the step ends:
+  // (of what, as ReducingRounds::Array has it; float64 numbers as bytes).
+  std::vector<std::pair<std::string, py::memoryview>> sums(int tensor, int stop) {
+    std::vector<std::pair<std::string, py::memoryview>> found;
+    for (const auto& array : step_.rounds().sums(tensor, stop))
+      found.emplace_back(array.of, py::memoryview::from_memory(array.values, array.count * sizeof(double)));
+    return found;
+  }
+
+  // The sums of a tensor are those of a larger one, of so many rows, columns, elements.
+  void count(int tensor, int64_t rows, int64_t columns, int64_t size) {
+    step_.rounds().count(tensor, {rows, columns, size});
+  }
+
   // Beside parameters, gradients and states.
   int64_t scratch_bytes(int threads) const { return step_.scratch_bytes(threads); }
 
@@ -105,5 +137,10 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init<py::object, py::module_, py::object, std::string>())
       .def("gradient_squares", &CpuStep::gradient_squares)
       .def("scratch_bytes", &CpuStep::scratch_bytes)
+      .def("reduce_gradient", &CpuStep::reduce_gradient)
+      .def("reduce_norms", &CpuStep::reduce_norms)
+      .def("apply", &CpuStep::apply)
+      .def("sums", &CpuStep::sums)
+      .def("count", &CpuStep::count)
       .def("run", &CpuStep::run);
 }

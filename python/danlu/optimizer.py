@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from . import backends, callers, checkpoint, checks, scalar, scale, state
 from .locking import one_at_a_time
-from .partial_sums import Reducing
+from .partial_sums import Reducing, SummedDims
 from .plan import Plan, describe, left_alone, named_parameters, refuse_flattened
 from .report import BackendReport
 
@@ -172,6 +172,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         (1, 1, n) is a parameter whose order does not matter. None: no native rule can see this shape.
         """
         return 1, 1, math.prod(shape)
+
+    def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
+        """The dimensions that sums along rows are over, and those that sums along columns are over; rows and
+        columns as `matrix` has them. Both empty for a rule that has no such sums.
+        """
+        return (), ()
 
     def variant(self, group: dict[str, Any], p: torch.Tensor) -> Hashable:
         """What of `p` the coefficients depend on, besides its group and step; None if on nothing."""

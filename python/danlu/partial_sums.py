@@ -8,8 +8,6 @@ from typing import TypeAlias
 
 import torch
 
-from .spec import ParamSpec
-
 
 @dataclass
 class PartialSums:
@@ -39,5 +37,5 @@ class PartialSums:
 
 # a reference that reduces: stops with all sums of a pass, and returns what others return
 Reducing: TypeAlias = Generator[list[PartialSums], None, torch.Tensor]
-# of some tensors that have come to the same stop
-Stop: TypeAlias = list[tuple[ParamSpec, list[PartialSums]]]
+# dimensions that sums along rows are over, and sums along columns, see `FusedOptimizer.summed_dims`
+SummedDims: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from .partial_sums import PartialSums
 from .scale import StepScale
 from .step_rule import StepRule
 
@@ -39,6 +40,10 @@ class ParamSpec:
     def gradient(self) -> torch.Tensor | None:
         """None if the parameter takes no part in this step."""
         return self.param.grad if self.takes_gradient else self.param
+
+
+# sums of tensors that have come to the same stop
+Stop: TypeAlias = list[tuple[ParamSpec, list[PartialSums]]]
 
 
 class Executor(Protocol):

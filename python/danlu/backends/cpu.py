@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..partial_sums import PartialSums
 from ..scale import StepScale
 from ..sharding import dtensor_type
-from ..spec import ParamSpec
+from ..spec import ParamSpec, Stop
 from ..step_rule import StepRule
 from .native import STORED, NativeExecutor, exchange_api, refusal_of_tensors, why_missing
 
@@ -60,6 +62,11 @@ class CpuExecutor(NativeExecutor):
         super().__init__(self._native, _cpu, optimizer, entries)
         self._sharded = any(entry.sharded for entry in entries)
         self._rows: list[tuple[float, ...]] = []
+        self._summed = {
+            i: optimizer.summed_dims(optimizer.param_groups[entry.group], entry.shape)
+            for i, entry in enumerate(entries)
+            if entry.reduces
+        }
 
     def gradient_squares(self) -> torch.Tensor | float:
         if self._sharded:  # needs the other ranks
@@ -72,6 +79,63 @@ class CpuExecutor(NativeExecutor):
     def run(self) -> None:
         self.count_writes(self.active())
         self._native.run(self._rows, torch.get_num_threads())
+
+    def rounds(self) -> Iterator[Stop]:
+        """As `run`, but stops where sums of tensors are complete, at most twice. They may be changed in place
+        there, values and count; what comes next takes them for those of the whole tensors.
+        """
+        threads = torch.get_num_threads()
+        self.count_writes(self.active())
+        self._native.reduce_gradient(self._rows, threads)
+        yield from self._stop(0)
+        self._native.reduce_norms(threads)
+        yield from self._stop(1)
+        self._native.apply(threads)
+
+    def _stop(self, which: int) -> Iterator[Stop]:
+        found = {i: self._sums(i, which) for i in self._summed}
+        stop = [(self._entries[i], [sums for _, sums in of]) for i, of in found.items() if of]
+        if not stop:
+            return
+        yield stop
+        for i, of in found.items():
+            if of:
+                self._native.count(i, *_counts(self._entries[i], of))
+
+    def _sums(self, i: int, which: int) -> list[tuple[str, PartialSums]]:
+        """With what they are of."""
+        entry, (along_rows, along_columns) = self._entries[i], self._summed[i]
+        rows, columns, size = _counts(entry, [])
+        kinds = {
+            "rows": (along_rows, columns),
+            "columns": (along_columns, rows),
+            "both": (tuple(sorted((*along_rows, *along_columns))), rows * columns),
+            "averages": (along_columns, rows),
+            "row": (along_rows, columns),
+            "tensor": (tuple(range(len(entry.shape))), size),
+        }
+        found = []
+        for of, values in self._native.sums(i, which):
+            dims, count = kinds[of]
+            gone = {*dims, *along_rows} if of == "averages" else dims
+            shape = [1 if d in gone else n for d, n in enumerate(entry.shape)]
+            numbers = torch.frombuffer(values, dtype=torch.float64).view(shape)
+            found.append((of, PartialSums(numbers, dims, count)))
+        return found
+
+
+def _counts(entry: ParamSpec, found: Sequence[tuple[str, PartialSums]]) -> tuple[int, int, int]:
+    """Rows, columns and elements of the tensor that sums are of by now."""
+    batch, rows, columns = entry.matrix or (1, 1, math.prod(entry.shape))
+    size = batch * rows * columns
+    for of, sums in found:
+        if of in ("columns", "averages"):
+            rows = sums.count
+        elif of in ("rows", "row"):
+            columns = sums.count
+        elif of == "tensor":
+            size = sums.count
+    return rows, columns, size
 
 
 CPU = Cpu()

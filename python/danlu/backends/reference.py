@@ -9,10 +9,10 @@ import torch
 
 from ..grad_norm import sum_of_squares
 from ..listed_rows import rows_taking_part
-from ..partial_sums import PartialSums, Stop
+from ..partial_sums import PartialSums
 from ..scale import StepScale
 from ..sharding import local
-from ..spec import ParamSpec
+from ..spec import ParamSpec, Stop
 from ..state import COUNTERS
 from ..step_rule import StepRule
 
@@ -74,6 +74,7 @@ class ReferenceExecutor:
             _finish(steps)
 
     def rounds(self) -> Iterator[Stop]:
+        """As `CpuExecutor.rounds`: all tensors go from stop to stop together."""
         running = self._steps()
         while True:
             stop: Stop = []
@@ -167,10 +168,6 @@ class FakeExecutor:
                 step.add_(1)
             else:
                 step.add_(entry.state["micro_step"].add_(1).remainder_(entry.cycle) == 0)
-
-    def rounds(self) -> Iterator[Stop]:
-        self.run()
-        return iter(())
 
     def release(self) -> None:
         pass

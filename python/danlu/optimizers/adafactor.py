@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from .. import checks, scalar, scale
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
-from ..partial_sums import PartialSums, Reducing
+from ..partial_sums import PartialSums, Reducing, SummedDims
 from .adafactor_presets import NEUTRAL, PRESETS
 from .adafactor_schedule import OF_RHO, refuse_both, rho, settled
 
@@ -157,6 +157,10 @@ class Adafactor(FusedOptimizer):
         if math.prod((*shape[first + 1 : second], *shape[second + 1 :])) > 1:
             return None
         return math.prod(shape[:first]), shape[first], shape[second]
+
+    def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
+        dims = _dims(group, shape)
+        return ((), ()) if dims is None else ((dims[1],), (dims[0],))
 
     def structure(self, group: dict[str, Any]) -> Hashable:
         size = group.get("min_dim_size_to_factor")
@@ -407,11 +411,11 @@ class Adafactor(FusedOptimizer):
             # in float64, where no product of the two is too small
             u = (g / variance.sqrt().clamp(min=floor)).to(g.dtype)
 
-        sums = [PartialSums.over(x.double().square()) for x in (u, p)]
+        sums = [PartialSums.over(x.double().square()) for x in (p, u)]
         yield sums
         if sums[0].count == 0:
             return torch.zeros_like(p)
-        rms_u, rms_p = (math.sqrt(x.mean().item()) for x in sums)
+        rms_p, rms_u = (math.sqrt(x.mean().item()) for x in sums)
         alpha = float(size)
         if scale_parameter:
             alpha = alpha * float(scalar.maximum(eps2, rms_p))

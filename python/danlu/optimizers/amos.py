@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from .. import checks
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
-from ..partial_sums import PartialSums, Reducing
+from ..partial_sums import PartialSums, Reducing, SummedDims
 
 
 class Amos(FusedOptimizer):
@@ -110,6 +110,10 @@ class Amos(FusedOptimizer):
         if kinds in ((True, False), (False, True, False)):
             return math.prod(sizes[:-2]), sizes[-2], sizes[-1]
         return None
+
+    def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
+        dims = reduced_dims(group["reduce_dims"], len(shape))
+        return dims, dims
 
     def structure(self, group: dict[str, Any]) -> Hashable:
         reduce_dims = group["reduce_dims"]

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from .. import checks
 from ..formula import sign
 from ..optimizer import EngineOptions, FusedOptimizer, Params
-from ..partial_sums import PartialSums, Reducing
+from ..partial_sums import PartialSums, Reducing, SummedDims
 
 
 class Tiger(FusedOptimizer):
@@ -100,6 +100,9 @@ class Tiger(FusedOptimizer):
         if _scaled_kind(group) == "embedding" and len(shape) > 1:
             return 1, math.prod(shape[:-1]), shape[-1]
         return 1, 1, math.prod(shape)
+
+    def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
+        return (len(shape) - 1,) if shape else (), ()
 
     def cycle(self, group: dict[str, Any]) -> int:
         return int(group["accumulation_steps"])

@@ -64,6 +64,7 @@ class Derived(Nested, FusedOptimizer):
     rule: Any = Inner()
     states: Any = Inner()
     matrix: Any = Inner()
+    summed_dims: Any = Inner()
     variant: Any = Inner()
     structure: Any = Inner()
     cycle: Any = Inner()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Generator, Hashable
 from typing import Any
 
 import torch
@@ -82,6 +82,8 @@ class LayerAdaptation(Derived):
         self, p: torch.Tensor, g: torch.Tensor, *states: torch.Tensor, lr: float, **others: Any
     ) -> Reducing:
         step: Any = self._inner.reference(p, g, *states, lr=lr, **others)
+        if isinstance(step, Generator):
+            step = yield from step
         squares = [PartialSums.over(x.double().square()) for x in (p, step)]
         yield squares
         result: torch.Tensor = step * _ratio(squares[0], squares[1], lr)

@@ -1,0 +1,140 @@
+// A step of tensors whose rules reduce, pass by pass over all of them: somebody outside sees their sums, and
+// may change them, before the next pass uses them.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "../common/coefficient_rows.h"
+#include "reducing_member.h"
+#include "threads.h"
+
+namespace danlu {
+
+class ReducingRounds {
+ public:
+  // Sums that a tensor has at a stop. of: "rows", "columns", of "both", "averages" of rows; of the "tensor",
+  // or of each "row" by itself.
+  struct Array {
+    const char* of;
+    double* values;
+    int64_t count;
+  };
+
+  void add(int tensor, const Reducer& reducer, const std::array<int64_t, 3>& matrix) {
+    members_.push_back(ReducingMember::of(tensor, reducer, matrix));
+    own_.push_back(members_.back().work.counts);
+  }
+
+  // To the first stop: sums of statistics, or sums over tensors of rules that have none.
+  void reduce_gradient(const std::vector<Tensor>& tensors, const CoefficientRows& rows, int threads) {
+    size_t total = 0;
+    for (const ReducingMember& m : members_) total += m.scratch_doubles(true);
+    scratch_.assign(total, 0.0);
+    double* room = scratch_.data();
+    for (size_t i = 0; i < members_.size(); i++) {
+      ReducingMember& m = members_[i];
+      m.place(room, true);
+      room += m.scratch_doubles(true);
+      m.work.tensor = tensors[m.tensor];
+      m.work.counts = own_[i];
+      m.active = m.work.tensor.row >= 0;
+      if (m.active) m.work.row = rows[m.work.tensor.row];
+    }
+    for_tiles(threads, [](const ReducingMember& m, int64_t tile) {
+      m.collects() ? m.reducer->collect(m.work, tile) : measure(m, tile);
+    });
+    for_members(threads,
+                [](const ReducingMember& m) { m.collects() ? m.reducer->sum_statistics(m.work) : sum(m); });
+  }
+
+  // To the second stop: sums over tensors of rules that have statistics, too.
+  void reduce_norms(int threads) {
+    for_members(threads, [](const ReducingMember& m) {
+      if (m.collects()) m.reducer->finish(m.work);
+    });
+    for_tiles(threads, [](const ReducingMember& m, int64_t tile) {
+      if (m.collects()) measure(m, tile);
+    });
+    for_members(threads, [](const ReducingMember& m) {
+      if (m.collects()) sum(m);
+    });
+  }
+
+  // To the end.
+  void apply(int threads) {
+    for_members(threads, [](const ReducingMember& m) {
+      if (m.reducer->settle) m.reducer->settle(m.work);
+    });
+    for_tiles(threads, [](const ReducingMember& m, int64_t tile) { m.reducer->step_measured(m.work, tile); });
+  }
+
+  // What a tensor leaves at a stop, 0 or 1; nothing where it passes by.
+  std::vector<Array> sums(int tensor, int stop) {
+    for (ReducingMember& m : members_) {
+      if (m.tensor != tensor || !m.active) continue;
+      const Tiling& t = m.work.tiling;
+      const Scratch& s = m.work.scratch;
+      std::vector<Array> found;
+      const auto take = [&](const char* of, double* values, int64_t count) {
+        found.push_back({of, values, count});
+      };
+      if (m.collects() && stop == 0) {
+        if (m.reducer->row_sums) take("rows", s.of_rows, t.batch * t.rows);
+        if (m.reducer->column_sums) take("columns", s.of_columns, t.batch * t.columns);
+        if (m.reducer->row_sums && m.reducer->column_sums) {
+          take("both", s.of_matrices, t.batch);
+          take("averages", s.average_sums, t.batch);
+        }
+      } else if (stop == (m.collects() ? 1 : 0)) {
+        if (m.reducer->whole_rows)
+          take("row", s.of_tensor, t.batch * t.rows * m.reducer->num_sums);
+        else
+          for (int j = 0; j < m.reducer->num_sums; j++) take("tensor", s.of_tensor + j, 1);
+      }
+      return found;
+    }
+    return {};
+  }
+
+  // The sums of a tensor are those of a larger one from now on.
+  void count(int tensor, const Counts& counts) {
+    for (ReducingMember& m : members_)
+      if (m.tensor == tensor) m.work.counts = counts;
+  }
+
+ private:
+  static void measure(const ReducingMember& m, int64_t tile) {
+    if (m.reducer->measure_rows) m.reducer->measure_rows(m.work, tile);
+    if (m.measures()) m.reducer->measure(m.work, tile);
+  }
+
+  static void sum(const ReducingMember& m) {
+    if (m.reducer->sum_tiles) m.reducer->sum_tiles(m.work);
+  }
+
+  template <class See>
+  void for_members(int threads, const See& see) {
+    parallel_claims(int64_t(members_.size()), threads, [&](int64_t i) {
+      if (members_[i].active) see(members_[i]);
+    });
+  }
+
+  template <class See>
+  void for_tiles(int threads, const See& see) {
+    first_.assign(1, 0);
+    for (const ReducingMember& m : members_) first_.push_back(first_.back() + (m.active ? m.tiles() : 0));
+    parallel_claims(first_.back(), threads, [&](int64_t claim) {
+      const size_t i = std::upper_bound(first_.begin(), first_.end(), claim) - first_.begin() - 1;
+      see(members_[i], claim - first_[i]);
+    });
+  }
+
+  std::vector<ReducingMember> members_;
+  std::vector<Counts> own_;  // of each
+  std::vector<double> scratch_;
+  std::vector<int64_t> first_;  // of all tiles, of each member
+};
+
+}  // namespace danlu

@@ -35,9 +35,49 @@ def lines(stages: dict[str, Any]) -> list[str]:
 def plot(results: dict[str, Any], path: Path) -> None:
     """As for bench/step_time.py, where at least one workload was measured."""
     measured = [*results.get("models", []), *results.get("reductions", [])]
+    measured = measured or [results[name] for name in ("first", "first_reductions") if name in results]
     workloads = [*measured, *filter(None, [results.get("small_tensors")])]
     if workloads:
         step_report.plot({"workloads": workloads, "environment": results["environment"]}, path)
+
+
+def _machine(result: dict[str, Any]) -> Iterator[str]:
+    if result["absent"]:
+        yield "not installed: " + ", ".join(f"{name} ({loss})" for name, loss in result["absent"].items())
+
+
+def _parameters(result: dict[str, Any]) -> Iterator[str]:
+    yield f"indexed reads of the last kernel parameters: {result['outcome']}"
+
+
+def _modules(result: dict[str, Any]) -> Iterator[str]:
+    yield "prebuilt modules" if result["prebuilt"] else f"built here: {result['why']}"
+
+
+def _smoke(result: dict[str, Any]) -> Iterator[str]:
+    for engine, found in result.items():
+        wrong = [check for check in found["checks"] if not check["right"]]
+        count = len(found["checks"])
+        yield f"{engine}: {count - len(wrong)} of {count} first checks right{_because(found['fault'])}"
+        for check in wrong[:MOST_FAILURES]:
+            said = check.get("differences") or check["error"].strip().splitlines()[-1:]
+            yield f"  {check['check']}: {said[0][:150]}"
+
+
+def _because(fault: str | None) -> str:
+    return f", {fault.upper()}: not measured" if fault else ""
+
+
+def _warm(result: dict[str, Any]) -> Iterator[str]:
+    if result["exit_status"] != 0:
+        yield f"Triton's cache: exit status {result['exit_status']}: {result['output'].strip()[-150:]}"
+
+
+def _ncu(result: dict[str, Any]) -> Iterator[str]:
+    yield f"ncu: {result['outcome']}"
+    for kernel in result.get("kernels", []):
+        shown = [f"{name.split(': ')[1]} {value} {unit}" for name, (value, unit) in kernel["metrics"].items()]
+        yield f"  {kernel['kernel'][:60]}: {', '.join(shown[:5])}"
 
 
 def _environment(result: dict[str, Any]) -> Iterator[str]:
@@ -197,9 +237,16 @@ def _memcheck(result: dict[str, Any]) -> Iterator[str]:
 
 
 SECTIONS = {
+    "machine": _machine,
+    "parameters": _parameters,
+    "modules": _modules,
     "environment": _environment,
-    "tests": _tests,
+    "smoke": _smoke,
+    "warm": _warm,
     "ceiling": _ceiling,
+    "first": _table,
+    "first_reductions": lambda measured: _reductions([measured]),
+    "tests": _tests,
     "models": _models,
     "reductions": _reductions,
     "gradient_norm": _gradient_norm,
@@ -211,6 +258,7 @@ SECTIONS = {
     "host_time": _host_time,
     "profiles": _profiles,
     "shapes": _shapes,
+    "ncu": _ncu,
     "compiled": _table,
     "compiled_adafactor": _compiled_adafactor,
     "memcheck": _memcheck,

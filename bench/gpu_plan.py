@@ -12,10 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import gpu_smoke
 from gpu_run import Stage
 
 ENGINES = ("cuda", "triton")
 SHARE = 0.85  # of the ceiling
+
+# what a process that died of it says
+UNUSABLE = ("illegal memory access", "misaligned address", "unspecified launch failure")
 
 Stages = dict[str, Any]  # entries of gpu.json
 
@@ -70,9 +74,9 @@ def faults(stages: Stages) -> dict[str, str]:
     return {engine: smoke[engine]["fault"] for engine in ENGINES if smoke.get(engine, {}).get("fault")}
 
 
-def fault(status: int | None, checks: Sequence[dict[str, Any]], unusable: int) -> str | None:
-    """Of an engine, by the exit status of bench/gpu_smoke.py and what it printed."""
-    if status == unusable:
+def fault(status: int | None, checks: Sequence[dict[str, Any]], said: str) -> str | None:
+    """Of an engine, by what bench/gpu_smoke.py left: exit status, checks, and what else it printed."""
+    if status == gpu_smoke.UNUSABLE or (status != 0 and any(sign in said for sign in UNUSABLE)):
         return "unusable"
     if any(check.get("differences") for check in checks):
         return "wrong bits"

@@ -24,7 +24,6 @@ from contenders import Contender
 from cuda_harness import CudaStream, OnCuda
 from gpu_plan import Planned
 from gpu_run import Results
-from gpu_smoke import UNUSABLE as SMOKE_UNUSABLE
 from harness import ROOT
 from rounds import measure, profile, spread
 from workloads import Workload, gpt2_small, llama_1b, llama_8b_list, many_small
@@ -44,7 +43,7 @@ FIRST = [
 FIRST_REDUCING = [*contenders.TORCH_ADAFACTOR, *(c for c in contenders.REDUCING_ON_CUDA if not c.backend)]
 ROUNDS, FIRST_ROUNDS = 4, 2
 STREAM_ELEMENTS = 1 << 28  # 1 GiB an array
-TEST_SECONDS, TUNE_SECONDS, MEMCHECK_SECONDS, WARM_SECONDS = 150.0, 60.0, 60.0, 30.0
+TEST_SECONDS, TUNE_SECONDS, MEMCHECK_SECONDS, WARM_SECONDS = 150.0, 60.0, 90.0, 30.0
 MOST_FAILURES = 50
 
 
@@ -59,8 +58,8 @@ def smoke(_: Results) -> Results:
         status, output = gpu_background.finish(f"smoke-{engine}")
         lines = output.splitlines()
         checks = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-        fault = gpu_plan.fault(status, checks, SMOKE_UNUSABLE)
         rest = "\n".join(line for line in lines if not line.startswith("{"))
+        fault = gpu_plan.fault(status, checks, rest)
         found[engine] = {"fault": fault, "exit_status": status, "checks": checks, "output": rest[-2000:]}
     return found
 

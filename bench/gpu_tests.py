@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     here = str(Path(__file__).resolve().parent)  # where xdist's workers find this file
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     # a warning of another version of torch is no failure here
-    options = ["-p", "no:cacheprovider", "-p", "gpu_tests", "-q", "-W", "default", *workers()]
+    options = ["-p", "no:cacheprovider", "-p", "gpu_tests", "-q", "--tb=short", "-W", "default", *workers()]
     with Path(path).open("w", buffering=1) as lines:
         return pytest.main([*options, *rest], plugins=[Recorder(lines)])
 

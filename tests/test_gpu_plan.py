@@ -54,6 +54,7 @@ def stages_of_a_run(
 
     monkeypatch.setattr(gpu_stages, "measure", measure)
     monkeypatch.setattr(gpu, "plot", lambda *_: None)
+    monkeypatch.setattr(cuda_harness, "free", lambda: None)
     monkeypatch.setattr(gpu_plan, "SHARE", 0.0)
     return stages
 
@@ -143,6 +144,13 @@ def test_a_smoke_test_that_says_nothing_is_no_proof(stages: Callable[..., dict[s
     assert performed(found) == ["environment", "smoke"]
 
 
+def test_a_process_that_dies_of_an_illegal_address() -> None:
+    said = "terminate called: CUDA error: an illegal memory access was encountered"
+    assert gpu_plan.fault(134, [RIGHT], said) == "unusable"
+    assert gpu_plan.fault(134, [RIGHT], "out of memory") == "failed"
+    assert gpu_plan.fault(0, [RIGHT], said) is None
+
+
 @pytest.mark.parametrize("share", [0.84, 0.86])
 def test_below_the_ceiling_shapes_and_ncu_come_first(
     share: float, stages: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
@@ -213,9 +221,8 @@ def test_first_checks_find_one_wrong_bit(kernels: FakeGpu, monkeypatch: pytest.M
     assert line.startswith("parameter 1: 1 of 7 differ: [3] 0x")
     (line,) = found["lamb"]["differences"]
     assert "of its norm off, at most 1e-06 is right" in line
-    assert gpu_plan.fault(1, list(found.values()), gpu_smoke.UNUSABLE) == "wrong bits"
+    assert gpu_plan.fault(1, list(found.values()), "") == "wrong bits"
     monkeypatch.setattr(gpu_smoke, "everything", everything)
     taken = gpu_smoke.checks("triton", "cpu")  # which is the CPU's here
     monkeypatch.setattr(danlu.FusedOptimizer, "backend_report", lambda self: [])
     assert "asked for backend triton, took set()" in next(taken)["error"]
-    assert cuda_harness.DEVICE == "cpu"

@@ -23,7 +23,7 @@ import cuda_harness
 import gpu_plan
 import gpu_stages
 from gpu_plan import Planned
-from gpu_report import lines, plot
+from gpu_report import lines, plot, section
 from gpu_run import Run, parsed
 from gpu_stages import STAGES
 
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.skip(name, reason)
             continue
         run.perform(name, stage.run, stage.most)
+        if "result" in run.stages[name]:  # also where the run does not come to its end
+            for line in section(name, run.stages[name]["result"]):
+                print(f"  {line}")
         if unusable():
             run.mark(name, unusable=True)
             start_anew(options)

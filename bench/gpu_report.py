@@ -17,12 +17,9 @@ def lines(stages: dict[str, Any]) -> list[str]:
     """At most 120, for a reader who sees only the end of the output."""
     results = {name: entry["result"] for name, entry in stages.items() if "result" in entry}
     found: list[str] = []
-    for name, section in SECTIONS.items():
+    for name in SECTIONS:
         if name in results:
-            try:
-                found += section(results[name])
-            except Exception as error:  # a report must not be lost to one odd number
-                found.append(f"{name}: cannot be shown: {type(error).__name__}: {error}")
+            found += section(name, results[name])
     for name, entry in stages.items():
         if "error" in entry:
             found.append(f"FAILED {name}: {entry['error'].strip().splitlines()[-1][:150]}")
@@ -30,6 +27,14 @@ def lines(stages: dict[str, Any]) -> list[str]:
             found.append(f"skipped {name}: {entry['skipped']}")
     took = ", ".join(f"{name} {entry['seconds']:.0f}" for name, entry in stages.items() if "seconds" in entry)
     return [*found[: MOST_LINES - 1], f"seconds: {took}"]
+
+
+def section(name: str, result: Any) -> list[str]:
+    """What one stage has to say."""
+    try:
+        return list(SECTIONS[name](result)) if name in SECTIONS else []
+    except Exception as error:  # a report must not be lost to one odd number
+        return [f"{name}: cannot be shown: {type(error).__name__}: {error}"]
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -4,6 +4,7 @@ in the background what takes other cores. Then bench/gpu.py goes on in the same 
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 import os
@@ -35,6 +36,7 @@ OPTIONAL = {
     "xdist": "the tests run in one process",
 }
 PROGRAMS = {"nvcc": "no probe, no shapes", "ncu": "no profiles by ncu", "compute-sanitizer": "no memcheck"}
+NSIGHT = "/opt/nvidia/nsight-compute/*"  # a folder for each version
 SMI = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
 TORCH = """
 import torch
@@ -82,7 +84,8 @@ def fail(message: str) -> None:
 def find_tools() -> None:
     """What may be installed beside the interpreter, or where CUDA's own installer puts it."""
     cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    places = [sysconfig.get_path("scripts"), os.environ.get("PATH", ""), f"{cuda}/bin"]
+    of_cuda = [f"{cuda}/bin", f"{cuda}/compute-sanitizer", *sorted(glob.glob(NSIGHT), reverse=True)]
+    places = [sysconfig.get_path("scripts"), os.environ.get("PATH", ""), *of_cuda]
     os.environ["PATH"] = os.pathsep.join(places)
     own = [str(PACKAGE), str(ROOT / "bench"), str(ROOT / "tests")]
     sys.path[:0] = own

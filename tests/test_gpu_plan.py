@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cuda_harness
 import danlu
@@ -226,3 +227,18 @@ def test_first_checks_find_one_wrong_bit(kernels: FakeGpu, monkeypatch: pytest.M
     taken = gpu_smoke.checks("triton", "cpu")  # which is the CPU's here
     monkeypatch.setattr(danlu.FusedOptimizer, "backend_report", lambda self: [])
     assert "asked for backend triton, took set()" in next(taken)["error"]
+
+
+def test_what_is_near_and_what_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is not near; two NaN are equal, another dtype is not."""
+    found = {torch.float32: float("nan"), torch.float64: 1.0}
+    monkeypatch.setattr(
+        gpu_smoke, "stepped", lambda make, dtype, *_, **__: {"x": torch.tensor([found[dtype]], dtype=dtype)}
+    )
+    off = "x: nan of its norm off, at most 1e-06 is right"
+    assert gpu_smoke.near_float64(danlu.LAMB, "cuda", "cpu") == [off]
+    a = torch.tensor([float("nan"), 0.0, 1.0])
+    b = torch.tensor([-float("nan"), -0.0, 1.0])
+    assert gpu_smoke.unequal("x", a, b) == ["x: 1 of 3 differ: [1] 0x0 for 0x80000000"]
+    assert gpu_smoke.unequal("x", a.bfloat16(), a) == ["x: torch.bfloat16 (3,), wanted torch.float32 (3,)"]
+    assert gpu_smoke.unequal("x", a[1:], b[2:])

@@ -242,6 +242,26 @@ def test_a_stage_has_a_limit_of_its_own(
     assert stages["next"]["result"] == 8
 
 
+def test_a_write_that_is_cut_off_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = gpu_run.Run(tmp_path / "gpu.json", time.time())
+    run.perform("first", lambda _: [1, 2, 3])
+    write = Path.write_text
+
+    def cut_off(path: Path, text: str) -> None:
+        write(path, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run.perform("second", lambda _: [4])
+    stages = json.loads((tmp_path / "gpu.json").read_text())["stages"]
+    assert list(stages) == ["first"]
+    resumed = gpu_run.Run(tmp_path / "gpu.json", time.time(), resume=True)
+    assert resumed.results() == {"first": [1, 2, 3]}
+
+
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """What it had written is whole, and nothing else is left but a draft."""
     script = (
@@ -250,7 +270,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         "for i in range(10**9): run.perform('stage', lambda _: [i] * 100_000)\n"
     )
     path = tmp_path / "gpu.json"
-    for i in range(8):
+    for i in range(4):
         command = [sys.executable, "-c", script, str(path)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "bench")}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
@@ -336,6 +356,13 @@ def test_commands_end_with_all_their_children() -> None:
     assert (status, output) == (None, "yes\n")
     assert time.time() - start < 20
     assert limited(["bash", "-c", "exit 9"], 10.0) == (9, "")
+    _, child = limited(["bash", "-c", "sleep 60 & echo $!; wait"], 0.5)
+    state = Path(f"/proc/{child.strip()}/stat")
+    for _ in range(100):
+        if not state.exists() or ") Z " in state.read_text():
+            return
+        time.sleep(0.02)
+    pytest.fail("its child runs on")
 
 
 def test_a_command_that_fails_is_an_error(small: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:

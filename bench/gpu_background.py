@@ -11,6 +11,7 @@ from commands import Command
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH, BUILD = ROOT / "bench", ROOT / "build" / "gpu"
+SMOKE_SECONDS = 120.0  # Triton compiles some twenty kernels
 COMPILE = 'nvcc -std=c++17 -O3 -fmad=false "-arch=sm_$DANLU_CAPABILITY" -I csrc'
 
 _running: dict[str, Command] = {}
@@ -22,8 +23,8 @@ def command(name: str) -> tuple[Sequence[str | Path], float]:
     commands: dict[str, tuple[Sequence[str | Path], float]] = {
         "probe": (["bash", "-c", f"{COMPILE} bench/probe_params.cu -o '{probe}' && '{probe}'"], 60.0),
         "tune": (["bash", "-c", f"{COMPILE} bench/tune.cu -o '{tune}'"], 240.0),
-        "smoke-cuda": ([sys.executable, BENCH / "gpu_smoke.py", "cuda"], 90.0),
-        "smoke-triton": ([sys.executable, BENCH / "gpu_smoke.py", "triton"], 90.0),
+        "smoke-cuda": ([sys.executable, BENCH / "gpu_smoke.py", "cuda"], SMOKE_SECONDS),
+        "smoke-triton": ([sys.executable, BENCH / "gpu_smoke.py", "triton"], SMOKE_SECONDS),
         "warm": ([sys.executable, BENCH / "gpu_warm.py"], 90.0),
     }
     return commands[name]

@@ -54,7 +54,7 @@ def urgent(stages: Stages) -> Iterator[str]:
 def left_out(name: str, stage: Planned, stages: Stages, left: float) -> str | None:
     """Why a stage is not begun with so many seconds left; None if it is."""
     found = faults(stages)
-    if "smoke" in stages and stopped(stages) and not (name == "memcheck" and "unusable" in found.values()):
+    if stopped(stages) and not (name == "memcheck" and "unusable" in found.values()):
         return f"nothing is measured: {', '.join(f'{engine}: {what}' for engine, what in found.items())}"
     if stage.engine in found:
         return f"{stage.engine}: {found[stage.engine]}"
@@ -70,8 +70,12 @@ def stopped(stages: Stages) -> bool:
 
 def faults(stages: Stages) -> dict[str, str]:
     """Engines that must not be measured, and why: "wrong bits", "unusable" or "failed"."""
-    smoke = stages.get("smoke", {}).get("result", {})
-    return {engine: smoke[engine]["fault"] for engine in ENGINES if smoke.get(engine, {}).get("fault")}
+    if "smoke" not in stages:
+        return {}
+    if "result" not in stages["smoke"]:
+        return dict.fromkeys(ENGINES, "failed")
+    smoke = stages["smoke"]["result"]
+    return {engine: smoke[engine]["fault"] for engine in ENGINES if smoke[engine]["fault"]}
 
 
 def fault(status: int | None, checks: Sequence[dict[str, Any]], said: str) -> str | None:

@@ -218,7 +218,7 @@ STAGES: dict[str, Planned] = {
     stage.__name__: Planned(stage, *what)
     for stage, *what in (
         (environment, 0, 30),
-        (smoke, 0, 90),
+        (smoke, 0, 2 * gpu_background.SMOKE_SECONDS),
         (warm, 0, 40),
         (ceiling, 5, 30, "cuda"),
         (first, 10, 60, "any"),

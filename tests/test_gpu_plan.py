@@ -136,6 +136,18 @@ def test_a_stage_that_makes_cuda_unusable_brings_memcheck(
     assert list(seen) == ["environment", "smoke", "ceiling", "memcheck", "tests", "first"]
 
 
+def test_without_first_checks_nothing_is_measured(
+    stages: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> None:
+        raise OSError("no such program")
+
+    monkeypatch.setitem(gpu_stages.STAGES, "smoke", Planned(fails, 0, 9))
+    found = stages()
+    assert performed(found) == ["environment", "smoke"]
+    assert found["first"]["skipped"] == "nothing is measured: cuda: failed, triton: failed"
+
+
 def test_a_smoke_test_that_says_nothing_is_no_proof(stages: Callable[..., dict[str, Any]]) -> None:
     found = stages(cuda=(0,), triton=(None, RIGHT))
     assert {name: one["fault"] for name, one in found["smoke"]["result"].items()} == {

@@ -21,6 +21,7 @@ import torch
 
 import gpu
 import gpu_background
+import gpu_run
 import gpu_setup
 import prebuilt
 import step_time
@@ -239,6 +240,24 @@ def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     )
     assert run.returncode == 1
     assert run.stderr == "bench/gpu.sh: there is no NVIDIA GPU: torch sees no CUDA device\n"
+
+
+def test_the_script_ends_itself(tmp_path: Path) -> None:
+    """Also where Python hangs; by default when the stages' own limit has passed."""
+    python, script = tmp_path / "python", ROOT / "bench" / "gpu.sh"
+    python.write_text('#!/bin/sh\necho "$@"\nexec sleep 60\n')
+    python.chmod(0o755)
+    start = time.time()
+    run = subprocess.run(
+        ["bash", script, "--stages", "ncu"],
+        env={**os.environ, "PYTHON": str(python), "DANLU_SECONDS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert time.time() - start < 20
+    assert run.returncode in (137, -9)
+    assert re.fullmatch(r"bench/gpu_setup.py --started \d+ --stages ncu\n", run.stdout)
+    assert f"DANLU_SECONDS:-{gpu_run.LIMIT:.0f}}}" in script.read_text()
 
 
 def test_the_probe_compiles(tmp_path: Path) -> None:

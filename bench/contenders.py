@@ -55,6 +55,7 @@ LION = [
 ]
 TIGER = Contender("tiger", lambda p: danlu.Tiger(p), 2, 20)
 ADAMW = Contender("adamw", lambda p: danlu.AdamW(p), 3, 28)
+ADAMW_BF16 = Contender("adamw-bf16", lambda p: danlu.AdamW(p, state_dtype=BF16), 3, 18, BF16)
 ADAM = Contender("adam", lambda p: danlu.Adam(p), 3, 28)
 ADAX = Contender("adax", lambda p: danlu.AdaX(p), 3, 28)
 ADAXW = Contender("adaxw", lambda p: danlu.AdaXW(p), 3, 28)
@@ -159,7 +160,7 @@ ON_CUDA = [
     *LION,
     TIGER,
     ADAMW,
-    Contender("adamw-bf16", lambda p: danlu.AdamW(p, state_dtype=BF16), 3, 18, BF16),
+    ADAMW_BF16,
     ADAM,
     ADAX,
     Contender("adax-bf16", lambda p: danlu.AdaX(p, state_dtype=BF16), 3, 18, BF16),

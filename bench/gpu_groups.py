@@ -8,7 +8,7 @@ the default is 1 GB, it is measured twice, and the difference is what chance mak
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -27,9 +27,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 DEFAULT = "default"
 
 
-def swept(workloads: Sequence[Workload], rounds: int) -> list[dict[str, Any]]:
+def swept(workloads: Sequence[Workload], rounds: int) -> Iterator[dict[str, Any]]:
     """A row for each workload and dtype."""
-    return [_on(workload, dtype, rounds) for workload in workloads for dtype in DTYPES]
+    return (_on(workload, dtype, rounds) for workload in workloads for dtype in DTYPES)
 
 
 def sizes() -> dict[str, float]:

@@ -7,7 +7,7 @@ sum by torch would be slower than the memory, and so flatter.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from workloads import Workload
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def measured(workloads: Sequence[Workload], rounds: int) -> list[dict[str, Any]]:
+def measured(workloads: Sequence[Workload], rounds: int) -> Iterator[dict[str, Any]]:
     """A row for each workload, dtype and way."""
-    return [
-        row for workload in workloads for dtype in DTYPES for row in _of_gradients(workload, dtype, rounds)
-    ]
+    for workload in workloads:
+        for dtype in DTYPES:
+            yield from _of_gradients(workload, dtype, rounds)
 
 
 def ways_to_norm(model: Model) -> dict[str, Callable[[], object]]:

@@ -17,12 +17,9 @@ def lines(stages: dict[str, Any]) -> list[str]:
     """At most 120, for a reader who sees only the end of the output."""
     results = {name: entry["result"] for name, entry in stages.items() if "result" in entry}
     found: list[str] = []
-    for name, section in SECTIONS.items():
+    for name in SECTIONS:
         if name in results:
-            try:
-                found += section(results[name])
-            except Exception as error:  # a report must not be lost to one odd number
-                found.append(f"{name}: cannot be shown: {type(error).__name__}: {error}")
+            found += section(name, results[name])
     for name, entry in stages.items():
         if "error" in entry:
             found.append(f"FAILED {name}: {entry['error'].strip().splitlines()[-1][:150]}")
@@ -32,12 +29,60 @@ def lines(stages: dict[str, Any]) -> list[str]:
     return [*found[: MOST_LINES - 1], f"seconds: {took}"]
 
 
+def section(name: str, result: Any) -> list[str]:
+    """What one stage has to say."""
+    try:
+        return list(SECTIONS[name](result)) if name in SECTIONS else []
+    except Exception as error:  # a report must not be lost to one odd number
+        return [f"{name}: cannot be shown: {type(error).__name__}: {error}"]
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
     """As for bench/step_time.py, where at least one workload was measured."""
     measured = [*results.get("models", []), *results.get("reductions", [])]
+    measured = measured or [results[name] for name in ("first", "first_reductions") if name in results]
     workloads = [*measured, *filter(None, [results.get("small_tensors")])]
     if workloads:
         step_report.plot({"workloads": workloads, "environment": results["environment"]}, path)
+
+
+def _machine(result: dict[str, Any]) -> Iterator[str]:
+    if result["absent"]:
+        yield "not installed: " + ", ".join(f"{name} ({loss})" for name, loss in result["absent"].items())
+
+
+def _parameters(result: dict[str, Any]) -> Iterator[str]:
+    yield f"indexed reads of the last kernel parameters: {result['outcome']}"
+
+
+def _modules(result: dict[str, Any]) -> Iterator[str]:
+    yield "prebuilt modules" if result["prebuilt"] else f"built here: {result['why']}"
+
+
+def _smoke(result: dict[str, Any]) -> Iterator[str]:
+    for engine, found in result.items():
+        wrong = [check for check in found["checks"] if not check["right"]]
+        count = len(found["checks"])
+        yield f"{engine}: {count - len(wrong)} of {count} first checks right{_because(found['fault'])}"
+        for check in wrong[:MOST_FAILURES]:
+            said = check.get("differences") or check["error"].strip().splitlines()[-1:]
+            yield f"  {check['check']}: {said[0][:150]}"
+
+
+def _because(fault: str | None) -> str:
+    return f", {fault.upper()}: not measured" if fault else ""
+
+
+def _warm(result: dict[str, Any]) -> Iterator[str]:
+    if result["exit_status"] != 0:
+        yield f"Triton's cache: exit status {result['exit_status']}: {result['output'].strip()[-150:]}"
+
+
+def _ncu(result: dict[str, Any]) -> Iterator[str]:
+    yield f"ncu: {result['outcome']}"
+    for kernel in result.get("kernels", []):
+        shown = [f"{name.split(': ')[1]} {value} {unit}" for name, (value, unit) in kernel["metrics"].items()]
+        yield f"  {kernel['kernel'][:60]}: {', '.join(shown[:5])}"
 
 
 def _environment(result: dict[str, Any]) -> Iterator[str]:
@@ -197,9 +242,16 @@ def _memcheck(result: dict[str, Any]) -> Iterator[str]:
 
 
 SECTIONS = {
+    "machine": _machine,
+    "parameters": _parameters,
+    "modules": _modules,
     "environment": _environment,
-    "tests": _tests,
+    "smoke": _smoke,
+    "warm": _warm,
     "ceiling": _ceiling,
+    "first": _table,
+    "first_reductions": lambda measured: _reductions([measured]),
+    "tests": _tests,
     "models": _models,
     "reductions": _reductions,
     "gradient_norm": _gradient_norm,
@@ -211,6 +263,7 @@ SECTIONS = {
     "host_time": _host_time,
     "profiles": _profiles,
     "shapes": _shapes,
+    "ncu": _ncu,
     "compiled": _table,
     "compiled_adafactor": _compiled_adafactor,
     "memcheck": _memcheck,

@@ -3,64 +3,87 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
+from collections.abc import Iterator, Sequence
 
 import bars
 import contenders
 import cuda_harness
+import gpu_background
 import gpu_graphs
 import gpu_groups
 import gpu_lazy
+import gpu_ncu
 import gpu_norm
+import gpu_plan
 import lazy_rows
+from commands import limited
 from contenders import Contender
 from cuda_harness import CudaStream, OnCuda
+from gpu_plan import Planned
+from gpu_run import Results
 from harness import ROOT
 from rounds import measure, profile, spread
 from workloads import Workload, gpt2_small, llama_1b, llama_8b_list, many_small
 
-BUILD = ROOT / "build" / "gpu"
+BUILD = gpu_background.BUILD
+OUT = ROOT / "bench" / "results"  # bench/gpu.py sets it
 TESTS = ROOT / "tests" / "gpu"
 MODELS = [llama_1b(), gpt2_small()]
 GPT2, MANY_SMALL, LLAMA_8B = gpt2_small(), many_small(), llama_8b_list()
 REDUCING = [*contenders.TORCH_ADAFACTOR, *contenders.REDUCING_ON_CUDA]
 COMPILED = [contenders.TORCH_COMPILED, contenders.TORCH_ADAFACTOR_COMPILED]
 CONTENDERS = [c for c in contenders.ON_CUDA if c not in (*REDUCING, *COMPILED)]
-ROUNDS = 4
+FIRST = [
+    *(contenders.TORCH_ADAMW[0], contenders.TORCH_ADAMW_BF16, contenders.ADAMW, contenders.ADAMW_BF16),
+    *(*contenders.LION, contenders.ADAX, contenders.TRITON[2]),
+]
+FIRST_REDUCING = [*contenders.TORCH_ADAFACTOR, *(c for c in contenders.REDUCING_ON_CUDA if not c.backend)]
+ROUNDS, FIRST_ROUNDS = 4, 2
 STREAM_ELEMENTS = 1 << 28  # 1 GiB an array
-TEST_SECONDS, TUNE_SECONDS, MEMCHECK_SECONDS = 210.0, 60.0, 60.0
-
-Results = dict[str, Any]  # of the stages so far, by their names
+TEST_SECONDS, TUNE_SECONDS, MEMCHECK_SECONDS, WARM_SECONDS = 150.0, 60.0, 90.0, 30.0
+MOST_FAILURES = 50
 
 
 def environment(_: Results) -> Results:
     return cuda_harness.environment()
 
 
+def smoke(_: Results) -> Results:
+    """Whether the engines are right: bench/gpu_smoke.py of each, in a process of its own."""
+    found = {}
+    for engine in gpu_plan.ENGINES:
+        status, output = gpu_background.finish(f"smoke-{engine}")
+        lines = output.splitlines()
+        checks = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        rest = "\n".join(line for line in lines if not line.startswith("{"))
+        fault = gpu_plan.fault(status, checks, rest)
+        found[engine] = {"fault": fault, "exit_status": status, "checks": checks, "output": rest[-2000:]}
+    return found
+
+
+def warm(_: Results) -> Results:
+    """Waits for what compiles in the background: it would disturb what is timed."""
+    status, output = gpu_background.finish("warm", WARM_SECONDS)
+    return {"exit_status": status, "output": output[-4000:]}
+
+
 def tests(_: Results) -> Results:
-    """In a process of their own: a kernel that fails there must not take along what follows."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "outcomes"
-        command = [sys.executable, ROOT / "bench" / "gpu_tests.py", path, f"--confcutdir={TESTS}", TESTS]
-        status, _ = limited(command, TEST_SECONDS, capture=False)
-        written = path.read_text() if path.exists() else ""
+    """In processes of their own: a kernel that fails there must not take along what follows."""
+    path = OUT / "tests.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, ROOT / "bench" / "gpu_tests.py", path, f"--confcutdir={TESTS}", TESTS]
+    status, _ = limited(command, TEST_SECONDS, capture=False)
+    written = path.read_text() if path.exists() else ""
     outcomes = [json.loads(line) for line in written.splitlines(keepends=True) if line.endswith("\n")]
     return {
         "exit_status": status,
         "counts": dict(Counter(o["outcome"] for o in outcomes)),
-        "failures": [o for o in outcomes if o["outcome"] == "failed"],
+        "failures": [o for o in outcomes if o["outcome"] == "failed"][:MOST_FAILURES],
         "skipped": dict(Counter(o["message"] for o in outcomes if o["outcome"] == "skipped")),
+        "longest": sorted(((o["seconds"], o["test"]) for o in outcomes), reverse=True)[:20],
     }
 
 
@@ -76,21 +99,32 @@ def ceiling(_: Results) -> Results:
     return {**result, "copy_GB_per_s": cuda_harness.copy_bandwidth() / 1e9}
 
 
-def models(_: Results) -> list[Results]:
-    return [compare(workload, CONTENDERS) for workload in MODELS]
+def first(results: Results) -> Results:
+    """The contenders that tell most, in few rounds."""
+    return compare(MODELS[0], FIRST, results, FIRST_ROUNDS)
 
 
-def reductions(_: Results) -> list[Results]:
+def first_reductions(results: Results) -> Results:
+    measured = compare(MODELS[0], FIRST_REDUCING, results, FIRST_ROUNDS)
+    return {**measured, "bars": bars.of_steps(measured)}
+
+
+def models(results: Results) -> Iterator[Results]:
+    return (compare(workload, CONTENDERS, results) for workload in MODELS)
+
+
+def reductions(results: Results) -> Iterator[Results]:
     """Rules that reduce, against torch's Adafactor; with what is asked of them."""
-    found = [compare(workload, REDUCING) for workload in MODELS]
-    return [{**measured, "bars": bars.of_steps(measured)} for measured in found]
+    for workload in MODELS:
+        measured = compare(workload, REDUCING, results)
+        yield {**measured, "bars": bars.of_steps(measured)}
 
 
-def gradient_norm(_: Results) -> list[Results]:
+def gradient_norm(_: Results) -> Iterator[Results]:
     return gpu_norm.measured(MODELS, ROUNDS)
 
 
-def groups(_: Results) -> list[Results]:
+def groups(_: Results) -> Iterator[Results]:
     return gpu_groups.swept(MODELS, ROUNDS)
 
 
@@ -117,16 +151,16 @@ def zero_gradients(_: Results) -> list[Results]:
     return rows
 
 
-def small_tensors(_: Results) -> Results:
-    return compare(MANY_SMALL, CONTENDERS)
+def small_tensors(results: Results) -> Results:
+    return compare(MANY_SMALL, CONTENDERS, results)
 
 
 def cuda_graph(_: Results) -> list[Results]:
     return gpu_graphs.times([MANY_SMALL, GPT2], ROUNDS)
 
 
-def host_time(_: Results) -> Results:
-    return compare(LLAMA_8B, [*CONTENDERS, *contenders.REDUCING_ON_CUDA])
+def host_time(results: Results) -> Results:
+    return compare(LLAMA_8B, [*CONTENDERS, *contenders.REDUCING_ON_CUDA], results)
 
 
 def profiles(results: Results) -> list[Results]:
@@ -143,26 +177,28 @@ def profiles(results: Results) -> list[Results]:
 
 
 def shapes(_: Results) -> list[Results]:
-    """What bench/tune.cu prints."""
-    major, minor = torch.cuda.get_device_capability()
-    BUILD.mkdir(parents=True, exist_ok=True)
-    flags = ["-std=c++17", "-O3", "-fmad=false", f"-arch=sm_{major}{minor}", "-I", ROOT / "csrc"]
-    for command in (["nvcc", *flags, ROOT / "bench" / "tune.cu", "-o", BUILD / "tune"], [BUILD / "tune"]):
-        status, output = limited(command, TUNE_SECONDS)
-        if status != 0:
-            raise RuntimeError(f"{command[0]}: exit status {status}: {output[-3000:]}")
+    """What bench/tune.cu prints; it was compiled meanwhile."""
+    status, output = gpu_background.finish("tune", TUNE_SECONDS)
+    if status == 0:
+        status, output = limited([BUILD / "tune"], TUNE_SECONDS)
+    if status != 0:
+        raise RuntimeError(f"tune: exit status {status}: {output[-3000:]}")
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
-def compiled(_: Results) -> Results:
+def ncu(_: Results) -> Results:
+    return gpu_ncu.profiled()
+
+
+def compiled(results: Results) -> Results:
     """AdamW under torch.compile, which takes its time to compile."""
-    return compare(GPT2, [contenders.TORCH_ADAMW[0], contenders.TORCH_COMPILED, contenders.ADAMW])
+    return compare(GPT2, [contenders.TORCH_ADAMW[0], contenders.TORCH_COMPILED, contenders.ADAMW], results)
 
 
-def compiled_adafactor(_: Results) -> Results:
+def compiled_adafactor(results: Results) -> Results:
     """Adafactor under torch.compile, which takes even longer."""
     chosen = [contenders.TORCH_ADAFACTOR_COMPILED, contenders.REDUCING_ON_CUDA[0]]
-    return compare(GPT2, chosen)
+    return compare(GPT2, chosen, results)
 
 
 def memcheck(_: Results) -> Results:
@@ -177,32 +213,41 @@ def memcheck(_: Results) -> Results:
     return {"outcome": outcome.get(status, f"exit status {status}"), "output": output[-3000:]}
 
 
-STAGES: dict[str, Callable[[Results], Any]] = {
-    stage.__name__: stage
-    for stage in (
-        environment,
-        tests,
-        ceiling,
-        models,
-        reductions,
-        gradient_norm,
-        groups,
-        lazy_steps,
-        zero_gradients,
-        small_tensors,
-        cuda_graph,
-        host_time,
-        profiles,
-        shapes,
-        compiled,
-        memcheck,
-        compiled_adafactor,
+# by value; a run may end before the last ones. Seconds are guesses until a GPU has run them
+STAGES: dict[str, Planned] = {
+    stage.__name__: Planned(stage, *what)
+    for stage, *what in (
+        (environment, 0, 30),
+        (smoke, 0, 2 * gpu_background.SMOKE_SECONDS),
+        (warm, 0, 40),
+        (ceiling, 5, 30, "cuda"),
+        (first, 10, 60, "any"),
+        (first_reductions, 10, 60, "cuda"),
+        (tests, 20, TEST_SECONDS + 10),
+        (gradient_norm, 5, 40, "cuda"),
+        (small_tensors, 10, 60, "any"),
+        (cuda_graph, 5, 40, "cuda"),
+        (host_time, 5, 40, "any"),
+        (shapes, 10, 2 * TUNE_SECONDS + 10, "cuda"),
+        (ncu, 15, gpu_ncu.SECONDS + 10, "cuda"),
+        (models, 10, 90, "any"),
+        (reductions, 10, 90, "any"),
+        (profiles, 10, 40, "cuda"),
+        (groups, 10, 60, "cuda"),
+        (compiled, 20, 60, "cuda"),
+        (memcheck, 15, MEMCHECK_SECONDS + 10),
+        (lazy_steps, 5, 40, "cuda"),
+        (zero_gradients, 5, 30, "cuda"),
+        (compiled_adafactor, 20, 90, "cuda"),
     )
 }
 
 
-def compare(workload: Workload, chosen: Sequence[Contender]) -> Results:
-    """Paired rounds on the GPU."""
+def compare(
+    workload: Workload, chosen: Sequence[Contender], results: Results, rounds: int = ROUNDS
+) -> Results:
+    """Paired rounds on the GPU of torch's contenders and of those whose engine was right."""
+    wrong = gpu_plan.faults({name: {"result": result} for name, result in results.items()})
     seen: list[str] = []
 
     def show(round_: str, _: str) -> None:
@@ -210,30 +255,7 @@ def compare(workload: Workload, chosen: Sequence[Contender]) -> Results:
             seen.append(round_)
             print(f"  {round_}")
 
-    measured = measure(OnCuda, workload, chosen, range(ROUNDS + 1), show)
+    right = [c for c in chosen if c.id.startswith("torch") or (c.backend or "cuda") not in wrong]
+    measured = measure(OnCuda, workload, right, range(rounds + 1), show)
     cuda_harness.free()
     return measured
-
-
-def limited(
-    command: Sequence[str | Path], seconds: float, capture: bool = True, **env: str
-) -> tuple[int | None, str]:
-    """Exit status, None if the time was up, and output of a command that is ended with all its children."""
-    pipe = subprocess.PIPE if capture else None
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        stdout=pipe,
-        stderr=subprocess.STDOUT if capture else None,
-        text=True,
-        env={**os.environ, **env},
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=seconds)
-        return process.returncode, output or ""
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        if isinstance(error, subprocess.TimeoutExpired):
-            return None, output or ""
-        raise

@@ -12,8 +12,6 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import danlu
 from danlu import _cpu
@@ -29,6 +27,9 @@ def main(arguments: Sequence[str] | None = None, workload: Workload | None = Non
     )
     parser.add_argument("--rounds", metavar="N", type=positive, default=9, help="default: %(default)s")
     options = parser.parse_args(arguments)
+    from rich.console import Console  # only here: a measurement on a GPU goes without
+    from rich.table import Table
+
     shown = Table("gradients", "by", "ms", "of reading", title="Norm of all gradients")
     for dtype in DTYPES:
         for name, times, shares in measure(workload or gpt2_small(), dtype, options.rounds):

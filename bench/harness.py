@@ -238,13 +238,3 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
-
-
-def add_out_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        default=os.environ.get("DANLU_OUT", ROOT / "bench" / "results"),
-        help="where the results go (default: $DANLU_OUT, else bench/results)",
-    )

@@ -12,16 +12,17 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import danlu
 from danlu import _cpu
 from harness import Stream, positive, time_steps
 from rounds import spread
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 OPTIMIZERS = (danlu.Lion, danlu.AdamW)
 SHAPE, LISTED = (128_256, 2048), 4096  # of the embedding of Llama 3.2 1B
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", metavar="N", type=positive, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    from rich.console import Console  # only here: a measurement on a GPU goes without
+
     Console().print(table(measure((options.rows, options.columns), options.listed, options.rounds)))
 
 
@@ -56,6 +59,8 @@ def measure(shape: tuple[int, int], listed: int, rounds: int) -> dict[str, Any]:
 
 
 def table(measured: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     shown = Table(
         "rule", "step", "ms", "faster than all rows", "of the memory's speed", title=measured["title"]
     )

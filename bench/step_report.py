@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from rich.table import Table
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from typing import TYPE_CHECKING, Any
 
 from contenders import BASELINE
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _COMMON = f"""\
 ratio     how many times faster than {BASELINE} in the same round
@@ -43,6 +40,8 @@ extra     the most memory that torch's allocator held during a step, beyond what
 
 
 def table(measured: dict[str, Any]) -> Table:
+    from rich.table import Table  # where it is not installed, there are plots all the same
+
     rows = [row for row in measured["contenders"] if "failed" not in row]
     failed = [row for row in measured["contenders"] if "failed" in row]
     shown = Table(
@@ -87,6 +86,11 @@ def text(spread: dict[str, float] | None, form: str) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """A panel for each workload: the step's time, kernels darker, and where the ceiling is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     workloads = results["workloads"]
     figure, panels = pyplot.subplots(
         1, len(workloads), squeeze=False, figsize=(7 * len(workloads), 5.5), layout="constrained"

@@ -34,7 +34,8 @@ import lazy_rows
 import wrappers
 from contenders import ON_CPU, ON_CUDA
 from cuda_harness import OnCuda
-from harness import OnCpu, add_out_option, positive
+from harness import OnCpu, positive
+from out_option import add_out_option
 from rounds import Place, measure, profile
 from step_report import LEGENDS, plot, table
 from workloads import gpt2_small, llama_1b, many_small, matrices

@@ -40,8 +40,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import danlu
-from harness import ROOT, add_out_option, environment, positive, state_bytes
+from harness import ROOT, environment, positive, state_bytes
 from model import GPT, HEAD_WIDTH
+from out_option import add_out_option
 from recipes import (
     DEFAULT,
     RECIPES,

@@ -182,15 +182,17 @@ def test_steps_on_the_device_do_not_synchronize(backend: str, gpu: torch.device)
     lr = torch.tensor(1e-3, device=gpu)
     opt = danlu.AdamW(params, lr=lr, max_grad_norm=1.0, backend=backend)
     give(params, 0)
+    on_host = danlu.AdamW(params_on(gpu), max_grad_norm=1.0, backend=backend)
+    for p in on_host.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    # copies from pageable memory wait, and a first step sends its plan
     opt.step()
+    on_host.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        opt.step()
-        on_host = danlu.AdamW(params_on(gpu), max_grad_norm=1.0, backend=backend)
-        for p in on_host.param_groups[0]["params"]:
-            p.grad = torch.ones_like(p)
-        on_host.step()
-        on_host.step()
+        for _ in range(2):
+            opt.step()
+            on_host.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert opt.counters_on_device

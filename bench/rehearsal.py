@@ -1,6 +1,6 @@
 """Rehearses `bench/gpu.sh` where there is no GPU, to the end and killed at random moments.
 
-    python bench/rehearsal.py --kills 10 > bench/results/rehearsal.txt
+    python bench/rehearsal.py --kills 5 > bench/results/rehearsal.txt
 
 All stages run over CPU tensors and small workloads, with fakes for what only a GPU has; the first checks and
 some of the tests run the CUDA kernels in the emulator. Whenever it is killed, gpu.json must load. No time

@@ -26,7 +26,8 @@ def ptx(library: Path) -> dict[str, str]:
     entries: dict[str, str] = {}
     for module in sorted(modules, key=target.__getitem__):
         _, *texts = module.split(".entry ")
-        entries.update({text[: text.index("(")]: f".entry {text}" for text in texts})
+        shared = "\n".join(re.findall(r"^\.shared .*", module, flags=re.MULTILINE))
+        entries.update({text[: text.index("(")]: f"{shared}\n.entry {text}" for text in texts})
     return dict(zip(plain(list(entries)), entries.values(), strict=True))
 
 

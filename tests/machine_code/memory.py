@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -28,11 +29,6 @@ class Memory:
                 merged.append((first, end))
         self._first, self._end = np.array([(0, 0), *merged], np.uint64).T.copy()
 
-    @classmethod
-    def of_tensors(cls) -> Memory:
-        """Of those that live now and were made within `recent_tensors`, or ever without it."""
-        return cls(_extents(_tensors()))
-
     def load(self, addresses: np.ndarray, itemsize: int, count: int = 1) -> list[np.ndarray]:
         """From uint64 addresses `count` neighbouring values each, as raw bits."""
         first = self._checked(addresses, itemsize, count)
@@ -49,7 +45,9 @@ class Memory:
             raise Fault(f"misaligned access of {size} bytes at {_shown(addresses[bad])}")
         extent = np.searchsorted(self._first, addresses, side="right") - 1
         if (bad := addresses + size > self._end[extent]).any():
-            raise Fault(f"access of {size} bytes at {_shown(addresses[bad])}: {self._near(addresses[bad][0])}")
+            raise Fault(
+                f"access of {size} bytes at {_shown(addresses[bad])}: {self._near(addresses[bad][0])}"
+            )
         return ((addresses - np.uint64(_BASE)) // np.uint64(itemsize)).astype(np.intp)
 
     def _near(self, address: np.uint64) -> str:
@@ -60,23 +58,30 @@ class Memory:
         return f"{int(address) - end:+d} bytes from the end of a tensor of {end - first}"
 
 
-@contextmanager
-def recent_tensors() -> Iterator[None]:
-    """Only tensors made within it count, which makes them quick to find."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
+class RecentTensors:
+    """The tensors on the CPU that live and were made within this context."""
+
+    def __enter__(self) -> RecentTensors:
+        gc.collect()
+        gc.freeze()
+        self._known: list[weakref.ref[torch.Tensor]] = []
+        return self
+
+    def __exit__(self, *error: object) -> None:
         gc.unfreeze()
 
-
-def _tensors() -> Iterator[torch.Tensor]:
-    for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor) and found.device.type == "cpu":
-            yield found
-            if found.is_leaf and found.grad is not None:  # perhaps without a Python object
-                yield found.grad
+    def memory(self) -> Memory:
+        """What kernels may touch now."""
+        objects = gc.get_objects()  # without those that are frozen
+        kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
+        found = itertools.compress(objects, map(kinds.__contains__, map(type, objects)))
+        self._known = [known for known in self._known if known() is not None]
+        self._known += [weakref.ref(x) for x in found if x.device.type == "cpu"]
+        gc.freeze()  # so that the next search is quick, too
+        live = [x for known in self._known if (x := known()) is not None]
+        # a gradient may have no Python object
+        live += [x.grad for x in live if x.is_leaf and x.grad is not None]
+        return Memory(_extents(live))
 
 
 def _extents(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:

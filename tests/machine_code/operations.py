@@ -21,7 +21,14 @@ Function = Callable[..., Values]
 DTYPES: dict[str, Any] = {
     "pred": np.bool_,
     **{kind: RAW[size] for kind, size in SIZES.items()},
-    **{"s8": np.int8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "f32": np.float32, "f64": np.float64},
+    **{
+        "s8": np.int8,
+        "s16": np.int16,
+        "s32": np.int32,
+        "s64": np.int64,
+        "f32": np.float32,
+        "f64": np.float64,
+    },
 }
 NAN16 = np.uint16(0x7FFF)  # what a conversion to 16 bits makes of NaN
 
@@ -171,7 +178,9 @@ def _permuted(a: Values, b: Values, selector: Values) -> Values:
     result = np.uint32(0)
     for i in range(4):
         which = selector >> np.uint32(4 * i) & np.uint32(15)
-        byte = (both >> (which & np.uint32(7)).astype(np.uint64) * np.uint64(8) & np.uint64(255)).astype(np.uint32)
+        byte = (both >> (which & np.uint32(7)).astype(np.uint64) * np.uint64(8) & np.uint64(255)).astype(
+            np.uint32
+        )
         sign = np.where(byte & np.uint32(128), np.uint32(255), np.uint32(0))
         byte = np.where(which & np.uint32(8), sign, byte)
         result = result | byte << np.uint32(8 * i)
@@ -197,7 +206,9 @@ def _table() -> dict[str, tuple[Function, tuple[str, ...]]]:
     add("fma.rn.f64", _fma, "f64", "f64", "f64", "f64")
 
     for kind in ("s32", "s64", "u32", "u64"):
-        functions = dict(add=np.add, sub=np.subtract, div=_quotient, rem=_remainder, min=np.minimum, max=np.maximum)
+        functions = dict(
+            add=np.add, sub=np.subtract, div=_quotient, rem=_remainder, min=np.minimum, max=np.maximum
+        )
         for name, function in functions.items():
             add(f"{name}.{kind}", function, kind, kind, kind)
         add(f"mul.lo.{kind}", np.multiply, kind, kind, kind)

@@ -9,7 +9,9 @@ SIZES = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf1
 SIZES |= {"s32": 4, "f32": 4, "bf16x2": 4, "f16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8}
 
 _ENTRY = re.compile(r"^(?:\.visible\s+)?\.entry\s+(\w+)\s*\(([^)]*)\)([^{]*)\{$(.*?)^\}$", re.M | re.S)
-_PARAMETER = re.compile(r"\.param (?:\.align (\d+) )?\.(\w+)(?: \.ptr \.global \.align 1)? (\w+)(?:\[(\d+)\])?")
+_PARAMETER = re.compile(
+    r"\.param (?:\.align (\d+) )?\.(\w+)(?: \.ptr \.global \.align 1)? (\w+)(?:\[(\d+)\])?"
+)
 _SHARED = re.compile(r"(?:\.extern )?\.shared \.align (\d+) \.b8 (\w+)\[(\d*)\]")
 _REGISTERS = re.compile(r"\.reg \.(pred|b16|b32|f32|b64|f64)\s+(%[a-z]+)<(\d+)>")
 _INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z]\w*(?:\.\w+)*)(?:::\w+)?(?:\s+(.*))?")
@@ -76,14 +78,12 @@ def parse(text: str, dynamic_shared_bytes: int = 0) -> Kernel:
     if threads is None:
         raise SyntaxError(f"{name}: no size of blocks")
     places, parameter_bytes = _parameters(parameters)
-    shared, shared_bytes = _shared(text, dynamic_shared_bytes)
+    shared, shared_bytes = _shared(text, body, dynamic_shared_bytes)
     registers, count = {}, 0
     for kind, prefix, number in _REGISTERS.findall(body):
         registers[prefix] = (count, SIZES.get(kind, 0))
         count += int(number)
-    kernel = Kernel(
-        name, int(threads[1]), places, parameter_bytes, shared, shared_bytes, registers, count
-    )
+    kernel = Kernel(name, int(threads[1]), places, parameter_bytes, shared, shared_bytes, registers, count)
     for line in re.split(r"[;\n]", body):
         _read(line.strip(), kernel)
     return kernel
@@ -117,9 +117,12 @@ def _parameters(text: str) -> tuple[dict[str, tuple[int, int]], int]:
     return places, at
 
 
-def _shared(text: str, dynamic_bytes: int) -> tuple[dict[str, int], int]:
+def _shared(text: str, body: str, dynamic_bytes: int) -> tuple[dict[str, int], int]:
+    """Of the module's arrays those that the kernel uses."""
     places, at = {}, 0
     for align, name, size in _SHARED.findall(text):
+        if not re.search(rf"\b{name}\b", body):
+            continue
         at = -(-at // int(align)) * int(align)
         places[name] = at
         at += int(size or dynamic_bytes)

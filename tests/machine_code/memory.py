@@ -13,7 +13,7 @@ import torch
 RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818
     """What a GPU would stop at, or what no kernel may do."""
 
 

@@ -5,8 +5,11 @@ Everything else is as on a GPU: plans, tables, parameters and the order of launc
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,12 @@ DEVICE = 7  # a number of its own keeps Triton's caches in memory apart from tho
 
 
 class Executor:
-    """Executes launches. `change`, if set, is what becomes of a kernel before; `names` are those launched."""
+    """Executes launches of one backend, whose names it notes.
+
+    change: what is done to a kernel before; steps: a launch's instructions, as `machine.launch` has them.
+    """
+
+    backend: str
 
     def __init__(self, tensors: RecentTensors) -> None:
         self.change: Change | None = None
@@ -41,6 +49,26 @@ class Executor:
         machine.launch(program, parameters, blocks, self._tensors.memory(), self.steps)
 
 
+@contextmanager
+def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Executor]:
+    """Of the backend that is the request's parameter, for the time of a test."""
+    importlib.util.find_spec("triton") or missing("triton, whose wheel has cuobjdump")
+    if request.param == "cuda":
+        code.library() or missing("danlu._cuda")
+        emulated = request.getfixturevalue("cuda")
+    with RecentTensors() as tensors:
+        if request.param == "triton":
+            yield Triton(tensors, monkeypatch)
+            return
+        yield Cuda(tensors, emulated)
+        emulated.native.machine().executor = None
+
+
+def missing(what: str) -> None:
+    assert not os.environ.get("CI"), f"CI needs {what}"
+    pytest.skip(f"there is no {what}")
+
+
 # CUDA
 
 _PROGRAMS: dict[Any, Program] = {}
@@ -48,6 +76,8 @@ _PROGRAMS: dict[Any, Program] = {}
 
 class Cuda(Executor):
     """In the place of the emulator's fibers: PTX out of the built `danlu._cuda`."""
+
+    backend = "cuda"
 
     def __init__(self, tensors: RecentTensors, emulated: Emulated) -> None:
         super().__init__(tensors)
@@ -76,6 +106,8 @@ class Cuda(Executor):
 
 class Triton(Executor):
     """In the place of Triton's launcher: kernels are compiled for 9.0."""
+
+    backend = "triton"
 
     def __init__(self, tensors: RecentTensors, monkeypatch: pytest.MonkeyPatch) -> None:
         import triton

@@ -62,7 +62,6 @@ class RecentTensors:
     """The tensors on the CPU that live and were made within this context."""
 
     def __enter__(self) -> RecentTensors:
-        gc.collect()
         gc.freeze()
         self._known: list[weakref.ref[torch.Tensor]] = []
         return self

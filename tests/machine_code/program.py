@@ -28,7 +28,7 @@ _MEMORY = re.compile(r"(ld|st)\.(global|param|shared)(?:\.v([24]))?\.(\w+)")
 
 @dataclass(slots=True)
 class Step:
-    """What an instruction does: it runs, waits for its warp or block, or branches; to the end without target."""
+    """What an instruction does: runs, waits for its warp or block, or branches; to the end without target."""
 
     predicate: int | None
     negated: bool

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import pytest
 
 from cases import CASES, STORAGES, Case, Storage
-from layouts import Layout, contiguous, offset
+from layouts import Layout, contiguous
 from machine_code import ptx
 from machine_code.executed import Executor
 from machine_code.memory import Fault
 from reductions import CASE, DOUBLE, far
 from runs import Result, assert_same, run
+from test_machine_code_ptx import offset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 2

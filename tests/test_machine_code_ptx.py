@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ from cases import (
 from danlu.backends.cuda import CudaPart
 from danlu.backends.triton_reduce import ReducingLaunches
 from danlu.testing import same_bits
-from layouts import Layout, contiguous, offset, permuted
+from layouts import Layout, Place, contiguous, permuted
 from machine_code.executed import Executor
 from reductions import CASE, DOUBLE, LAST_BIT, far, singles
 from runs import assert_same, run
@@ -36,6 +37,22 @@ from wrapped import MAKERS, WRAPPERS, Wrapping
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHUNK = 16384
 STEPS = 3
+
+
+def offset(elements: int) -> Place:
+    """That many elements behind a multiple of 64 bytes; what lies before and behind is no tensor's."""
+
+    def place(x: torch.Tensor) -> torch.Tensor:
+        room = np.empty(x.numel() * x.element_size() + 128, np.uint8)
+        first = -room.ctypes.data % 64 + elements * x.element_size()
+        view = (
+            torch.from_numpy(room[first : first + x.numel() * x.element_size()]).view(x.dtype).view(x.shape)
+        )
+        return view.copy_(x)
+
+    return place
+
+
 # tails, the ends of packs, turns and chunks; aligned all together, or one array alone not
 ELEMENTWISE = [
     Layout("scalar", ()),

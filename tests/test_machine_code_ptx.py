@@ -10,6 +10,7 @@ import torch
 
 import danlu
 import lazy_runs
+import listed_rules
 from cases import (
     BF16,
     CASES,
@@ -71,22 +72,22 @@ ELEMENTWISE = [
 REDUCING = [
     Layout("narrow", (67, 63)),
     Layout("few-rows", (63, 32)),
-    Layout("tiles", (70, 264)),
+    Layout("tiles", (130, 264)),
     Layout("parts", (1030, 8)),
     Layout("long-odd-rows", (3, 2501)),
     Layout("many-small", (11, 5, 3, 3)),
     Layout("batch", (2, 30, 70), offset(1), offset(3)),
+    Layout("scalar", ()),
     Layout("vector", (700,)),
     Layout("vector-offset", (2053,), contiguous, offset(1)),
 ]
 MATRICES = [layout for layout in REDUCING if len(layout.shape) > 1]
 STORED = [storage for storage in STORAGES if storage.moment != F16]
 BITS = STORAGES[3]  # bf16 throughout
-# every rule in fp32 and bf16, two of them in everything else
+# every rule in fp32 and bf16, one or another in everything else
 COMBINATIONS = [(case, storage) for case in CASES for storage in (STORAGES[0], BITS)]
-COMBINATIONS += [
-    (CASES[i], storage) for i in (0, 4) for storage in STORED if storage not in (STORAGES[0], BITS)
-]
+OTHERS = [storage for storage in STORED if storage not in (STORAGES[0], BITS)]
+COMBINATIONS += [(CASES[(0, 4)[i % 2]], storage) for i, storage in enumerate(OTHERS)]
 # of what Triton takes a second and more to compile, one of each kind of statistic
 SOME_REDUCING = ("adafactor", "lamb", "tiger-rows", "amos-columns", "layer-adamw")
 
@@ -175,6 +176,15 @@ def test_close_to_float64(case: Case, executed: Executor) -> None:
         for storage, backend in ((STORAGES[0], executed.backend), (DOUBLE, "reference"))
     )
     assert not far(got, want, layouts)
+
+
+def test_every_rule_is_among_these() -> None:
+    names = {"accumulate", "average", "lookahead"}  # of what is done around a step
+    for case in [*CASES, *reducing_cases("cuda")]:
+        opt = case.make([torch.nn.Parameter(torch.ones(1, 1))])
+        layouts = layouts_of(case) if case.reduces else ELEMENTWISE
+        names |= {opt.rule(opt.param_groups[0], layout.shape) for layout in layouts}
+    assert names == {rule.name for rule in listed_rules.ELEMENT_WISE + listed_rules.REDUCING}
 
 
 @every_reducing

@@ -84,10 +84,11 @@ def parse(text: str, dynamic_shared_bytes: int = 0) -> Kernel:
 
 
 def _read(line: str, kernel: Kernel) -> None:
-    while label := re.match(r"(\$\w+): *", line):
-        kernel.labels[label[1]] = len(kernel.code)
-        line = line[label.end() :]
-    if not line or re.match(r"\.(loc|pragma|reg|shared) ", line):
+    while line.startswith("$"):
+        label, _, line = line.partition(":")
+        kernel.labels[label] = len(kernel.code)
+        line = line.lstrip()
+    if not line or line.startswith((".loc ", ".pragma ", ".reg ", ".shared ")):
         return
     kernel.code.append(instruction(line))
 

@@ -76,6 +76,7 @@ REDUCING = [
     Layout("parts", (1030, 8)),
     Layout("long-odd-rows", (3, 2501)),
     Layout("many-small", (11, 5, 3, 3)),
+    Layout("one-row", (1, 301)),
     Layout("batch", (2, 30, 70), offset(1), offset(3)),
     Layout("scalar", ()),
     Layout("vector", (700,)),
@@ -147,27 +148,23 @@ def test_rows_of_lazy_tensors(mode: str, executed: Executor) -> None:
     lazy_runs.assert_same(got, want, shapes)
 
 
-def reducing_cases(backend: str) -> list[Case]:
-    return [c for c in EVERY_REDUCING + OTHER_LAYERED if backend == "cuda" or c.id in SOME_REDUCING]
-
-
 def layouts_of(case: Case) -> list[Layout]:
     """Statistics along named dimensions take no vectors."""
     return MATRICES if "reduce_dims" in case.hyper else REDUCING
 
 
-every_reducing = pytest.mark.parametrize(
-    ("executed", "case"),
-    [
-        pytest.param(backend, case, id=f"{backend}-{case.id}")
-        for backend in ("cuda", "triton")
-        for case in reducing_cases(backend)
-    ],
-    indirect=["executed"],
-)
+def with_reducing(some: tuple[str, ...]) -> pytest.MarkDecorator:
+    """A test with every rule that reduces in CUDA, and with some of them in Triton."""
+    cases = EVERY_REDUCING + OTHER_LAYERED
+    found = [("cuda", case) for case in cases] + [("triton", case) for case in cases if case.id in some]
+    return pytest.mark.parametrize(
+        ("executed", "case"),
+        [pytest.param(backend, case, id=f"{backend}-{case.id}") for backend, case in found],
+        indirect=["executed"],
+    )
 
 
-@every_reducing
+@with_reducing(SOME_REDUCING)
 def test_close_to_float64(case: Case, executed: Executor) -> None:
     """All passes of rules that reduce, in order, from sums to the step."""
     layouts = layouts_of(case)
@@ -180,14 +177,14 @@ def test_close_to_float64(case: Case, executed: Executor) -> None:
 
 def test_every_rule_is_among_these() -> None:
     names = {"accumulate", "average", "lookahead"}  # of what is done around a step
-    for case in [*CASES, *reducing_cases("cuda")]:
+    for case in [*CASES, *EVERY_REDUCING, *OTHER_LAYERED]:
         opt = case.make([torch.nn.Parameter(torch.ones(1, 1))])
         layouts = layouts_of(case) if case.reduces else ELEMENTWISE
         names |= {opt.rule(opt.param_groups[0], layout.shape) for layout in layouts}
     assert names == {rule.name for rule in listed_rules.ELEMENT_WISE + listed_rules.REDUCING}
 
 
-@every_reducing
+@with_reducing(("adafactor", "lamb"))
 def test_16_bits(case: Case, executed: Executor) -> None:
     """One step from the same numbers: what is stored differs by the last bit of 16 at most."""
     layouts = [layout for layout in layouts_of(case) if layout.id in ("narrow", "batch", "vector")]

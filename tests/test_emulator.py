@@ -48,12 +48,12 @@ def test_a_misaligned_access(cuda: Emulated) -> None:
         cuda.native.misaligned()
 
 
-def test_launches_go_to_an_executor(cuda: Emulated) -> None:
+def test_launches_go_to_an_executor(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which kernel, its grid, and its parameters as a GPU has them; an error of it is that of the step."""
     assert cuda.native is not None
     names = code.symbols(Path(cuda.native.__file__ or ""))
     calls: list[Any] = []
-    cuda.native.machine().executor = calls.append
+    monkeypatch.setattr(cuda.native.machine(), "executor", calls.append)
     params = [torch.nn.Parameter(torch.ones(16384 + size)) for size in (1, 2)]
     for p in params:
         p.grad = torch.ones_like(p)

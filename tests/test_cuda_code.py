@@ -17,7 +17,7 @@ import pytest
 
 import listed_rules
 from cases import BF16, F16, F32, STORAGES, Storage
-from machine_code import GENERIC, GLOBAL, Function, demangled, functions
+from machine_code.listing import GENERIC, GLOBAL, Function, demangled, functions
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)

@@ -1,5 +1,7 @@
 #include "emulator.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <exception>
 
@@ -177,6 +179,14 @@ void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
     const uint64_t at = machine().backwards ? end - 1 - (i - first) : i;
     run_block(dim3(unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)));
   }
+}
+
+void hand_over(const void* kernel, dim3 grid, dim3 block, std::string parameters, cudaStream_t stream) {
+  Dl_info module;
+  if (!dladdr(kernel, &module)) throw std::runtime_error("emulator: a kernel outside of every module");
+  const danlu::IeeeArithmetic scope;
+  machine().executor({reinterpret_cast<uintptr_t>(kernel) - reinterpret_cast<uintptr_t>(module.dli_fbase),
+                      grid, block, std::move(parameters), reinterpret_cast<uintptr_t>(stream)});
 }
 
 std::unique_lock<std::mutex> on_device() {

@@ -63,6 +63,14 @@ struct Traffic {
   }
 };
 
+// A launch for whoever executes other code in the kernel's place, such as what a compiler made of it.
+struct Call {
+  uintptr_t place;  // of the kernel in the file of this module, where its symbol table names it
+  dim3 grid, block;
+  std::string parameters;  // as they lie in CUDA's parameter space
+  uintptr_t stream;
+};
+
 // What the emulated machine has and does; tests set it and look.
 struct Machine {
   int device_count = 1, device = 0;
@@ -72,6 +80,7 @@ struct Machine {
   cudaError_t failure = cudaErrorNoKernelImageForDevice;
   uint64_t first_block = 0, end_block = ~uint64_t{0};  // only these blocks of a grid run
   bool backwards = false;                              // the last block and the last thread go first
+  std::function<void(const Call&)> executor;           // if set, is called where the kernel would run
   std::vector<Launch> launches;
   Traffic read, written;
 };
@@ -172,6 +181,22 @@ template <class... A, size_t... i>
 void call(void (*kernel)(A...), void** arguments, std::index_sequence<i...>) {
   kernel(*static_cast<std::remove_reference_t<A>*>(arguments[i])...);
 }
+
+// Hands a launch to machine().executor.
+void hand_over(const void* kernel, dim3 grid, dim3 block, std::string parameters, cudaStream_t stream);
+
+template <class P>
+void append(std::string& parameters, const void* argument) {
+  parameters.resize((parameters.size() + alignof(P) - 1) / alignof(P) * alignof(P));
+  parameters.append(static_cast<const char*>(argument), sizeof(P));
+}
+
+template <class... A, size_t... i>
+std::string packed(void** arguments, std::index_sequence<i...>) {
+  std::string parameters;
+  (append<std::remove_reference_t<A>>(parameters, arguments[i]), ...);
+  return parameters;
+}
 }  // namespace emulator
 
 template <class... A>
@@ -179,7 +204,12 @@ cudaError_t cudaLaunchKernel(void (*kernel)(A...), dim3 grid, dim3 block, void**
                              cudaStream_t stream) {
   const auto alone = emulator::on_device();
   const cudaError_t error = emulator::begin_launch(grid, block, stream);
-  if (error == cudaSuccess)
-    emulator::run(grid, block, [&] { emulator::call(kernel, arguments, std::index_sequence_for<A...>()); });
+  if (error != cudaSuccess) return error;
+  constexpr auto all = std::index_sequence_for<A...>();
+  if (emulator::machine().executor)
+    emulator::hand_over(reinterpret_cast<const void*>(kernel), grid, block,
+                        emulator::packed<A...>(arguments, all), stream);
+  else
+    emulator::run(grid, block, [&] { emulator::call(kernel, arguments, all); });
   return error;
 }

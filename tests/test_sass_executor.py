@@ -1,0 +1,145 @@
+"""What the executor of machine code refuses and notices: it would be worth nothing if it let things pass."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from machine_code.memory import Fault, Memory
+from machine_code.sass import floats
+from machine_code.sass.machine import Instruction, Launch, Machine, Program, Unknown, listed
+
+END = "EXIT"
+
+
+def assembled(*lines: str) -> list[Instruction]:
+    """As cuobjdump prints them."""
+    text = [f"        /*{16 * i:04x}*/                   {line} ;" for i, line in enumerate(lines)]
+    return listed("\n".join(["\t\tFunction : k", *text]))["k"]
+
+
+def ran(*lines: str, parameters: bytes = bytes(64), memory: Memory | None = None, seed: int = 0) -> Machine:
+    launch = Launch(parameters, blocks=1, threads=32)
+    (machine,) = Program(assembled(*lines, END)).run(launch, memory or Memory([]), seed=seed)
+    return machine
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "DADD R0, R2, R4",
+        "FADD.RM R0, R1, R2",
+        "FADD.FTZ.FTZ R0, R1, R2",
+        "FADD R0, R1, R2, R3",
+        "FADD R0, R1, ~R2",
+        "MOV R0, c[0x0][0x210]",
+        "MOV R0, -R1",
+        "LDC R0, c[0x3][0x210]",
+        "LDC.U8 R0, c[0x0][0x210]",
+        "IADD3 R0, P0, P1, R1, R2, R3",
+        "IADD3 R0, P0, R1, -R2, RZ",
+        "IADD3.X R0, R1, R2, R3, P0",
+        "IMAD.HI R0, R1, R2, R3",
+        "ISETP.GE.XOR P0, PT, R1, R2, PT",
+        "ISETP.GE.AND P0, P1, R1, R2, PT",
+        "SHF.R.U64 R0, R1, 0x2, R3",
+        "SHF.L.U32 R0, R1, 0x2, R3",
+        "LOP3.LUT R0, R1, R2, R3, 0xc0, PT",
+        "PRMT R0, R1, R2, R3",
+        "MUFU.EX2 R0, R1",
+        "LDG.E.128 R2, desc[UR4][R8.64]",
+        "LDG.E.STRONG.GPU R0, desc[UR4][R8.64]",
+        "LDG.E R0, desc[UR4][R8.64], P0",
+        "LDG.E R0, [R8.64]",
+        "STG.E.U8 desc[UR4][R8.64], R0",
+        "UIADD3 UR0, R1, UR2, URZ",
+        "BAR.SYNC 0x0",
+        "RET.ABS.NODEC R20 0x0",
+        "MOV R0, R1, R2",
+        "@P0 DADD R0, R2, R4",
+    ],
+)
+def test_what_is_not_known_is_an_error(line: str) -> None:
+    with pytest.raises(Unknown, match=re.escape(line.split("@P0 ")[-1])):
+        ran(line)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["LDC R0, c[0x0][0x250]"], "constant read of 4 bytes at 0x250"),
+        (["LDC.64 R0, c[0x0][0x214]"], "constant read of 8 bytes at 0x214"),
+        (["LDC R0, c[0x0][0x2c]"], "constant read of 4 bytes at 0x2c"),
+        (["BRA 0x8"], "jump to 0x8"),
+        (["BRA 0x0"], "does not end"),
+        (
+            ["ULDC.64 UR4, c[0x0][0x208]", "CS2R R2, SRZ", "LDG.E R0, desc[UR4][R2.64]"],
+            "no tensor lies there",
+        ),
+        (["CS2R R2, SRZ", "LDG.E R0, desc[UR4][R2.64]"], "not the descriptor"),
+        (["S2R R1, SR_TID.X", "R2UR UR4, R1"], "several values"),
+    ],
+)
+def test_what_a_gpu_would_do_wrong_is_a_fault(lines: list[str], reason: str) -> None:
+    with pytest.raises(Fault, match=reason):
+        ran(*lines)
+
+
+def test_constant_addresses_do_not_wrap() -> None:
+    parameters = np.arange(31 * 256, dtype=np.uint32).tobytes()
+    good = ran("MOV R2, 0x7e00", "LDC R0, c[0x0][R2+-0x7bf0]", parameters=parameters)
+    assert (good.registers[0] == 0).all()
+    with pytest.raises(Fault, match="constant read of 4 bytes at -0x7df0"):
+        ran("MOV R2, RZ", "LDC R0, c[0x0][R2+-0x7df0]", parameters=parameters)
+    with pytest.raises(Fault, match="constant read of 4 bytes at 0x10210"):
+        ran("MOV R2, 0x10000", "LDC R0, c[0x0][R2+0x210]", parameters=parameters)
+
+
+def test_registers_start_as_garbage() -> None:
+    first, again, other = (ran("NOP", seed=seed).registers for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()
+    assert len(np.unique(first[0])) == 32
+
+
+def test_a_uniform_register_is_one_for_the_warp() -> None:
+    """Whoever writes it: threads that took the other branch see the new value."""
+    machine = ran(
+        "UMOV UR4, 0x1",
+        "S2R R0, SR_TID.X",
+        "ISETP.GE.AND P0, PT, R0, 0x7, PT",
+        "@P0 BRA 0x50",
+        "UMOV UR4, 0x2",
+        "MOV R1, UR4",
+    )
+    assert (machine.registers[1] == 2).all()
+
+
+def test_fused_operations_round_once() -> None:
+    """Against whole numbers of Python, in every mode."""
+    random = np.random.default_rng(0)
+    a, b, c = (random.standard_normal(4000).astype(np.float32) for _ in range(3))
+    c[::2] = -(a * b)[::2] * np.float32(1 + 2**-20)  # cancels
+    c[::3] *= np.float32(1e-7)
+    exact = [_whole(x) * _whole(y) + (_whole(z) << 150) for x, y, z in zip(a, b, c, strict=True)]
+    for mode in ("RN", "RM", "RP", "RZ"):
+        for value, result in zip(exact, floats.fused(a, b, c, mode), strict=True):
+            below, above = _around(value)
+            nearest = {x for x in (below, above) if 2 * abs(x - value) <= above - below}
+            wanted = {"RM": {below}, "RP": {above}, "RZ": {below if value > 0 else above}, "RN": nearest}
+            assert _whole(result) << 150 in wanted[mode]
+
+
+def _whole(x: np.float32) -> int:
+    """Times 2^150."""
+    mantissa, exponent = math.frexp(float(x))
+    return int(mantissa * 2**24) << exponent + 126
+
+
+def _around(value: int) -> tuple[int, int]:
+    """The neighbours with 24 bits."""
+    step = 1 << max(0, abs(value).bit_length() - 24)
+    return value // step * step, -(-value // step) * step

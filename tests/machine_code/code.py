@@ -59,7 +59,7 @@ def symbols(module: Path) -> dict[int, str]:
 
 
 def plain(mangled: list[str]) -> list[str]:
-    """Names that a kernel has whatever compiler made it: demangled, without types of parameters and result."""
+    """Names that kernels have whatever compiler made them: demangled, without their parameters' types."""
     found = [_without_parameters(name.removeprefix("void ")) for name in demangled(mangled)]
     assert len(set(found)) == len(found), "kernels that differ in their parameters alone"
     return found

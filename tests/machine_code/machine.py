@@ -1,8 +1,8 @@
-"""Executes a kernel's PTX: all threads of many blocks together, as vectors.
+"""Executes a kernel's PTX: the threads of many blocks together, as vectors.
 
-Threads that are at the same instruction are a group. The group that is furthest behind goes on until it meets the
-next one, so that branches come together again. A shuffle waits for the whole warp, a barrier for the whole block.
-Registers and shared memory start as garbage.
+Threads that are at the same instruction are a group. The group that is furthest behind goes on until it
+meets the next one, so that branches come together again. A shuffle waits for the whole warp, a barrier for
+the whole block. Registers and shared memory start as garbage.
 """
 
 from __future__ import annotations
@@ -184,17 +184,24 @@ class SharedMemory:
         self, threads: np.ndarray, block: np.ndarray, at: np.ndarray, itemsize: int, values: list[Any]
     ) -> None:
         first = self._checked(block, at, itemsize, len(values))
+        now, warp = self._barriers[block], threads // WARP
+        stored = self._bytes.view(RAW[itemsize])
+        places = [first // itemsize + i for i in range(len(values))]
+
+        def differs() -> np.ndarray:
+            found = [stored[place] != value for place, value in zip(places, values, strict=True)]
+            return np.logical_or.reduce(found)
+
         for word in self._words(first, itemsize, len(values)):
-            now, warp = self._barriers[block], threads // WARP
-            if (((self._written[word] == now) & (self._writer[word] != warp)).any()) or (
-                ((self._read[word] == now) & (self._reader[word] != warp)).any()
-            ):
-                raise Fault("writes what another warp reads or writes")
-            self._writer[word], self._written[word] = warp, now
-            if (self._writer[word] != warp).any():
+            if ((self._read[word] == now) & (self._reader[word] != warp)).any():
+                raise Fault("writes what another warp reads")
+            if ((self._written[word] == now) & (self._writer[word] != warp) & differs()).any():
                 raise Fault("writes what another warp writes")
-        for i, value in enumerate(values):
-            self._bytes.view(RAW[itemsize])[first // itemsize + i] = value
+            self._writer[word], self._written[word] = warp, now
+        for place, value in zip(places, values, strict=True):
+            stored[place] = value
+        if differs().any():  # several write the same number where a layout repeats it
+            raise Fault("writes what another thread writes")
 
     def pass_barrier(self, blocks: np.ndarray) -> None:
         self._barriers[np.unique(blocks)] += 1

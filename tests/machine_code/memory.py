@@ -13,7 +13,7 @@ import torch
 RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818
     """What a GPU would stop at, or what no kernel may do."""
 
 
@@ -62,7 +62,6 @@ class RecentTensors:
     """The tensors on the CPU that live and were made within this context."""
 
     def __enter__(self) -> RecentTensors:
-        gc.collect()
         gc.freeze()
         self._known: list[weakref.ref[torch.Tensor]] = []
         return self

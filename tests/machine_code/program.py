@@ -28,7 +28,7 @@ _MEMORY = re.compile(r"(ld|st)\.(global|param|shared)(?:\.v([24]))?\.(\w+)")
 
 @dataclass(slots=True)
 class Step:
-    """What an instruction does: `run`s, waits for its warp or block, or branches, with target None to the end."""
+    """What an instruction does: runs, waits for its warp or block, or branches; to the end without target."""
 
     predicate: int | None
     negated: bool
@@ -126,7 +126,8 @@ def _register_reader(number: int, size: int, kind: str, dtype: np.dtype[Any], wi
             return values if values.dtype is dtype else values.view(dtype)
 
         return whole
-    assert wider and size > bits > 0, f"a register of {size} bytes for {kind}"
+    assert wider, f"a register of {size} bytes for {kind}"
+    assert size > bits > 0, f"a register of {size} bytes for {kind}"
 
     def part(machine: Machine, threads: Threads) -> Values:
         values = machine.registers[number]
@@ -140,7 +141,7 @@ def _register_reader(number: int, size: int, kind: str, dtype: np.dtype[Any], wi
 def _constant(kernel: Kernel, text: str, kind: str, dtype: np.dtype[Any]) -> Values:
     if bits := re.fullmatch(r"0([fd])([0-9a-fA-F]+)", text):
         size = {"f": 4, "d": 8}[bits[1]]
-        assert size == dtype.itemsize and len(bits[2]) == 2 * size
+        assert (size, 2 * size) == (dtype.itemsize, len(bits[2])), f"{text} for {kind}"
         return RAW[size](int(bits[2], 16)).view(dtype)
     if text in kernel.parameters:
         value = kernel.parameters[text][0]
@@ -163,7 +164,9 @@ def _writer(kernel: Kernel, text: str, kind: str, *, wider: bool = False) -> Wri
     bits = 0 if kind == "pred" else SIZES[kind]
     extended: Any = None
     if size != bits:
-        assert wider and size > bits > 0 and kind[0] in "usb", f"a register of {size} bytes for {kind}"
+        assert wider, f"a register of {size} bytes for {kind}"
+        assert size > bits > 0, f"a register of {size} bytes for {kind}"
+        assert kind[0] in "usb", f"{kind} is not extended"
         extended = DTYPES[f"{'s' if kind[0] == 's' else 'u'}{8 * size}"]
 
     def write(machine: Machine, threads: Threads, values: Values) -> None:
@@ -204,11 +207,12 @@ def _move(kernel: Kernel, kind: str, to: str, source: str) -> Run:
             write(machine, threads, packed[..., 0])
 
         return pack
-    read, writes = _reader(kernel, whole, kind), [_writer(kernel, name, small) for name in names]
+    read = _reader(kernel, whole, kind)
+    writes = [(i, _writer(kernel, name, small)) for i, name in enumerate(names) if name != "_"]
 
     def unpack(machine: Machine, threads: Threads) -> None:
         values = read(machine, threads)
-        for i, write in enumerate(writes):
+        for i, write in writes:
             shifted = values.view(RAW[SIZES[kind]]) >> RAW[SIZES[kind]](8 * size * i)
             write(machine, threads, shifted.astype(RAW[size]))
 

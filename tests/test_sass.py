@@ -63,10 +63,15 @@ def stepped(opt: torch.optim.Optimizer, storage: Storage, steps: int = 2) -> lis
     return [p.detach() for p in parameters(opt)] + states
 
 
-@pytest.mark.parametrize("storage", [FULL, HALF, MIXED, Storage(F16, F32, F32)], ids=lambda s: s.id)
+@pytest.mark.parametrize("storage", [HALF, MIXED, Storage(F16, F32, F32)], ids=lambda s: s.id)
 @pytest.mark.parametrize("name", ["lion", "adamw", "adax"])
 def test_same_bits(name: str, storage: Storage, execute: Executor) -> None:
     assert_same_bits(BY_ID[name], storage, execute)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_same_bits_of_every_rule(case: Case, execute: Executor) -> None:
+    assert_same_bits(case, FULL, execute)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

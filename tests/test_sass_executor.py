@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from machine_code import constants
 from machine_code.memory import Fault, Memory
 from machine_code.sass import floats
 from machine_code.sass.machine import Instruction, Launch, Machine, Program, Unknown, listed
@@ -118,6 +119,33 @@ def test_a_uniform_register_is_one_for_the_warp() -> None:
     assert (machine.registers[1] == 2).all()
 
 
+def test_threads_wait_for_those_that_branched() -> None:
+    """A warp is whole behind BSYNC, which shows in what is one for all of it."""
+    lines = [
+        "S2R R0, SR_TID.X",
+        "ISETP.GE.AND P0, PT, R0, 0x7, PT",
+        "BSSY B0, 0x60",
+        "@P0 BRA 0x90",
+        "MOV R1, 0x1",
+        "BRA 0x60",
+        "BSYNC B0",
+        "R2UR UR5, R1",
+        "EXIT",
+        "MOV R1, 0x2",
+        "BRA 0x60",
+    ]
+    with pytest.raises(Fault, match="several values"):
+        ran(*lines)
+    lines[6] = "NOP"
+    assert (ran(*lines).registers[1] == np.where(np.arange(32) < 7, 1, 2)).all()
+
+
+def test_threads_that_wait_in_vain_are_a_fault() -> None:
+    lines = ["S2R R0, SR_TID.X", "ISETP.GE.AND P0, PT, R0, 0x7, PT", "BSSY B0, 0x50", "BSSY B1, 0x70"]
+    with pytest.raises(Fault, match="do not come"):
+        ran(*lines, "@P0 BRA 0x70", "BSYNC B0", "EXIT", "BSYNC B1")
+
+
 def test_fused_operations_round_once() -> None:
     """Against whole numbers of Python, in every mode."""
     random = np.random.default_rng(0)
@@ -133,6 +161,16 @@ def test_fused_operations_round_once() -> None:
             assert _whole(result) << 150 in wanted[mode]
 
 
+def test_approximations_are_loose() -> None:
+    x = np.linspace(1, 4, 1000, dtype=np.float32)
+    for function, exact, most in (("RCP", 1 / x, 1), ("RSQ", 1 / np.sqrt(x.astype(np.float64)), 2)):
+        found = floats.approximate(function, x, np.random.default_rng(0))
+        steps = found.view(np.int32) - exact.astype(np.float32).view(np.int32)
+        assert {*steps.tolist()} == {*range(-most, most + 1)}
+    subnormal = floats.approximate("RCP", np.full(100, 2e-39, np.float32), np.random.default_rng(0))
+    assert 0 < np.isinf(subnormal).sum() < 100
+
+
 def _whole(x: np.float32) -> int:
     """Times 2^150."""
     mantissa, exponent = math.frexp(float(x))
@@ -143,3 +181,40 @@ def _around(value: int) -> tuple[int, int]:
     """The neighbours with 24 bits."""
     step = 1 << max(0, abs(value).bit_length() - 24)
     return value // step * step, -(-value // step) * step
+
+
+# how ptxas 13.0 reads coefficients from parameter offset 0x7ff8 on, where a list of 32,764 bytes ends
+ASTRAY = """
+    IADD3 R38, R6.reuse, 0x10000, RZ ;
+    VIADD R36, R6.reuse, 0x10000 ;
+    LDC R4, c[0x0][R6+-0x7df4] ;
+    LDC R36, c[0x0][R36+-0x7df0] ;
+    LDC R38, c[0x0][R38+-0x7de8] ;
+    UIADD3 UR9, UR24, 0x10000, URZ ;
+    ULDC UR15, c[0x0][UR24+-0x7df8] ;
+    ULDC UR9, c[0x0][UR9+-0x7dec] ;
+    IADD3 R37, PT, PT, R6.reuse, 0x10000, RZ ;
+    LDC R37, c[0x0][R37+-0x7c7c] ;
+    LDC R4, c[0x0][R6+-0x7c84] ;
+"""
+RIGHT = """
+    @!P0 IADD3 R7, R7, 0x10000, RZ ;
+    @!P0 LDC R27, c[0x0][R7+-0x7df0] ;
+    LDC.64 R2, c[0x0][R10+0x228] ;
+    ULDC UR6, c[0x0][UR6+0x7e28] ;
+    MOV R5, c[0x0][0x210] ;
+"""
+
+
+def test_reads_that_go_astray_are_named() -> None:
+    assert constants.uncompensated(ASTRAY.splitlines()) == [
+        line for line in ASTRAY.splitlines() if "[R6+" in line or "[UR24+" in line
+    ]
+    assert not constants.uncompensated(RIGHT.splitlines())
+
+
+@pytest.mark.parametrize("between", ["MOV R7, R8 ;", "LDG.E.128 R4, desc[UR4][R8.64] ;", "CS2R R6, SRZ ;"])
+def test_an_index_counts_until_it_is_overwritten(between: str) -> None:
+    lines = ["VIADD R7, R6, 0x10000 ;", between, "LDC R4, c[0x0][R7+-0x7df4] ;"]
+    assert constants.uncompensated(lines) == [lines[-1]]
+    assert not constants.uncompensated([lines[0], "STG.E desc[UR4][R6.64], R7 ;", lines[-1]])

@@ -18,7 +18,7 @@ def uncompensated(instructions: Iterable[str]) -> list[str]:
     """
     found, compensated = [], set()
     for instruction in instructions:
-        text = _GUARD.sub("", instruction.replace(".reuse", ""))
+        text = _GUARD.sub("", instruction.replace(".reuse", "")).strip()
         found += [instruction for index in _READ.findall(text) if index not in compensated]
         written = _written(text)
         if _ADDING.match(text):
@@ -30,7 +30,7 @@ def uncompensated(instructions: Iterable[str]) -> list[str]:
 
 def _written(text: str) -> set[str]:
     opcode, _, operands = text.partition(" ")
-    first = re.match(r"\s*(?:U?P\w+, )?(U?R)(\d+)\b", operands)
+    first = re.match(r"(?:U?P\w+, )?(U?R)(\d+)\b", operands.strip())
     if not first or opcode.startswith(("ST", "BRA", "RET", "CALL")):
         return set()
     count = 4 if ".128" in opcode else 2 if re.search(r"\.64|\.WIDE|CS2R", opcode) else 1

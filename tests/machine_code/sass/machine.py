@@ -2,8 +2,8 @@
 
 It is strict: what it does not know is an error, an address outside of the kernel's parameters or tensors is a
 `Fault`, registers hold garbage before they are written, and approximations are off by what a GPU's may be.
-Threads are vectors of numpy. Of a block's groups of threads the one that is furthest behind runs, so that
-threads come together again where a warp's would; there are no barriers and there is no shared memory.
+Threads are vectors of numpy. Those that are at the same instruction are a group, and the group that is
+furthest behind runs; a warp's threads wait for each other where BSYNC says so. There is no shared memory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ BLOCK_SIZE, GRID_SIZE, STACK, DESCRIPTOR = 0x0, 0xC, 0x28, 0x208
 UNIFORM = 256  # the number of UR0; R255 and UR63 are zero
 ZEROS = (255, UNIFORM + 63)
 AT_ONCE = 16  # blocks
+BARRIERS = 16
 
 Who: TypeAlias = "slice | np.ndarray"  # threads
 Jump: TypeAlias = "Callable[[Machine, np.ndarray], list[tuple[int, np.ndarray]]]"
@@ -141,6 +142,8 @@ class Machine:
         self.registers[list(ZEROS)] = 0
         self.predicates = self.random.random((16, self.threads)) < 0.5  # P0 to PT, UP0 to UPT
         self.predicates[[7, 15]] = True
+        self._joining = np.zeros((BARRIERS, self.threads), bool)  # in what BSSY began
+        self._arrived = np.full((BARRIERS, self.threads), -1)  # from which address they go on
         self.executed: set[int] = set()  # steps that some thread took
         self.accesses: list[Access] = []
         self._fill_constants()
@@ -166,16 +169,39 @@ class Machine:
     def count(self, who: Who) -> int:
         return self.threads if isinstance(who, slice) else len(who)
 
+    def join(self, barrier: int, who: np.ndarray) -> None:
+        """They will wait for each other, within each warp."""
+        self._joining[barrier, self.whole_warps(who)] = False
+        self._joining[barrier, who] = True
+
+    def arrive(self, barrier: int, who: np.ndarray, address: int) -> list[tuple[int, np.ndarray]]:
+        """Gives those that may go on; who did not join does."""
+        joined = self._joining[barrier, who]
+        self._arrived[barrier, who[joined]] = address
+        return [(address, who[~joined]), *self._released(barrier)]
+
+    def leave(self, who: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        self._joining[:, who] = False
+        return [found for barrier in range(BARRIERS) for found in self._released(barrier)]
+
+    def _released(self, barrier: int) -> list[tuple[int, np.ndarray]]:
+        arrived = self._arrived[barrier]
+        missing = (self._joining[barrier] & (arrived < 0)).reshape(-1, WARP).any(1)
+        free = np.flatnonzero((arrived >= 0) & ~np.repeat(missing, WARP))
+        found = [(int(at), free[arrived[free] == at]) for at in np.unique(arrived[free])]
+        self._joining[barrier, free], arrived[free] = False, -1
+        return found
+
     def write(self, register: int, value: np.ndarray, who: Who) -> None:
         if register not in ZEROS:
             self.registers[register, who] = value
 
-    def run(self, program: Program, limit: int = 300_000) -> None:
+    def run(self, program: Program, limit: int = 80_000) -> None:
         groups = {0: np.arange(self.threads)}
         with np.errstate(all="ignore"):
             for _ in range(limit):
                 if not groups:
-                    return
+                    break
                 at = min(groups)
                 step, who = program.steps[at], groups.pop(at)
                 try:
@@ -185,7 +211,10 @@ class Machine:
                             groups[place] = threads if there is None else np.concatenate([there, threads])
                 except Fault as fault:
                     raise Fault(f"{step.instruction}: {fault}") from None
-        raise Fault("the kernel does not end")
+            else:
+                raise Fault("the kernel does not end")
+        if (self._arrived >= 0).any():
+            raise Fault("threads wait for others that do not come")
 
     def _step(self, program: Program, step: Step, at: int, who: np.ndarray) -> list[tuple[int, np.ndarray]]:
         stay = []

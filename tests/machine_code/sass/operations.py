@@ -10,15 +10,12 @@ from . import arithmetic, integers, moves  # noqa: F401  they fill the table
 from .machine import Instruction, Jump, Machine, Step, Unknown
 from .operands import MAKERS, NUMBER, matched, pair, predicate
 
-# without effect on values: threads come together wherever they can
-NOTHING = {"NOP", "BSSY", "BSYNC"}
-
 
 def decoded(instruction: Instruction) -> Step:
     root, *modifiers = instruction.opcode.split(".")
     guard = predicate(instruction.guard) if instruction.guard else None
     try:
-        if root in NOTHING:
+        if instruction.opcode == "NOP":
             return Step(instruction, guard)
         if root in JUMPS:
             return Step(instruction, guard, jump=JUMPS[root](instruction, modifiers))
@@ -52,8 +49,30 @@ def jump_to(instruction: Instruction, modifiers: list[str]) -> Jump:
 def leave(instruction: Instruction, modifiers: list[str]) -> Jump:
     if modifiers or instruction.operands:
         raise Unknown("modifiers or operands")
+    return lambda m, who: m.leave(who)
 
-    return lambda m, who: []
+
+def barrier(text: str) -> int:
+    return int(matched(r"B(\d+)", text)[1])
+
+
+def join(instruction: Instruction, modifiers: list[str]) -> Jump:
+    """BSSY, whose second operand is where threads meet if nothing else is said."""
+    name, target = instruction.operands
+    number = barrier(name)
+    matched(NUMBER, target)
+
+    def jump(m: Machine, who: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        m.join(number, who)
+        return [(instruction.address + 16, who)]
+
+    return jump
+
+
+def meet(instruction: Instruction, modifiers: list[str]) -> Jump:
+    (name,) = instruction.operands
+    number = barrier(name)
+    return lambda m, who: m.arrive(number, who, instruction.address + 16)
 
 
 def come_back(instruction: Instruction, modifiers: list[str]) -> Jump:
@@ -69,4 +88,4 @@ def come_back(instruction: Instruction, modifiers: list[str]) -> Jump:
     return jump
 
 
-JUMPS = {"BRA": jump_to, "CALL": jump_to, "RET": come_back, "EXIT": leave}
+JUMPS = {"BRA": jump_to, "CALL": jump_to, "RET": come_back, "EXIT": leave, "BSSY": join, "BSYNC": meet}

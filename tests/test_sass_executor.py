@@ -7,7 +7,9 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
+from danlu.testing import same_bits
 from machine_code import constants
 from machine_code.memory import Fault, Memory
 from machine_code.sass import floats
@@ -167,8 +169,29 @@ def test_approximations_are_loose() -> None:
         found = floats.approximate(function, x, np.random.default_rng(0))
         steps = found.view(np.int32) - exact.astype(np.float32).view(np.int32)
         assert {*steps.tolist()} == {*range(-most, most + 1)}
-    subnormal = floats.approximate("RCP", np.full(100, 2e-39, np.float32), np.random.default_rng(0))
+    with np.errstate(all="ignore"):
+        subnormal = floats.approximate("RCP", np.full(100, 8e-39, np.float32), np.random.default_rng(0))
     assert 0 < np.isinf(subnormal).sum() < 100
+
+
+def test_conversions_round_as_torch_does() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 20_000, np.uint32)
+    bits[::2] &= np.uint32(0xFFFF8000)  # ties of bf16
+    bits[::3] &= np.uint32(0xFFFFF000)  # and of fp16
+    x = bits.view(np.float32)
+    with np.errstate(all="ignore"):
+        found = [(torch.bfloat16, floats.to_bf16(x)), (torch.float16, floats.to_f16(x))]
+    for dtype, converted in found:
+        got = torch.from_numpy(converted.astype(np.int16)).view(dtype)
+        assert same_bits(got, torch.from_numpy(x.copy()).to(dtype))
+
+
+def test_a_division_may_always_take_the_slow_way() -> None:
+    one = np.ones(2000, np.float32)
+    assert 0 < floats.needs_slow_division(one, one, np.random.default_rng(0)).sum() < 100
+    for a, b in ((1e-38, 1.0), (1.0, 1e-38), (1e30, 1e-10), (1e-20, 1e20), (np.inf, 1.0), (1.0, np.nan)):
+        operands = (np.full(1, x, np.float32) for x in (a, b))
+        assert floats.needs_slow_division(*operands, np.random.default_rng(0)).all()
 
 
 def _whole(x: np.float32) -> int:

@@ -163,6 +163,14 @@ def test_fused_operations_round_once() -> None:
             assert _whole(result) << 150 in wanted[mode]
 
 
+def test_a_fused_operation_is_not_rounded_to_float64_first() -> None:
+    """1 + 2^-24, a tie, and 2^-70 more, which float64 would lose."""
+    a, b, c = (np.full(1, x, np.float32) for x in (24929 / 2**12, 673 / 2**12, 2.0**-70))
+    assert floats.fused(a, b, c) == np.float32(1 + 2**-23)
+    assert floats.fused(-a, b, -c) == np.float32(-1 - 2**-23)
+    assert floats.fused(a, b, -c) == 1
+
+
 def test_approximations_are_loose() -> None:
     x = np.linspace(1, 4, 1000, dtype=np.float32)
     for function, exact, most in (("RCP", 1 / x, 1), ("RSQ", 1 / np.sqrt(x.astype(np.float64)), 2)):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
+import math
 import re
-import shutil
-import subprocess
-import sysconfig
-import tempfile
 from collections import Counter
 from pathlib import Path
 
-import pybind11
 import pytest
 
 import listed_rules
 from cases import BF16, F16, F32, STORAGES, Storage
+from machine_code import built, code, constants
 from machine_code.listing import GENERIC, GLOBAL, Function, demangled, functions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,81 +33,30 @@ THREADS, ELEMENTS, BLOCKS = map(int, SHAPE.groups())
 TYPES = {"float": F32, "danlu::bf16": BF16, "danlu::f16": F16}
 
 
+# a module for each source file, in the order in which CMake links them
+SOURCES = ["stream", "norm", *RULES, *(rule.name for rule in listed_rules.REDUCING)]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _nvcc() -> None:
-    if shutil.which("nvcc") is None:
-        assert not os.environ.get("CI"), "CI needs nvcc"
-        pytest.skip("nvcc is not on the path")
+def _library() -> None:
+    built.library()
+
+
+def ptx(source: str) -> str:
+    """Of a rule, or of stream.cu or norm.cu: as in the build, of the oldest architecture."""
+    return dict(zip(SOURCES, code.modules(built.library()), strict=True))[source]
 
 
 @functools.cache
-def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="danlu-code-"))
-
-
-def flags() -> list[str]:
-    """Those that the build gives to nvcc."""
-    found = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]*)>", (ROOT / "CMakeLists.txt").read_text())
-    assert found
-    return [flag for flag in found[1].split() if "compress" not in flag]
-
-
-def filled(template: Path, values: dict[str, str]) -> str:
-    """As CMake configures it."""
-    text = template.read_text()
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    return text
-
-
-@functools.cache
-def ptx(rule: str) -> Path:
-    """Of a rule's instance file, or of stream.cu or norm.cu: as in the build, of the oldest architecture."""
-    if rule in ("stream", "norm"):
-        source = ROOT / f"csrc/cuda/{rule}.cu"
-    else:
-        listed = listed_rules.ELEMENT_WISE + listed_rules.REDUCING
-        reducing, _, struct, header = next(r for r in listed if r.name == rule)
-        if inner := next((r for r in listed_rules.ELEMENT_WISE if f"layer_{r.name}" == rule), None):
-            template = ROOT / "csrc/rules/layer_adapted.h.in"
-            around = {"NAME": inner.name, "STRUCT": inner.struct, "HEADER": inner.header}
-            (_folder() / "rules").mkdir(exist_ok=True)
-            (_folder() / f"rules/{header}.h").write_text(filled(template, around))
-        values = {
-            "NAME": rule,
-            "STRUCT": struct,
-            "HEADER": header,
-            "ENGINE": "reduce" if reducing else "engine",
-            "DESCRIBE": "describe_reducing" if reducing else "describe",
-            "DESCRIPTION": "ReducingRule" if reducing else "CudaRule",
-        }
-        source = _folder() / f"{rule}.cu"
-        source.write_text(filled(ROOT / "csrc/cuda/instance.cu.in", values))
-    where = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
-    target = _folder() / f"{rule}.ptx"
-    _nvcc_makes(
-        target, source, "-std=c++17", *(f"-I{path}" for path in where), "-ptx", f"-arch=compute_{OLDEST}"
-    )
-    return target
-
-
-@functools.cache
-def cubin(rule: str, architecture: int) -> Path:
-    target = _folder() / f"{rule}.{architecture}.cubin"
-    _nvcc_makes(target, ptx(rule), "-cubin", f"-arch=sm_{architecture}")
-    return target
-
-
-def _nvcc_makes(target: Path, source: Path, *options: str) -> None:
-    command = ["nvcc", *flags(), *options, source, "-o", target]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+def compiled(source: str, architecture: int) -> list[Function]:
+    cubins = code.cubins(built.library(), architecture)
+    return functions(dict(zip(SOURCES, cubins, strict=True))[source])
 
 
 @functools.cache
 def kernels(rule: str, architecture: int) -> dict[str, Function]:
     """The kernels of a rule by the id of their storage formats."""
-    found = functions(cubin(rule, architecture))
+    found = compiled(rule, architecture)
     by_storage = {}
     for function, name in zip(found, demangled([f.name for f in found]), strict=True):
         formats = re.search(r"Formats<([^>]*)>", name)
@@ -165,7 +110,7 @@ def elementwise_states(rule: str, storage: Storage) -> list[int]:
 @functools.cache
 def passes(rule: str, architecture: int) -> dict[str, dict[str, Function]]:
     """The kernels of a rule that reduces: of each pass, by the id of its formats."""
-    found = functions(cubin(rule, architecture))
+    found = compiled(rule, architecture)
     by_pass: dict[str, dict[str, Function]] = {}
     for function, name in zip(found, demangled([f.name for f in found]), strict=True):
         kernel = re.search(r"(\w+)_kernel<", name)
@@ -242,13 +187,39 @@ def test_machine_code_of_passes(rule: str, architecture: int) -> None:
 
 @pytest.mark.parametrize("rule", REDUCING)
 def test_no_contraction_in_passes(rule: str) -> None:
-    text = ptx(rule).read_text()
+    text = ptx(rule)
     assert not re.findall(r"\bfma\.|\bmad\.\w*f\d+|\.ftz|\.approx", text)
     assert not re.findall(r"\b(atom|red)\.", text)
 
 
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"sm{a}")
+
+
+@every_rule
+def test_the_module_is_of_these_sources(rule: str) -> None:
+    """Modules are found by their order; and objects may be older than their headers whatever dates say."""
+    (struct,) = (listed.struct for listed in listed_rules.ELEMENT_WISE if listed.name == rule)
+    names = re.findall(r"\.entry (\w+)\(", ptx(rule))
+    assert len(names) == len(COMPILED)
+    assert all(f"step_kernelINS_4cuda{len(struct)}{struct}E" in name for name in names)
+    sizes = re.findall(r"\.param \.align 8 \.b8 \w+\[(\d+)\]", ptx(rule))
+    assert {*map(int, sizes)} == {launch_list_bytes()}
+    assert f".target sm_{OLDEST}\n" in ptx(rule)
+
+
+def launch_list_bytes() -> int:
+    header = (ROOT / "csrc/cuda/launch_list.h").read_text()
+    limit = re.search(r"parameter_bytes = ([\d *]+);", header)
+    assert limit
+    return math.prod(map(int, limit[1].split("*"))) // 8 * 8
+
+
+@every_architecture
+@pytest.mark.parametrize("source", SOURCES)
+def test_reads_of_parameters_go_where_they_should(source: str, architecture: int) -> None:
+    for kernel in compiled(source, architecture):
+        assert not constants.uncompensated(kernel.text), kernel.name
 
 
 @every_architecture
@@ -274,7 +245,7 @@ def test_every_format_is_compiled(rule: str, architecture: int) -> None:
 @every_rule
 def test_no_contraction_and_no_flushing(rule: str) -> None:
     """In PTX, since the machine code of divisions and roots has fused operations of its own."""
-    text = ptx(rule).read_text()
+    text = ptx(rule)
     assert not re.findall(r"\bfma\.|\bmad\.\w*f32|\.ftz|\.approx", text)
     assert bool(re.search(r"sqrt\.rn\.f32", text)) == (rule in ROOTED)
     assert bool(re.search(r"div\.rn\.f32", text)) == (rule in ROOTED)
@@ -283,7 +254,7 @@ def test_no_contraction_and_no_flushing(rule: str) -> None:
 
 @every_architecture
 def test_the_stream_is_all_wide_accesses(architecture: int) -> None:
-    for kernel in functions(cubin("stream", architecture)):
+    for kernel in compiled("stream", architecture):
         assert (kernel.stack, kernel.local) == (0, 0)
         assert {op for _, op, _ in kernel.accesses} == set(GLOBAL)
         wide = Counter(op for _, op, bits in kernel.accesses if bits == 128)
@@ -300,7 +271,7 @@ def test_the_stream_is_all_wide_accesses(architecture: int) -> None:
 
 @every_architecture
 def test_the_norm_reads_wide(architecture: int) -> None:
-    found = functions(cubin("norm", architecture))
+    found = compiled("norm", architecture)
     assert len(found) == 4  # squares of three dtypes, the factor
     for kernel, name in zip(found, demangled([f.name for f in found]), strict=True):
         assert (kernel.stack, kernel.local) == (0, 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import re
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -19,12 +21,18 @@ def library() -> Path | None:
 
 
 @cache
+def modules(library: Path) -> list[str]:
+    """PTX of each source file, as they were linked, of the newest architecture that has it."""
+    found = _output("-ptx", library).split("\n.version ")[1:]
+    target = [int(re.search(r"\.target sm_(\d+)", module)[1]) for module in found]  # type: ignore[index]
+    return [module for module, of in zip(found, target, strict=True) if of == max(target)]
+
+
+@cache
 def ptx(library: Path) -> dict[str, str]:
-    """Each kernel's text by its `plain` name, of the newest architecture that has PTX in the file."""
-    modules = _output("-ptx", library).split("\n.version ")[1:]
-    target = {module: int(re.search(r"\.target sm_(\d+)", module)[1]) for module in modules}  # type: ignore[index]
+    """Each kernel's text by its `plain` name."""
     entries: dict[str, str] = {}
-    for module in sorted(modules, key=target.__getitem__):
+    for module in modules(library):
         _, *texts = module.split(".entry ")
         shared = "\n".join(re.findall(r"^\.shared .*", module, flags=re.MULTILINE))
         entries.update({text[: text.index("(")]: f"{shared}\n.entry {text}" for text in texts})
@@ -40,10 +48,11 @@ def machine_code(library: Path, architecture: int) -> dict[str, Function]:
 
 @cache
 def cubins(library: Path, architecture: int) -> list[Path]:
-    """The module's object files of an architecture, extracted."""
+    """The object file of each source file for an architecture, extracted, as `modules` are ordered."""
     folder = Path(tempfile.mkdtemp(prefix="danlu-code-"))
+    atexit.register(shutil.rmtree, folder)
     _output("-xelf", f"sm_{architecture}", library, folder=folder)
-    return sorted(folder.glob("*.cubin"))
+    return sorted(folder.glob("*.cubin"), key=lambda path: int(path.name.split(".")[-3]))  # numbered
 
 
 @cache

@@ -18,7 +18,10 @@ _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z
 
 @dataclass
 class Function:
-    """One kernel. `accesses` lists (position, opcode, bits) of its memory accesses; loops are ranges."""
+    """One kernel. `accesses` lists (position, opcode, bits) of its memory accesses; loops are ranges.
+
+    `instructions` are opcodes, `text` has their operands, too; guards are left out.
+    """
 
     name: str
     registers: int
@@ -27,6 +30,7 @@ class Function:
     accesses: list[tuple[int, str, int]] = field(default_factory=list)
     loops: list[range] = field(default_factory=list)
     instructions: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
 
     def within(self, loop: range) -> Counter[tuple[str, int]]:
         """How often a loop has each global access, by (opcode, bits)."""
@@ -71,6 +75,7 @@ def demangled(names: Sequence[str]) -> list[str]:
 def _add(function: Function, labels: dict[str, int], opcode: str, operands: str) -> None:
     at = len(function.instructions)
     function.instructions.append(opcode)
+    function.text.append(f"{opcode} {operands}")
     if memory := _MEMORY.match(opcode):
         function.accesses.append((at, memory[1], _bits(opcode)))
     if opcode.startswith("BRA"):

@@ -1,0 +1,1 @@
+"""An executor of machine code for sm_90."""

@@ -95,8 +95,7 @@ class CudaStep : public AddressList {
       LaunchPacker packer(0, 0, norm_chunk, nullptr);
       const auto enqueue = [&] {
         if (packer.empty()) return;
-        check_launch(launch_squares(dtype, packer.list(), unsigned(packer.num_blocks()), on), names_[first_],
-                     0);
+        check_launch(launch_squares(dtype, packer, on), names_[first_], 0);
         packer.clear();
       };
       for (size_t i = 0; i < tensors().size(); i++) {
@@ -138,8 +137,8 @@ class CudaStep : public AddressList {
       const int num_states = rule->info.num_states;
       LaunchPacker packer(num_states, device_rows ? row_stride_ : rule->info.row_length(), rule->chunk_size,
                           reinterpret_cast<const float*>(device_rows));
-      packer.list().clip = reinterpret_cast<const float*>(clip);
-      packer.list().found_inf = reinterpret_cast<const float*>(found_inf);
+      packer.head().clip = reinterpret_cast<const float*>(clip);
+      packer.head().found_inf = reinterpret_cast<const float*>(found_inf);
       const auto add = [&](const Tensor& t, size_t i) {
         const float* coefficients = device_rows ? nullptr : rows_[t.row];
         if (!packer.add(t, coefficients)) {
@@ -159,9 +158,7 @@ class CudaStep : public AddressList {
 
  private:
   void enqueue(const CudaKernel& kernel, LaunchPacker& packer, uintptr_t stream, int launches) const {
-    check_launch(
-        kernel.launch(packer.list(), unsigned(packer.num_blocks()), reinterpret_cast<cudaStream_t>(stream)),
-        names_[first_], launches);
+    check_launch(kernel.launch(packer, reinterpret_cast<cudaStream_t>(stream)), names_[first_], launches);
   }
 
   static int64_t norm_chunks(const Tensor& t) { return (t.size + norm_chunk - 1) / norm_chunk; }
@@ -245,6 +242,7 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
       .def("run", &CudaStep::run);
   py::class_<PassList>(m, "PassList", py::module_local())
       .def(py::init<std::string, std::vector<std::string>, std::string, int, int, uintptr_t, uintptr_t>())
+      .def_readwrite("dependent", &PassList::dependent)
       .def("add", &PassList::add)
       .def("run", &PassList::run, py::call_guard<py::gil_scoped_release>());
 #if defined(DANLU_EMULATOR)

@@ -14,6 +14,7 @@ from ..listed_rows import ListedRows, in_order, nonzero_rows, summed
 from .device_rows import DeviceRows
 from .mirror import Mirror
 from .native import ROW_HEADER, CoefficientNames, NativePart
+from .streams import Streams
 
 if TYPE_CHECKING:
     from .._step_list import StepList
@@ -57,9 +58,17 @@ class GpuPart(NativePart):
         self._max_norm = optimizer._max_grad_norm
         # of the last norm: its squares, and behind them in float32 the factor
         self._norm = torch.empty(2, dtype=torch.float64, device=self.device)
+        self.streams = Streams(self.device)
+        self.streams.keep(self._zeros, self._norm)
+        if self._device_rows is not None:
+            self.streams.keep(*self._device_rows.tables)
         # tensors that the kernels read, kept until the next step
         self._clip: torch.Tensor | None = None
         self._found_inf: torch.Tensor | None = None
+
+    def gather(self, optimizer: FusedOptimizer) -> bool:
+        self.streams.enter()
+        return super().gather(optimizer)
 
     @property
     def reads_host(self) -> bool:
@@ -127,7 +136,9 @@ class GpuPart(NativePart):
 
     @functools.cached_property
     def _row_mirror(self) -> Mirror:
-        return Mirror(4 * self._row_stride * (1 + self._rests) * len(self._entries), self.device)
+        mirror = Mirror(4 * self._row_stride * (1 + self._rests) * len(self._entries), self.device)
+        self.streams.keep(mirror.table)
+        return mirror
 
     def _factor(self, scale: GradientScale) -> torch.Tensor:
         """What multiplies every gradient, float32; by kernels of this part if all gradients are here."""

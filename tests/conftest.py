@@ -20,6 +20,7 @@ from danlu.backends import BACKENDS
 from danlu.backends.cpu import CPU
 from danlu.backends.cuda import CUDA
 from emulated import AVAILABLE, Emulated, emulated
+from machine_code.executed import Executor, executor
 from wrapped import MAKERS, makers
 
 torch.set_num_threads(2)
@@ -62,6 +63,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Emulated:
     monkeypatch.setitem(BACKENDS, "cuda", emulated())
     emulated().native.reset()
     return emulated()
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def executed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Executor]:
+    """A GPU backend over CPU tensors whose kernels are executed as they were compiled, to PTX."""
+    with executor(request, monkeypatch) as found:
+        yield found
 
 
 @pytest.fixture(params=makers(), ids="-".join)

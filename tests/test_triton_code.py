@@ -20,7 +20,7 @@ from danlu.triton_kernels.reduce import KERNELS
 from danlu.triton_kernels.reduce.job import NUMBERS
 from danlu.triton_kernels.rules import RULES
 from listed_rules import ELEMENT_WISE
-from machine_code import GENERIC, LOCAL, Function, functions
+from machine_code.listing import GENERIC, LOCAL, Function, functions
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402

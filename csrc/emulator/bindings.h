@@ -1,8 +1,10 @@
 // What tests ask of the emulator, as functions of the emulated module.
 #pragma once
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,7 @@ namespace danlu {
 
 inline void bind_emulator(pybind11::module_& m) {
   namespace py = pybind11;
+  using emulator::Call;
   using emulator::Launch;
   using emulator::Machine;
   py::class_<Launch>(m, "Launch")
@@ -22,6 +25,13 @@ inline void bind_emulator(pybind11::module_& m) {
       .def_readonly("stream", &Launch::stream)
       .def_readonly("device", &Launch::device)
       .def_readonly("early", &Launch::early);
+  const auto sizes = [](const dim3& d) { return std::array<unsigned, 3>{d.x, d.y, d.z}; };
+  py::class_<Call>(m, "Call")
+      .def_readonly("place", &Call::place)
+      .def_property_readonly("grid", [sizes](const Call& call) { return sizes(call.grid); })
+      .def_property_readonly("block", [sizes](const Call& call) { return sizes(call.block); })
+      .def_property_readonly("parameters", [](const Call& call) { return py::bytes(call.parameters); })
+      .def_readonly("stream", &Call::stream);
   py::class_<Machine>(m, "Machine")
       .def_readwrite("device_count", &Machine::device_count)
       .def_readwrite("device", &Machine::device)
@@ -32,6 +42,7 @@ inline void bind_emulator(pybind11::module_& m) {
       .def_readwrite("end_block", &Machine::end_block)
       .def_readwrite("backwards", &Machine::backwards)
       .def_readwrite("overlaps", &Machine::overlaps)
+      .def_readwrite("executor", &Machine::executor)
       .def_readonly("launches", &Machine::launches)
       .def_property_readonly("bytes_read", [](const Machine& m) { return m.read.bytes; })
       .def_property_readonly("bytes_written", [](const Machine& m) { return m.written.bytes; })

@@ -71,6 +71,14 @@ struct Traffic {
   }
 };
 
+// A launch for whoever executes other code in the kernel's place, such as what a compiler made of it.
+struct Call {
+  uintptr_t place;  // of the kernel in the file of this module, where its symbol table names it
+  dim3 grid, block;
+  std::string parameters;  // as they lie in CUDA's parameter space
+  uintptr_t stream;
+};
+
 // What the emulated machine has and does; tests set it and look.
 struct Machine {
   int device_count = 1, device = 0;
@@ -84,6 +92,7 @@ struct Machine {
   // it; finish() runs what is left.
   bool overlaps = false;
   std::vector<Grid> started;
+  std::function<void(const Call&)> executor;  // if set, is called where the kernel would run
   std::vector<Launch> launches;
   Traffic read, written;
 };
@@ -205,13 +214,33 @@ std::function<void()> bound(void (*kernel)(A...), void** arguments, std::index_s
   return [kernel, copies] { std::apply(kernel, copies); };
 }
 
+// Hands a launch to machine().executor.
+void hand_over(const void* kernel, dim3 grid, dim3 block, std::string parameters, cudaStream_t stream);
+
+template <class P>
+void append(std::string& parameters, const void* argument) {
+  parameters.resize((parameters.size() + alignof(P) - 1) / alignof(P) * alignof(P));
+  parameters.append(static_cast<const char*>(argument), sizeof(P));
+}
+
+template <class... A, size_t... i>
+std::string packed(void** arguments, std::index_sequence<i...>) {
+  std::string parameters;
+  (append<std::remove_reference_t<A>>(parameters, arguments[i]), ...);
+  return parameters;
+}
+
 template <class... A>
 cudaError_t launch(void (*kernel)(A...), dim3 grid, dim3 block, void** arguments, cudaStream_t stream,
                    bool early) {
   const auto alone = on_device();
   const cudaError_t error = begin_launch(grid, block, (sizeof(A) + ... + 0), stream, early);
-  if (error == cudaSuccess)
-    run({grid, block, early, bound(kernel, arguments, std::index_sequence_for<A...>())});
+  if (error != cudaSuccess) return error;
+  constexpr auto all = std::index_sequence_for<A...>();
+  if (machine().executor)
+    hand_over(reinterpret_cast<const void*>(kernel), grid, block, packed<A...>(arguments, all), stream);
+  else
+    run({grid, block, early, bound(kernel, arguments, all)});
   return error;
 }
 }  // namespace emulator

@@ -1,0 +1,223 @@
+"""What nvcc and Triton make of the kernels, executed: steps over CPU tensors through their PTX."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import danlu
+import lazy_runs
+from cases import (
+    BF16,
+    CASES,
+    EVERY_REDUCING,
+    F16,
+    F32,
+    OTHER_LAYERED,
+    STORAGES,
+    Case,
+    Storage,
+    set_gradient,
+    values,
+)
+from danlu.backends.cuda import CudaPart
+from danlu.backends.triton_reduce import ReducingLaunches
+from danlu.testing import same_bits
+from layouts import Layout, contiguous, offset, permuted
+from machine_code.executed import Executor
+from reductions import CASE, DOUBLE, LAST_BIT, far, singles
+from runs import Result, assert_same, run
+from test_cuda_norm import squares_of
+from training import all_same, copies, everything, give_gradients, parameters
+from wrapped import MAKERS, WRAPPERS, Wrapping
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CHUNK = 16384
+STEPS = 4
+# tails, the ends of packs, turns and chunks; aligned all together, or one array alone not
+ELEMENTWISE = [
+    Layout("scalar", ()),
+    Layout("tail", (7,)),
+    Layout("empty", (0,)),
+    Layout("matrix", (33, 65)),
+    Layout("transposed", (40, 31), permuted(1, 0), permuted(1, 0)),
+    Layout("two-chunks", (CHUNK + 9,)),
+    Layout("chunk", (CHUNK,)),
+    Layout("param-offset-1", (1023,), offset(1)),
+    Layout("grad-offset-3", (1025,), contiguous, offset(3)),
+    Layout("both-offset", (6, 171), offset(5), offset(2)),
+    Layout("turns", (4097,), offset(8), offset(8)),
+]
+# tiles of one warp and of several, batches, rows and columns that end within packs and parts, odd addresses
+REDUCING = [
+    Layout("narrow", (67, 63)),
+    Layout("few-rows", (63, 32)),
+    Layout("tiles", (70, 264)),
+    Layout("parts", (1030, 8)),
+    Layout("long-odd-rows", (3, 5001)),
+    Layout("many-small", (11, 5, 3, 3)),
+    Layout("batch", (2, 30, 70), offset(1), offset(3)),
+    Layout("vector", (700,)),
+    Layout("vector-offset", (CHUNK + 5,), contiguous, offset(1)),
+]
+MATRICES = [layout for layout in REDUCING if len(layout.shape) > 1]
+STORED = [storage for storage in STORAGES if storage.moment != F16]
+BITS = STORAGES[3]  # bf16 throughout
+# every rule in fp32 and bf16, two of them in everything else
+COMBINATIONS = [(case, storage) for case in CASES for storage in (STORAGES[0], BITS)]
+COMBINATIONS += [
+    (CASES[i], storage) for i in (0, 4) for storage in STORED if storage not in (STORAGES[0], BITS)
+]
+# of what Triton takes a second and more to compile, one of each kind of statistic
+SOME_REDUCING = ("adafactor", "lamb", "tiger-rows", "amos-columns", "layer-adamw")
+
+
+def id_of(x: object) -> str | None:
+    return x.id if isinstance(x, Case | Storage | Wrapping) else None
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pass reads what no pass of its step has written."""
+    launch, reduce = CudaPart.launch, ReducingLaunches.run
+
+    def launch_poisoned(part: CudaPart) -> None:
+        for _, tensors in part._reducing:
+            tensors.scratch.fill_(0xFF)
+        launch(part)
+
+    def reduce_poisoned(launches: ReducingLaunches, *arguments: object) -> None:
+        launches._scratch.fill_(math.nan)
+        reduce(launches, *arguments)
+
+    monkeypatch.setattr(CudaPart, "launch", launch_poisoned)
+    monkeypatch.setattr(ReducingLaunches, "run", reduce_poisoned)
+
+
+@pytest.mark.parametrize(("case", "storage"), COMBINATIONS, ids=id_of)
+def test_the_bits_of_the_reference(case: Case, storage: Storage, executed: Executor) -> None:
+    """Over special values, steps, two groups, and parameters that are at different steps."""
+    how = dict(steps=STEPS, layouts=ELEMENTWISE)
+    got = run(case, storage, executed.backend, **how)
+    assert len(executed.names) == STEPS
+    assert_same(got, run(case, storage, "reference", **how), ELEMENTWISE)
+
+
+@pytest.mark.parametrize("case", CASES, ids=id_of)
+def test_the_bits_of_ordinary_numbers(case: Case, executed: Executor) -> None:
+    """Wild values soon make most elements NaN or infinite."""
+    how = dict(steps=2, layouts=ELEMENTWISE[:7], wild=False)
+    got = run(case, STORAGES[0], executed.backend, **how)
+    assert_same(got, run(case, STORAGES[0], "reference", **how), ELEMENTWISE[:7])
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[4]], ids=id_of)
+def test_coefficients_from_the_device(case: Case, executed: Executor) -> None:
+    how = dict(steps=STEPS, layouts=ELEMENTWISE)
+    got = run(case, STORAGES[0], executed.backend, capturable=True, **how)
+    assert_same(got, run(case, STORAGES[0], "reference", **how), ELEMENTWISE)
+
+
+@pytest.mark.parametrize("mode", lazy_runs.MODES)
+def test_rows_of_lazy_tensors(mode: str, executed: Executor) -> None:
+    shapes = [(50, 3), (7,), (40, 30), (1, 5), (5, 1), (0, 4), (20, 6, 5)]
+    got, want = (
+        lazy_runs.run(CASES[4], STORAGES[0], b, mode, shapes=shapes) for b in (executed.backend, "reference")
+    )
+    lazy_runs.assert_same(got, want, shapes)
+
+
+def reducing_cases(backend: str) -> list[Case]:
+    return [c for c in EVERY_REDUCING + OTHER_LAYERED if backend == "cuda" or c.id in SOME_REDUCING]
+
+
+def layouts_of(case: Case) -> list[Layout]:
+    """Statistics along named dimensions take no vectors."""
+    return MATRICES if "reduce_dims" in case.hyper else REDUCING
+
+
+def reduced(case: Case, storage: Storage, backend: str, steps: int) -> Result:
+    return run(case, storage, backend, wild=False, steps=steps, layouts=layouts_of(case))
+
+
+every_reducing = pytest.mark.parametrize(
+    ("executed", "case"),
+    [
+        pytest.param(backend, case, id=f"{backend}-{case.id}")
+        for backend in ("cuda", "triton")
+        for case in reducing_cases(backend)
+    ],
+    indirect=["executed"],
+)
+
+
+@every_reducing
+def test_close_to_float64(case: Case, executed: Executor) -> None:
+    """All passes of rules that reduce, in order, from sums to the step."""
+    got = reduced(case, STORAGES[0], executed.backend, 2)
+    assert not far(got, reduced(case, DOUBLE, "reference", 2), layouts_of(case))
+
+
+@every_reducing
+def test_16_bits(case: Case, executed: Executor) -> None:
+    """One step from the same numbers: what is stored differs by the last bit of 16 at most."""
+    storage = Storage(BF16, BF16, F32)
+    got, want = (reduced(case, storage, backend, 1) for backend in (executed.backend, "reference"))
+    assert not far(got, want, layouts_of(case), LAST_BIT)
+    assert not far(singles(got), singles(want), layouts_of(case))
+
+
+@pytest.mark.parametrize("storage", [STORAGES[0], BITS], ids=id_of)
+def test_clipped(storage: Storage, executed: Executor) -> None:
+    """By the norm over gradients of several sizes, at any address; and the step that follows from it."""
+    results = []
+    for backend in (executed.backend, "reference"):
+        params = [
+            layout.param(values(layout.shape, i, wild=False).to(storage.param))
+            for i, layout in enumerate(ELEMENTWISE)
+        ]
+        params = [torch.nn.Parameter(p) for p in params]
+        opt = danlu.AdamW(params, lr=1e-2, max_grad_norm=0.7, backend=backend, state_dtype=storage.moment)
+        for t in range(2):
+            for i, (layout, p) in enumerate(zip(ELEMENTWISE, params, strict=True)):
+                set_gradient(p, layout.grad(values(layout.shape, 100 * t + i, wild=False).to(storage.grad)))
+            opt.step()
+        results.append([{"param": p.detach(), **opt.state[p]} for p in params])
+        if backend == executed.backend:
+            assert opt._plan is not None
+            squares = opt._plan._parts[0]._norm[0].item()  # type: ignore[attr-defined]
+            assert squares == pytest.approx(squares_of([p.grad for p in params]), rel=1e-14)
+    assert not far(*results, ELEMENTWISE, 1e-6 if storage.param == F32 else LAST_BIT)
+
+
+@pytest.mark.parametrize("case", [CASE["lamb"], CASES[4]], ids=id_of)
+def test_found_inf_touches_nothing(case: Case, executed: Executor) -> None:
+    params = [torch.nn.Parameter(values((33, 65), 1, wild=False))]
+    opt = case.make(params, backend=executed.backend, capturable=True)
+    give_gradients(parameters(opt), 0)
+    opt.step()
+    before = copies(opt)
+    for found, stays in ((1.0, True), (0.0, False)):
+        opt.found_inf = torch.tensor([found])  # type: ignore[attr-defined]
+        opt.step()
+        assert all_same(everything(opt), before) == stays
+
+
+@pytest.mark.parametrize("wrapping", WRAPPERS, ids=id_of)
+def test_what_is_done_around_a_step(wrapping: Wrapping, executed: Executor) -> None:
+    """Accumulation, Lookahead, EMA, and all three."""
+    results = []
+    for backend in (executed.backend, "reference"):
+        params = [
+            torch.nn.Parameter(layout.param(values(layout.shape, i))) for i, layout in enumerate(ELEMENTWISE)
+        ]
+        groups = [{"params": params[::2]}, {"params": params[1::2], "lr": 1e-2, "maximize": True}]
+        opt = wrapping.make(MAKERS["adamw"](groups, backend=backend))
+        for t in range(wrapping.period + 1):
+            for i, (layout, p) in enumerate(zip(ELEMENTWISE, params, strict=True)):
+                p.grad = None if (t + i) % 5 == 4 else layout.grad(values(layout.shape, 50 * (t + 1) + i))
+            opt.step()
+        results.append(everything(opt))
+    assert all(map(same_bits, *results))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import danlu
 import lazy_runs
+import listed_rules
 from cases import (
     BF16,
     CASES,
@@ -25,17 +27,33 @@ from cases import (
 from danlu.backends.cuda import CudaPart
 from danlu.backends.triton_reduce import ReducingLaunches
 from danlu.testing import same_bits
-from layouts import Layout, contiguous, offset, permuted
+from layouts import Layout, Place, contiguous, permuted
 from machine_code.executed import Executor
 from reductions import CASE, DOUBLE, LAST_BIT, far, singles
-from runs import Result, assert_same, run
+from runs import assert_same, run
 from test_cuda_norm import squares_of
 from training import all_same, copies, everything, give_gradients, parameters
 from wrapped import MAKERS, WRAPPERS, Wrapping
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHUNK = 16384
-STEPS = 4
+STEPS = 3
+
+
+def offset(elements: int) -> Place:
+    """That many elements behind a multiple of 64 bytes; what lies before and behind is no tensor's."""
+
+    def place(x: torch.Tensor) -> torch.Tensor:
+        room = np.empty(x.numel() * x.element_size() + 128, np.uint8)
+        first = -room.ctypes.data % 64 + elements * x.element_size()
+        view = (
+            torch.from_numpy(room[first : first + x.numel() * x.element_size()]).view(x.dtype).view(x.shape)
+        )
+        return view.copy_(x)
+
+    return place
+
+
 # tails, the ends of packs, turns and chunks; aligned all together, or one array alone not
 ELEMENTWISE = [
     Layout("scalar", ()),
@@ -54,22 +72,23 @@ ELEMENTWISE = [
 REDUCING = [
     Layout("narrow", (67, 63)),
     Layout("few-rows", (63, 32)),
-    Layout("tiles", (70, 264)),
+    Layout("tiles", (130, 264)),
     Layout("parts", (1030, 8)),
-    Layout("long-odd-rows", (3, 5001)),
+    Layout("long-odd-rows", (3, 2501)),
     Layout("many-small", (11, 5, 3, 3)),
+    Layout("one-row", (1, 301)),
     Layout("batch", (2, 30, 70), offset(1), offset(3)),
+    Layout("scalar", ()),
     Layout("vector", (700,)),
-    Layout("vector-offset", (CHUNK + 5,), contiguous, offset(1)),
+    Layout("vector-offset", (2053,), contiguous, offset(1)),
 ]
 MATRICES = [layout for layout in REDUCING if len(layout.shape) > 1]
 STORED = [storage for storage in STORAGES if storage.moment != F16]
 BITS = STORAGES[3]  # bf16 throughout
-# every rule in fp32 and bf16, two of them in everything else
+# every rule in fp32 and bf16, one or another in everything else
 COMBINATIONS = [(case, storage) for case in CASES for storage in (STORAGES[0], BITS)]
-COMBINATIONS += [
-    (CASES[i], storage) for i in (0, 4) for storage in STORED if storage not in (STORAGES[0], BITS)
-]
+OTHERS = [storage for storage in STORED if storage not in (STORAGES[0], BITS)]
+COMBINATIONS += [(CASES[(0, 4)[i % 2]], storage) for i, storage in enumerate(OTHERS)]
 # of what Triton takes a second and more to compile, one of each kind of statistic
 SOME_REDUCING = ("adafactor", "lamb", "tiger-rows", "amos-columns", "layer-adamw")
 
@@ -101,7 +120,7 @@ def test_the_bits_of_the_reference(case: Case, storage: Storage, executed: Execu
     """Over special values, steps, two groups, and parameters that are at different steps."""
     how = dict(steps=STEPS, layouts=ELEMENTWISE)
     got = run(case, storage, executed.backend, **how)
-    assert len(executed.names) == STEPS
+    assert executed.names
     assert_same(got, run(case, storage, "reference", **how), ELEMENTWISE)
 
 
@@ -129,44 +148,52 @@ def test_rows_of_lazy_tensors(mode: str, executed: Executor) -> None:
     lazy_runs.assert_same(got, want, shapes)
 
 
-def reducing_cases(backend: str) -> list[Case]:
-    return [c for c in EVERY_REDUCING + OTHER_LAYERED if backend == "cuda" or c.id in SOME_REDUCING]
-
-
 def layouts_of(case: Case) -> list[Layout]:
     """Statistics along named dimensions take no vectors."""
     return MATRICES if "reduce_dims" in case.hyper else REDUCING
 
 
-def reduced(case: Case, storage: Storage, backend: str, steps: int) -> Result:
-    return run(case, storage, backend, wild=False, steps=steps, layouts=layouts_of(case))
+def with_reducing(some: tuple[str, ...]) -> pytest.MarkDecorator:
+    """A test with every rule that reduces in CUDA, and with some of them in Triton."""
+    cases = EVERY_REDUCING + OTHER_LAYERED
+    found = [("cuda", case) for case in cases] + [("triton", case) for case in cases if case.id in some]
+    return pytest.mark.parametrize(
+        ("executed", "case"),
+        [pytest.param(backend, case, id=f"{backend}-{case.id}") for backend, case in found],
+        indirect=["executed"],
+    )
 
 
-every_reducing = pytest.mark.parametrize(
-    ("executed", "case"),
-    [
-        pytest.param(backend, case, id=f"{backend}-{case.id}")
-        for backend in ("cuda", "triton")
-        for case in reducing_cases(backend)
-    ],
-    indirect=["executed"],
-)
-
-
-@every_reducing
+@with_reducing(SOME_REDUCING)
 def test_close_to_float64(case: Case, executed: Executor) -> None:
     """All passes of rules that reduce, in order, from sums to the step."""
-    got = reduced(case, STORAGES[0], executed.backend, 2)
-    assert not far(got, reduced(case, DOUBLE, "reference", 2), layouts_of(case))
+    layouts = layouts_of(case)
+    got, want = (
+        run(case, storage, backend, wild=False, steps=2, layouts=layouts)
+        for storage, backend in ((STORAGES[0], executed.backend), (DOUBLE, "reference"))
+    )
+    assert not far(got, want, layouts)
 
 
-@every_reducing
+def test_every_rule_is_among_these() -> None:
+    names = {"accumulate", "average", "lookahead"}  # of what is done around a step
+    for case in [*CASES, *EVERY_REDUCING, *OTHER_LAYERED]:
+        opt = case.make([torch.nn.Parameter(torch.ones(1, 1))])
+        layouts = layouts_of(case) if case.reduces else ELEMENTWISE
+        names |= {opt.rule(opt.param_groups[0], layout.shape) for layout in layouts}
+    assert names == {rule.name for rule in listed_rules.ELEMENT_WISE + listed_rules.REDUCING}
+
+
+@with_reducing(("adafactor", "lamb"))
 def test_16_bits(case: Case, executed: Executor) -> None:
     """One step from the same numbers: what is stored differs by the last bit of 16 at most."""
-    storage = Storage(BF16, BF16, F32)
-    got, want = (reduced(case, storage, backend, 1) for backend in (executed.backend, "reference"))
-    assert not far(got, want, layouts_of(case), LAST_BIT)
-    assert not far(singles(got), singles(want), layouts_of(case))
+    layouts = [layout for layout in layouts_of(case) if layout.id in ("narrow", "batch", "vector")]
+    got, want = (
+        run(case, Storage(BF16, BF16, F32), backend, wild=False, steps=1, layouts=layouts)
+        for backend in (executed.backend, "reference")
+    )
+    assert not far(got, want, layouts, LAST_BIT)
+    assert not far(singles(got), singles(want), layouts)
 
 
 @pytest.mark.parametrize("storage", [STORAGES[0], BITS], ids=id_of)

@@ -81,7 +81,7 @@ class Machine:
                 return done + 1
             if at == len(code):
                 raise self._fault(at - 1, threads, "runs past its end")
-            step = code[at]
+            step = code[at] or self.program.step(at)
             taken, others = threads, NOBODY
             if step.predicate is not None:
                 taken, others = self._parted(threads, registers[step.predicate], step.negated)

@@ -59,7 +59,7 @@ class Memory:
 
 
 class RecentTensors:
-    """The tensors on the CPU that live and were made within this context."""
+    """The tensors on the CPU that live and were made within this context, bases of views among them."""
 
     def __enter__(self) -> RecentTensors:
         gc.freeze()

@@ -129,10 +129,8 @@ def _quotient(a: Values, b: Values) -> Values:
     """Towards zero."""
     if (b == 0).any():
         raise Fault("division by zero")
-    if a.dtype.kind == "u":
-        return a // b
-    magnitude = np.abs(a) // np.abs(b)
-    return np.where((a < 0) ^ (b < 0), -magnitude, magnitude)
+    below = a // b
+    return below + ((below * b != a) & ((a < 0) ^ (b < 0))).astype(below.dtype)
 
 
 def _remainder(a: Values, b: Values) -> Values:

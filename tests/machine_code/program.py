@@ -39,7 +39,7 @@ class Step:
 
 
 class Program:
-    """A kernel, ready to be executed."""
+    """A kernel, ready to be executed: an instruction is read when it first is, which most never are."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -47,7 +47,13 @@ class Program:
         ranges = sorted(kernel.registers.values())
         for (first, size), (end, _) in zip(ranges, [*ranges[1:], (kernel.register_count, 0)], strict=True):
             self.register_sizes[first:end] = [size] * (end - first)
-        self.steps = [self._step(instruction) for instruction in kernel.code]
+        self.steps: list[Step | None] = [None] * len(kernel.code)
+
+    def step(self, at: int) -> Step:
+        step = self.steps[at]
+        if step is None:
+            step = self.steps[at] = self._step(self.kernel.code[at])
+        return step
 
     def _step(self, instruction: Instruction) -> Step:
         name = instruction.predicate

@@ -14,7 +14,7 @@ _PARAMETER = re.compile(
 )
 _SHARED = re.compile(r"(?:\.extern )?\.shared \.align (\d+) \.b8 (\w+)\[(\d*)\]")
 _REGISTERS = re.compile(r"\.reg \.(pred|b16|b32|f32|b64|f64)\s+(%[a-z]+)<(\d+)>")
-_INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z]\w*(?:\.\w+)*)(?:::\w+)?(?:\s+(.*))?")
+_INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z]\w*(?:\.\w+)*)(?:\s+(.*))?")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,{}\[\]]+")
 
 
@@ -26,14 +26,6 @@ class Instruction:
     operands: tuple[str, ...] = ()
     predicate: str | None = None
     negated: bool = False
-
-    @property
-    def root(self) -> str:
-        return self.opcode.split(".")[0]
-
-    @property
-    def modifiers(self) -> tuple[str, ...]:
-        return tuple(self.opcode.split(".")[1:])
 
     def __str__(self) -> str:
         guard = f"@{'!' * self.negated}{self.predicate} " if self.predicate else ""
@@ -55,10 +47,12 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)
     code: list[Instruction] = field(default_factory=list)
 
-    def changed(self, at: int, *instead: Instruction) -> Kernel:
-        """A copy with another instruction in the place of one."""
-        assert len(instead) == 1
-        return replace(self, code=[*self.code[:at], *instead, *self.code[at + 1 :]])
+    def changed(self, at: int, instead: Instruction | None) -> Kernel:
+        """A copy with another instruction in the place of one, or with none."""
+        if instead is None:
+            instead = Instruction("bra.uni", ("$next",))
+        labels = {**self.labels, "$next": at + 1}
+        return replace(self, code=[*self.code[:at], instead, *self.code[at + 1 :]], labels=labels)
 
     def register(self, name: str) -> tuple[int, int]:
         """Its number among all, and its size."""
@@ -90,17 +84,22 @@ def parse(text: str, dynamic_shared_bytes: int = 0) -> Kernel:
 
 
 def _read(line: str, kernel: Kernel) -> None:
-    while label := re.match(r"(\$\w+): *", line):
-        kernel.labels[label[1]] = len(kernel.code)
-        line = line[label.end() :]
-    if not line or re.match(r"\.(loc|pragma|reg|shared) ", line):
+    while line.startswith("$"):
+        label, _, line = line.partition(":")
+        kernel.labels[label] = len(kernel.code)
+        line = line.lstrip()
+    if not line or line.startswith((".loc ", ".pragma ", ".reg ", ".shared ")):
         return
-    instruction = _INSTRUCTION.fullmatch(line)
-    if instruction is None:
-        raise SyntaxError(f"{kernel.name}: {line}")
-    negated, predicate, opcode, rest = instruction.groups()
-    operands = tuple(found for text in _OPERAND.findall(rest or "") if (found := text.strip()))
-    kernel.code.append(Instruction(opcode, operands, predicate, bool(negated)))
+    kernel.code.append(instruction(line))
+
+
+def instruction(text: str) -> Instruction:
+    match = _INSTRUCTION.fullmatch(text.rstrip(";"))
+    if match is None:
+        raise SyntaxError(text)
+    negated, predicate, opcode, rest = match.groups()
+    operands = tuple(found for operand in _OPERAND.findall(rest or "") if (found := operand.strip()))
+    return Instruction(opcode, operands, predicate, bool(negated))
 
 
 def _parameters(text: str) -> tuple[dict[str, tuple[int, int]], int]:

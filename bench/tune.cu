@@ -136,7 +136,7 @@ LaunchPacker packed(const Memory& memory, const Workload& workload, int chunk_si
   const std::vector<float> row = coefficients<Rule>();
   static_assert(sizeof(Row<Rule>) == sizeof(RowHeader) + sizeof(typename Rule::Coeffs));
   LaunchPacker packer(Rule::num_states, sizeof(Row<Rule>) / sizeof(float), chunk_size, nullptr);
-  packer.list().clip = packer.list().found_inf = nullptr;
+  packer.head().clip = packer.head().found_inf = nullptr;
   int64_t at = 0;
   for (const int64_t size : workload.sizes) {
     Tensor t = {};
@@ -156,7 +156,7 @@ LaunchPacker packed(const Memory& memory, const Workload& workload, int chunk_si
 
 struct Variant {
   int threads, elements, min_blocks, chunk;
-  cudaError_t (*launch)(const LaunchList&, unsigned, cudaStream_t);
+  Launcher launch;
   std::vector<float> passes[2];
   bool same_bits = true;
 };
@@ -176,10 +176,10 @@ float median(std::vector<float> sample) {
 std::vector<float> timed(const Variant& variant, LaunchPacker& packer) {
   cudaEvent_t events[launches + 1];
   for (cudaEvent_t& event : events) CHECK(cudaEventCreate(&event));
-  for (int i = 0; i < 2; i++) CHECK(variant.launch(packer.list(), unsigned(packer.num_blocks()), nullptr));
+  for (int i = 0; i < 2; i++) CHECK(variant.launch(packer, nullptr));
   CHECK(cudaEventRecord(events[0]));
   for (int i = 0; i < launches; i++) {
-    CHECK(variant.launch(packer.list(), unsigned(packer.num_blocks()), nullptr));
+    CHECK(variant.launch(packer, nullptr));
     CHECK(cudaEventRecord(events[i + 1]));
   }
   CHECK(cudaDeviceSynchronize());
@@ -199,7 +199,7 @@ void compare(const char* rule, const char* formats, const Memory& memory) {
     const auto first_step = [&](const Variant& variant) {
       fill_all<F>(memory);
       LaunchPacker packer = packed<Rule, F>(memory, workload, variant.chunk);
-      CHECK(variant.launch(packer.list(), unsigned(packer.num_blocks()), nullptr));
+      CHECK(variant.launch(packer, nullptr));
       return checksum<F>(memory);
     };
     const unsigned long long expected = first_step(all[0]);

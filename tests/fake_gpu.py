@@ -120,7 +120,7 @@ def event(name: str, us: float, device: Any = CUDA, annotation: bool = False) ->
 
 
 EVENTS = [
-    event("void danlu::step_kernel<...>(danlu::LaunchList)", 100.0),
+    event("void danlu::step_kernel<...>(danlu::LaunchList<4096>)", 100.0),
     event("void at::native::multi_tensor_apply_kernel<...>", 50.0),
     event("Memcpy HtoD (Pinned -> Device)", 7.0),
     event("Memset (Device)", 7.0),

@@ -18,6 +18,8 @@ from machine_code.listing import GENERIC, GLOBAL, Function, demangled, functions
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
 OLDEST = min(ARCHITECTURES)
+WAITING = 90  # from which on passes have a PTX of their own, in which they wait for one another
+LISTS = (31 * 1024, 4 * 1024)  # bytes of a launch's parameters
 RULES = [rule.name for rule in listed_rules.ELEMENT_WISE]
 COMPILED = [s for s in STORAGES if s.moment != F16]
 ROOTED = {"adamw", "adam", "adaxw", "adax", "adaxw_inside", "adax_inside"}
@@ -54,14 +56,16 @@ def compiled(source: str, architecture: int) -> list[Function]:
 
 
 @functools.cache
-def kernels(rule: str, architecture: int) -> dict[str, Function]:
-    """The kernels of a rule by the id of their storage formats."""
+def kernels(rule: str, architecture: int) -> dict[tuple[str, int], Function]:
+    """The kernels of a rule by the id of their storage formats and the bytes of their list."""
     found = compiled(rule, architecture)
     by_storage = {}
     for function, name in zip(found, demangled([f.name for f in found]), strict=True):
-        formats = re.search(r"Formats<([^>]*)>", name)
+        formats, size = re.search(r"Formats<([^>]*)>", name), re.search(r"LaunchList<(\d+)>", name)
         assert formats, name
-        by_storage[Storage(*(TYPES[t.strip()] for t in formats[1].split(","))).id] = function
+        assert size, name
+        storage = Storage(*(TYPES[t.strip()] for t in formats[1].split(",")))
+        by_storage[storage.id, int(size[1])] = function
     return by_storage
 
 
@@ -162,6 +166,9 @@ def test_machine_code_of_passes(rule: str, architecture: int) -> None:
         assert (kernel.stack, kernel.local) == (0, 0)
         assert kernel.registers <= 128
         assert not {op for _, op, _ in kernel.accesses} & set(GENERIC)
+        waits = [at for at, op in enumerate(kernel.instructions) if op == "ACQBULK"]
+        assert len(waits) == kernel.instructions.count("PREEXIT") == (architecture >= WAITING)
+        assert all(waits[0] < at for at, op, _ in kernel.accesses if op == "STG" and waits)
     formats = [s for s in COMPILED if rule in WITH_MOMENT or s.moment == F32]
     for name in {"step", "measure", "rows"} & wanted:
         assert set(found[name]) == {s.id for s in formats}
@@ -226,20 +233,21 @@ def test_reads_of_parameters_go_where_they_should(source: str, architecture: int
 @pytest.mark.parametrize("storage", COMPILED, ids=lambda s: s.id)
 @every_rule
 def test_machine_code(rule: str, storage: Storage, architecture: int) -> None:
-    kernel = kernels(rule, architecture)[storage.id]
-    assert (kernel.stack, kernel.local) == (0, 0)
-    assert kernel.registers <= 65536 // (THREADS * BLOCKS)
-    assert {op for _, op, _ in kernel.accesses} == set(GLOBAL)
-    hot, want = kernel.hot_loop(), hot_by_hand(rule, storage)
-    assert set(hot) == set(want)  # nothing but 16-byte accesses
-    assert hot["LDG", 128] * want["STG", 128] == hot["STG", 128] * want["LDG", 128]  # in their proportion
-    assert tail_by_hand(rule, storage) in [kernel.within(loop) for loop in kernel.loops]
+    for size in LISTS:
+        kernel = kernels(rule, architecture)[storage.id, size]
+        assert (kernel.stack, kernel.local) == (0, 0)
+        assert kernel.registers <= 65536 // (THREADS * BLOCKS)
+        assert {op for _, op, _ in kernel.accesses} == set(GLOBAL)
+        hot, want = kernel.hot_loop(), hot_by_hand(rule, storage)
+        assert set(hot) == set(want)  # nothing but 16-byte accesses
+        assert hot["LDG", 128] * want["STG", 128] == hot["STG", 128] * want["LDG", 128]  # in proportion
+        assert tail_by_hand(rule, storage) in [kernel.within(loop) for loop in kernel.loops]
 
 
 @every_architecture
 @every_rule
 def test_every_format_is_compiled(rule: str, architecture: int) -> None:
-    assert set(kernels(rule, architecture)) == {s.id for s in COMPILED}
+    assert set(kernels(rule, architecture)) == {(s.id, size) for s in COMPILED for size in LISTS}
 
 
 @every_rule
@@ -272,11 +280,11 @@ def test_the_stream_is_all_wide_accesses(architecture: int) -> None:
 @every_architecture
 def test_the_norm_reads_wide(architecture: int) -> None:
     found = compiled("norm", architecture)
-    assert len(found) == 4  # squares of three dtypes, the factor
+    assert len(found) == 3 * len(LISTS) + 1  # squares of three dtypes, the factor
     for kernel, name in zip(found, demangled([f.name for f in found]), strict=True):
         assert (kernel.stack, kernel.local) == (0, 0)
         assert {op for _, op, _ in kernel.accesses} <= {*GLOBAL, "LDS", "STS"}
-        if dtype := re.search(r"squares_kernel<([^>]*)>", name):
+        if dtype := re.search(r"squares_kernel<([^,>]*),", name):
             # all the threads that a multiprocessor holds
             assert kernel.registers <= 32
             assert kernel.hot_loop() == {("LDG", 128): 4}

@@ -22,6 +22,8 @@ from training import all_same, copies, everything, give_gradients, parameters, s
 ADAMW = CASES[4]
 CHUNK = 16384
 PARAMETER_BYTES = 31 * 1024  # of a launch
+FEW_BYTES = 4 * 1024  # of a launch of few tensors
+HEAD_BYTES = 32
 
 
 def llama_8b() -> list[int]:
@@ -59,7 +61,7 @@ def test_what_fits_into_a_launch(cuda: Emulated) -> None:
         row = 2 + len(cuda.native.coefficient_names(rule))
         for rows in ([0] * 3000, list(range(3000))):
             used = [n * (3 + states) + -(-row * len(set(rows[:n])) // 2) for n in range(1, 1300)]
-            most = sum(words <= (PARAMETER_BYTES - 32) // 8 for words in used)
+            most = sum(words <= (PARAMETER_BYTES - HEAD_BYTES) // 8 for words in used)
             assert planned(cuda, [1] * 3000, rows, rule)[:2] == [most, most]
     assert planned(cuda, [1] * 1000, [0] * 1000)[0] >= 791
     assert planned(cuda, [1] * 1000, [0] * 408 + [1] * 592)[0] >= 790
@@ -102,6 +104,40 @@ def test_same_bits_at_the_boundary_of_a_launch(own_steps: bool, extra: int | Non
     assert all_same(*results)
     launches = cuda.native.machine().launches
     assert [launch.blocks for launch in launches] == ([] if not count else [count - extra, 1][: 1 + extra])
+
+
+def most_in_few_bytes(states: int, row: int, own_rows: bool) -> int:
+    """Tensors that fit into the shorter list."""
+    words = [n * (3 + states) + -(-row * (n if own_rows else 1) // 2) for n in range(1, 300)]
+    return sum(count <= (FEW_BYTES - HEAD_BYTES) // 8 for count in words)
+
+
+def states_of(opt: danlu.FusedOptimizer) -> list[torch.Tensor]:
+    return [value for p in parameters(opt) for name, value in opt.state[p].items() if name != "step"]
+
+
+@pytest.mark.parametrize("rows", ["one", "each", "device"])
+@pytest.mark.parametrize("cls", [danlu.Lion, danlu.AdamW], ids=lambda cls: cls.__name__)
+def test_a_launch_of_few_tensors_copies_few_bytes(cls: Any, rows: str, cuda: Emulated) -> None:
+    """The last tensor and its row are read from the right places of both lists."""
+    names = cuda.native.coefficient_names(cls.__name__.lower())
+    row = 0 if rows == "device" else 2 + len(names)
+    most = most_in_few_bytes(1 if cls is danlu.Lion else 2, row, rows == "each")
+    assert most >= (40 if rows == "each" else 90)
+    for count, size in ((1, FEW_BYTES), (most, FEW_BYTES), (most + 1, PARAMETER_BYTES)):
+        results = []
+        for backend in ("cuda", "cpu"):
+            params = [torch.nn.Parameter(values((1 + i % 9,), i, wild=False)) for i in range(count)]
+            groups = [{"params": [p], "lr": 1e-3 * (1 + i)} for i, p in enumerate(params)]
+            of = groups if rows == "each" else params
+            opt = cls(of, lr=1e-3, backend=backend, capturable=rows == "device", weight_decay=0.1)
+            give_gradients(params, 1)
+            opt.step()
+            results.append([*params, *states_of(opt)])
+        assert all(map(same_bits, *results))
+        (launch,) = cuda.native.machine().launches
+        assert (launch.blocks, launch.parameter_bytes) == (count, size)
+        cuda.native.reset()
 
 
 @pytest.mark.parametrize("size", [2**31 + 3, 2**32 + CHUNK + 5], ids=["2^31", "2^32"])

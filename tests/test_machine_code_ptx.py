@@ -24,7 +24,7 @@ from cases import (
     set_gradient,
     values,
 )
-from danlu.backends.cuda import CudaPart
+from danlu.backends.cuda import CudaExecutor
 from danlu.backends.triton_reduce import ReducingLaunches
 from danlu.testing import same_bits
 from layouts import Layout, Place, contiguous, permuted
@@ -100,9 +100,9 @@ def id_of(x: object) -> str | None:
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pass reads what no pass of its step has written."""
-    launch, reduce = CudaPart.launch, ReducingLaunches.run
+    launch, reduce = CudaExecutor.launch, ReducingLaunches.run
 
-    def launch_poisoned(part: CudaPart) -> None:
+    def launch_poisoned(part: CudaExecutor) -> None:
         for _, tensors in part._reducing:
             tensors.scratch.fill_(0xFF)
         launch(part)
@@ -111,7 +111,7 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         launches._scratch.fill_(math.nan)
         reduce(launches, *arguments)
 
-    monkeypatch.setattr(CudaPart, "launch", launch_poisoned)
+    monkeypatch.setattr(CudaExecutor, "launch", launch_poisoned)
     monkeypatch.setattr(ReducingLaunches, "run", reduce_poisoned)
 
 
@@ -214,7 +214,7 @@ def test_clipped(storage: Storage, executed: Executor) -> None:
         results.append([{"param": p.detach(), **opt.state[p]} for p in params])
         if backend == executed.backend:
             assert opt._plan is not None
-            squares = opt._plan._parts[0]._norm[0].item()  # type: ignore[attr-defined]
+            squares = opt._plan._executors[0]._norm[0].item()  # type: ignore[attr-defined]
             assert squares == pytest.approx(squares_of([p.grad for p in params]), rel=1e-14)
     assert not far(*results, ELEMENTWISE, 1e-6 if storage.param == F32 else LAST_BIT)
 

@@ -78,10 +78,10 @@ struct Elements {
   }
 };
 
-template <class Rule, class F>
-__device__ __forceinline__ Span<Rule, F> span_of(const LaunchList& list, const Chunk& chunk) {
+template <class Rule, class F, class List>
+__device__ __forceinline__ Span<Rule, F> span_of(const List& list, const Chunk& chunk) {
   constexpr int states = Rule::num_states;
-  const auto pointer = [&](int which) { return list.pointer<states>(chunk.tensor, which); };
+  const auto pointer = [&](int which) { return list.template pointer<states>(chunk.tensor, which); };
   Span<Rule, F> span;
   span.p = reinterpret_cast<typename F::P*>(pointer(0)) + chunk.offset;
   span.g = reinterpret_cast<const typename F::G*>(pointer(1)) + chunk.offset;
@@ -91,15 +91,14 @@ __device__ __forceinline__ Span<Rule, F> span_of(const LaunchList& list, const C
   return span;
 }
 
-template <class Rule>
-__device__ __forceinline__ Row<Rule> load_row(const LaunchList& list, int row) {
+template <class Rule, class List>
+__device__ __forceinline__ Row<Rule> load_row(const List& list, int row) {
   if (list.device_rows) return row_at<Rule>(list.device_rows + int64_t(row) * list.row_stride, list.clip);
   return row_at<Rule>(list.host_row(row), list.clip);
 }
 
-template <class Rule, class F, class S>
-__global__ void __launch_bounds__(S::threads, S::min_blocks)
-    step_kernel(const LaunchList __grid_constant__ list) {
+template <class Rule, class F, class S, class List>
+__global__ void __launch_bounds__(S::threads, S::min_blocks) step_kernel(const List __grid_constant__ list) {
   if (list.found_inf && *list.found_inf != 0.f) return;
   const Chunk chunk = find_chunk<Rule::num_states>(list, blockIdx.x, gridDim.x, S::chunk_size);
   const Span<Rule, F> span = span_of<Rule, F>(list, chunk);
@@ -136,9 +135,12 @@ __global__ void __launch_bounds__(S::threads, S::min_blocks)
 
 // Enqueues one launch and tells at once whether it could be.
 template <class Rule, class F, class S = DefaultShape>
-cudaError_t launch(const LaunchList& list, unsigned blocks, cudaStream_t stream) {
-  void* arguments[] = {const_cast<LaunchList*>(&list)};
-  return cudaLaunchKernel(step_kernel<Rule, F, S>, dim3(blocks), dim3(S::threads), arguments, 0, stream);
+cudaError_t launch(LaunchPacker& packer, cudaStream_t stream) {
+  return packer.launch([&](auto& list, unsigned blocks) {
+    void* arguments[] = {&list};
+    return cudaLaunchKernel(step_kernel<Rule, F, S, std::decay_t<decltype(list)>>, dim3(blocks),
+                            dim3(S::threads), arguments, 0, stream);
+  });
 }
 
 namespace DANLU_ISA {

@@ -7,7 +7,7 @@
 
 namespace danlu {
 
-using Launcher = cudaError_t (*)(const LaunchList&, unsigned blocks, cudaStream_t);
+using Launcher = cudaError_t (*)(LaunchPacker&, cudaStream_t);
 
 struct CudaKernel {
   Dtype p, g, m;

@@ -1,8 +1,11 @@
-// What one launch sees of its tensors, by value: the most that a kernel's parameters hold. A packed list of
-// tensors grows from the front, coefficient rows grow from the back. There is no map from blocks to tensors:
-// a block finds its tensor by binary search, so that the size of tensors does not count, only their number.
+// What one launch sees of its tensors, by value: the most that a kernel's parameters hold, or a tenth of it,
+// since a launch copies all of them. A packed list of tensors grows from the front, coefficient rows grow
+// from the back. There is no map from blocks to tensors: a block finds its tensor by binary search, so that
+// the size of tensors does not count, only their number.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "../common/tensor_list.h"
@@ -10,23 +13,27 @@
 
 namespace danlu {
 
-struct LaunchList {
-  // CUDA 12.1 and newer allow 32,764 bytes. On sm_90 parameters begin at c[0x0][0x210], and ptxas leaves
-  // reads that cross 0x8000 only by these 0x210 bytes without the correction that its signed offsets need:
-  // the last of them have to end below.
-  static constexpr int parameter_bytes = 31 * 1024;
-  static constexpr int num_words = (parameter_bytes - 32) / 8;
+// A tensor takes as many words as it has pointers (parameter, gradient, states), and one for
+// {first chunk: 32 bits, row: 16, size of its last chunk - 1: 16}.
+__host__ __device__ constexpr int words_of_tensor(int num_states) { return 2 + num_states + 1; }
 
+// CUDA 12.1 and newer allow 32,764 bytes. On sm_90 parameters begin at c[0x0][0x210], and ptxas leaves
+// reads that cross 0x8000 only by these 0x210 bytes without the correction that its signed offsets need:
+// the last of them have to end below.
+constexpr int long_list = 31 * 1024, short_list = 4 * 1024;
+
+struct LaunchHead {
   const float* device_rows;  // coefficient rows computed on the device, or null: they stand in the list
   const float* found_inf;    // or null; where it is not 0 the launch does nothing
   const float* clip;         // or null; multiplies every gradient
   int32_t num_tensors;
   int32_t row_stride;  // floats from one coefficient row to the next
-  uint64_t words[num_words];
+};
 
-  // A tensor takes as many words as it has pointers (parameter, gradient, states), and one for
-  // {first chunk: 32 bits, row: 16, size of its last chunk - 1: 16}.
-  __host__ __device__ static constexpr int words_of_tensor(int num_states) { return 2 + num_states + 1; }
+template <int bytes>
+struct LaunchList : LaunchHead {
+  static constexpr int num_words = (bytes - int(sizeof(LaunchHead))) / 8;
+  uint64_t words[num_words];
 
   template <int num_states>
   __host__ __device__ uint64_t pointer(int tensor, int which) const {
@@ -52,7 +59,7 @@ struct LaunchList {
   }
 };
 
-static_assert(sizeof(LaunchList) <= LaunchList::parameter_bytes);
+static_assert(sizeof(LaunchList<long_list>) <= long_list && sizeof(LaunchList<short_list>) <= short_list);
 
 // The part of a tensor that one block has.
 struct Chunk {
@@ -61,22 +68,23 @@ struct Chunk {
   int size;
 };
 
-template <int num_states>
-__host__ __device__ inline Chunk find_chunk(const LaunchList& list, uint32_t block, uint32_t blocks,
+template <int num_states, class List>
+__host__ __device__ inline Chunk find_chunk(const List& list, uint32_t block, uint32_t blocks,
                                             int chunk_size) {
   int tensor = 0;
   for (int end = list.num_tensors; end - tensor > 1;) {
     const int middle = (tensor + end) / 2;
-    if (list.first_chunk<num_states>(middle) <= block)
+    if (list.template first_chunk<num_states>(middle) <= block)
       tensor = middle;
     else
       end = middle;
   }
-  const uint64_t packed = list.packed<num_states>(tensor);
-  const uint32_t next = tensor + 1 < list.num_tensors ? list.first_chunk<num_states>(tensor + 1) : blocks;
+  const uint64_t packed = list.template packed<num_states>(tensor);
+  const uint32_t next =
+      tensor + 1 < list.num_tensors ? list.template first_chunk<num_states>(tensor + 1) : blocks;
   const int64_t offset = int64_t(block - uint32_t(packed >> 32)) * chunk_size;
-  const int size = block + 1 < next ? chunk_size : LaunchList::last_size(packed);
-  return {tensor, LaunchList::row(packed), offset, size};
+  const int size = block + 1 < next ? chunk_size : List::last_size(packed);
+  return {tensor, List::row(packed), offset, size};
 }
 
 // Fills one launch's list after the other.
@@ -100,9 +108,9 @@ class LaunchPacker {
     const bool new_row = !device_rows_ && place_of(t.row) < 0;
     const int64_t row = device_rows_ ? t.row - first_row_ : new_row ? num_rows_ : place_of(t.row);
     if (row < 0 || row > 0xffff) return false;
-    const int words = LaunchList::words_of_tensor(num_states_);
-    const int64_t row_words = device_rows_ ? 0 : (int64_t(num_rows_ + new_row) * row_length_ + 1) / 2;
-    if (int64_t(list_.num_tensors + 1) * words + row_words > LaunchList::num_words) return false;
+    const int words = words_of_tensor(num_states_);
+    const int64_t more = int64_t(list_.num_tensors + 1) * words + words_of_rows(num_rows_ + new_row);
+    if (more > list_.num_words) return false;
 
     uint64_t* w = list_.words + list_.num_tensors * words;
     *w++ = reinterpret_cast<uint64_t>(t.p.data);
@@ -128,16 +136,28 @@ class LaunchPacker {
     places_.clear();
   }
 
+  LaunchHead& head() { return list_; }
   bool empty() const { return list_.num_tensors == 0; }
   int num_tensors() const { return list_.num_tensors; }
   int64_t num_blocks() const { return num_blocks_; }
 
-  LaunchList& list() {
+  // Calls launch(list, blocks) with the short list if everything fits into it, with the long one else.
+  template <class Launch>
+  cudaError_t launch(const Launch& launch) {
     list_.device_rows = device_rows_ ? device_rows_ + int64_t(first_row_) * row_length_ : nullptr;
-    return list_;
+    const int64_t tensors = int64_t(list_.num_tensors) * words_of_tensor(num_states_);
+    const int64_t rows = words_of_rows(num_rows_);
+    if (tensors + rows > LaunchList<short_list>::num_words) return launch(list_, unsigned(num_blocks_));
+    LaunchList<short_list> list;
+    static_cast<LaunchHead&>(list) = list_;
+    std::copy_n(list_.words, tensors, list.words);
+    std::copy_n(std::end(list_.words) - rows, rows, std::end(list.words) - rows);
+    return launch(list, unsigned(num_blocks_));
   }
 
  private:
+  int64_t words_of_rows(int rows) const { return device_rows_ ? 0 : (int64_t(rows) * row_length_ + 1) / 2; }
+
   // Where this launch has a coefficient row; -1: nowhere yet.
   int& place_of(int row) {
     if (row >= int(places_.size())) places_.resize(row + 1, -1);
@@ -146,7 +166,7 @@ class LaunchPacker {
 
   const int num_states_, row_length_, chunk_size_;
   const float* const device_rows_;
-  LaunchList list_;
+  LaunchList<long_list> list_;
   int64_t num_blocks_;
   int num_rows_, first_row_ = 0;
   std::vector<int> places_;

@@ -64,12 +64,11 @@ class Launches {
       const int num_states = rule->info.num_states;
       LaunchPacker packer(num_states, numbers.rows ? row_stride : rule->info.row_length(), rule->chunk_size,
                           numbers.rows);
-      packer.list().clip = numbers.clip;
-      packer.list().found_inf = numbers.found_inf;
+      packer.head().clip = numbers.clip;
+      packer.head().found_inf = numbers.found_inf;
       size_t first = 0;  // of the launch that is being packed
       const auto enqueue = [&, kernel = kernel] {
-        check_launch(kernel->launch(packer.list(), unsigned(packer.num_blocks()), stream), names_[first],
-                     made++);
+        check_launch(kernel->launch(packer, stream), names_[first], made++);
         packer.clear();
       };
       for (end = next; end < order_.size() && kernels_[order_[end]].second == kernel;) end++;
@@ -105,8 +104,7 @@ class Launches {
       size_t first = 0;
       const auto enqueue = [&] {
         if (packer.empty()) return;
-        check_launch(launch_squares(dtype, packer.list(), unsigned(packer.num_blocks()), stream),
-                     names_[first], 0);
+        check_launch(launch_squares(dtype, packer, stream), names_[first], 0);
         packer.clear();
       };
       for (size_t i = 0; i < launched.tensors.size(); i++) {

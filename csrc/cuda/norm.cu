@@ -18,12 +18,12 @@ __device__ __forceinline__ void add_squares(const float (&x)[n], double& sum) {
   for (int i = 0; i < n; i++) sum = fma(double(x[i]), double(x[i]), sum);
 }
 
-template <class G>
-__global__ void __launch_bounds__(squares_threads) squares_kernel(const LaunchList __grid_constant__ list) {
+template <class G, class List>
+__global__ void __launch_bounds__(squares_threads) squares_kernel(const List __grid_constant__ list) {
   constexpr int width = Pack<G>::size, stride = squares_threads * width;
   constexpr int together = 4;  // packs that are loaded before the first is used
   const Chunk chunk = find_chunk<0>(list, blockIdx.x, gridDim.x, norm_chunk);
-  const G* const g = reinterpret_cast<const G*>(list.pointer<0>(chunk.tensor, 1)) + chunk.offset;
+  const G* const g = reinterpret_cast<const G*>(list.template pointer<0>(chunk.tensor, 1)) + chunk.offset;
   const bool aligned = reinterpret_cast<uintptr_t>(g) % pack_bytes == 0;
   const int vector_end = aligned ? chunk.size / width * width : 0;
   double total[1] = {};
@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(squares_threads) squares_kernel(const LaunchLi
   }
   block_sums<squares_threads>(total);
   if (threadIdx.x > 0) return;
-  store(reinterpret_cast<double*>(list.pointer<0>(chunk.tensor, 0)) + chunk.offset / norm_chunk, total[0]);
+  store(reinterpret_cast<double*>(list.template pointer<0>(chunk.tensor, 0)) + chunk.offset / norm_chunk,
+        total[0]);
 }
 
 __global__ void __launch_bounds__(norm_threads)
@@ -61,12 +62,15 @@ __global__ void __launch_bounds__(norm_threads)
 
 }  // namespace
 
-cudaError_t launch_squares(Dtype dtype, const LaunchList& list, unsigned blocks, cudaStream_t stream) {
-  void* arguments[] = {const_cast<LaunchList*>(&list)};
-  const auto kernel = dtype == Dtype::f32    ? squares_kernel<float>
-                      : dtype == Dtype::bf16 ? squares_kernel<bf16>
-                                             : squares_kernel<f16>;
-  return cudaLaunchKernel(kernel, dim3(blocks), dim3(squares_threads), arguments, 0, stream);
+cudaError_t launch_squares(Dtype dtype, LaunchPacker& packer, cudaStream_t stream) {
+  return packer.launch([&](auto& list, unsigned blocks) {
+    using List = std::decay_t<decltype(list)>;
+    const auto kernel = dtype == Dtype::f32    ? squares_kernel<float, List>
+                        : dtype == Dtype::bf16 ? squares_kernel<bf16, List>
+                                               : squares_kernel<f16, List>;
+    void* arguments[] = {&list};
+    return cudaLaunchKernel(kernel, dim3(blocks), dim3(squares_threads), arguments, 0, stream);
+  });
 }
 
 cudaError_t launch_norm(const double* sums, int64_t count, double max_norm, const float* grad_scale,

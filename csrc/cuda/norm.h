@@ -13,9 +13,9 @@ struct Norm {
   float factor;  // multiplies every gradient
 };
 
-// Leaves sums of squares, one for each chunk. The list has tensors without states, their gradients of one
+// Leaves sums of squares, one for each chunk. The launch has tensors without states, their gradients of one
 // dtype; in the place of a parameter stands the address of its first sum.
-cudaError_t launch_squares(Dtype dtype, const LaunchList& list, unsigned blocks, cudaStream_t stream);
+cudaError_t launch_squares(Dtype dtype, LaunchPacker& packer, cudaStream_t stream);
 
 // factor = 1 / grad_scale / max(1, norm / max_norm), of the gradients without their scale. grad_scale: on the
 // device, or null for 1.

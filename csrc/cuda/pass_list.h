@@ -76,7 +76,10 @@ class PassList {
   int run(uintptr_t stream, uintptr_t addresses, uintptr_t rows, int row_stride, uintptr_t clip,
           uintptr_t found_inf, int made) {
     const DeviceGuard guard(device_);
-    for (Launch& launch : launches_) {
+    for (size_t i = 0; i < launches_.size(); i++) {
+      Launch& launch = launches_[i];
+      launch.pass.early = dependent && i > 0;
+      launch.pass.followed = dependent && i + 1 < launches_.size();
       launch.pass.addresses = reinterpret_cast<const int64_t*>(addresses);
       launch.pass.rows = reinterpret_cast<const float*>(rows);
       launch.pass.row_stride = row_stride;
@@ -87,6 +90,9 @@ class PassList {
     }
     return made;
   }
+
+  // Whether passes may start early; only where their code waits, see dependent.cuh.
+  bool dependent = false;
 
  private:
   struct Launch {

@@ -30,6 +30,8 @@ struct Pass {
   int32_t num_tensors, row_stride;
   int32_t first_tensor;  // where a block is a tensor
   bool reverse;          // the last block first
+  bool early;            // may start while the launch before it ends
+  bool followed;         // by one that may
 };
 
 using PassLauncher = cudaError_t (*)(const Pass&, unsigned blocks, cudaStream_t);

@@ -13,8 +13,16 @@ namespace DANLU_ISA {
 
 template <auto kernel>
 cudaError_t enqueue(const Pass& pass, unsigned blocks, cudaStream_t stream) {
-  void* arguments[] = {const_cast<Pass*>(&pass)};
-  return cudaLaunchKernel(kernel, dim3(blocks), dim3(pass_threads), arguments, 0, stream);
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(pass_threads);
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = pass.early ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, pass);
 }
 
 template <class Rule, class F>

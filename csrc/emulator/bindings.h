@@ -21,8 +21,10 @@ inline void bind_emulator(pybind11::module_& m) {
   py::class_<Launch>(m, "Launch")
       .def_readonly("blocks", &Launch::blocks)
       .def_readonly("threads", &Launch::threads)
+      .def_readonly("parameter_bytes", &Launch::parameter_bytes)
       .def_readonly("stream", &Launch::stream)
-      .def_readonly("device", &Launch::device);
+      .def_readonly("device", &Launch::device)
+      .def_readonly("early", &Launch::early);
   const auto sizes = [](const dim3& d) { return std::array<unsigned, 3>{d.x, d.y, d.z}; };
   py::class_<Call>(m, "Call")
       .def_readonly("place", &Call::place)
@@ -39,6 +41,7 @@ inline void bind_emulator(pybind11::module_& m) {
       .def_readwrite("first_block", &Machine::first_block)
       .def_readwrite("end_block", &Machine::end_block)
       .def_readwrite("backwards", &Machine::backwards)
+      .def_readwrite("overlaps", &Machine::overlaps)
       .def_readwrite("executor", &Machine::executor)
       .def_readonly("launches", &Machine::launches)
       .def_property_readonly("bytes_read", [](const Machine& m) { return m.read.bytes; })
@@ -46,6 +49,10 @@ inline void bind_emulator(pybind11::module_& m) {
       .def("count_traffic", [](Machine& m) { m.read.counts = m.written.counts = true; });
   m.def("machine", &emulator::machine, py::return_value_policy::reference);
   m.def("reset", [] { emulator::machine() = Machine(); }, "A machine as new.");
+  m.def("finish", &emulator::finish, "Runs the launches that have started and are not waited for.");
+  m.def("overlapping", &emulator::overlapping,
+        "What a launch reads that starts early, before and after it waits.");
+  m.def("impatient", &emulator::impatient, "A launch that starts early and does not wait: an error.");
   m.def("block_sums", &emulator::block_sums, "Sums of a block's numbers by shuffles and shared memory.");
   m.def("transposed", &emulator::transposed, "A square matrix through shared memory, 2-D threads.");
   m.def("torn_barrier", &emulator::torn_barrier, "A barrier that half the threads skip: an error.");

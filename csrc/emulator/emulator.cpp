@@ -35,6 +35,8 @@ asm(R"(
     ret
 )");
 
+dim3 gridDim, blockDim;
+
 namespace emulator {
 namespace {
 
@@ -44,8 +46,8 @@ constexpr int saved_registers = 6;
 struct Scheduler {
   void* stack_pointer = nullptr;  // of the thread that runs the fibers
   Fiber* fiber = nullptr;
-  dim3 grid, block;
-  const std::function<void()>* kernel = nullptr;
+  Grid grid;
+  bool before = false;  // whether the launch before, for which this one waits, has not run
   std::exception_ptr failure;
   bool progress = false;
   std::vector<std::unique_ptr<char[]>> stacks;
@@ -85,7 +87,9 @@ void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler.bottom, &scheduler.size);
 #endif
   try {
-    (*scheduler.kernel)();
+    scheduler.grid.kernel();
+    if (scheduler.grid.early && !fiber.waited)
+      throw std::runtime_error("emulator: a thread of a launch that may start early has not waited");
   } catch (...) {
     scheduler.failure = std::current_exception();
   }
@@ -103,8 +107,28 @@ void prepare(Fiber& fiber) {
   fiber.stack_pointer = top;
 }
 
+void run_last_started();
+
+// While the threads of a block wait.
+void run_launch_before() {
+  Scheduler waiting = std::exchange(scheduler, Scheduler());
+  const auto resume = [&] {
+    scheduler = std::move(waiting);
+    scheduler.before = false;
+    gridDim = scheduler.grid.blocks;
+    blockDim = scheduler.grid.threads;
+  };
+  try {
+    run_last_started();
+  } catch (...) {
+    resume();
+    throw;
+  }
+  resume();
+}
+
 void run_block(dim3 index) {
-  const dim3& size = scheduler.block;
+  const dim3& size = scheduler.grid.threads;
   const int threads = int(size.count());
   Block block;
   block.index = index;
@@ -133,6 +157,10 @@ void run_block(dim3 index) {
       if (scheduler.failure) std::rethrow_exception(std::exchange(scheduler.failure, nullptr));
       left -= fiber.done;
     }
+    if (!scheduler.progress && scheduler.before) {
+      run_launch_before();
+      scheduler.progress = true;
+    }
     if (!scheduler.progress) throw std::runtime_error("emulator: a barrier that not all threads reach");
   }
 }
@@ -145,8 +173,6 @@ Machine& machine() {
 }
 
 Fiber& current() { return *scheduler.fiber; }
-const dim3& grid() { return scheduler.grid; }
-const dim3& block() { return scheduler.block; }
 
 void wait(Barrier& barrier) {
   const unsigned generation = barrier.generation;
@@ -169,10 +195,29 @@ void* shared_memory(const void* key, size_t bytes) {
   return memory.get();
 }
 
-void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
-  scheduler.grid = grid;
-  scheduler.block = block;
-  scheduler.kernel = &kernel;
+void wait_for_launch_before() {
+  current().waited = true;
+  while (scheduler.before) out_of_fiber(current());
+}
+
+void run(Grid grid) {
+  Machine& m = machine();
+  if (!grid.early) finish();
+  m.started.push_back(std::move(grid));
+  if (!m.overlaps) finish();
+}
+
+void finish() {
+  while (!machine().started.empty()) run_last_started();
+}
+
+namespace {
+void run_last_started() {
+  scheduler.grid = std::move(machine().started.back());
+  machine().started.pop_back();
+  scheduler.before = !machine().started.empty();
+  const dim3 grid = gridDim = scheduler.grid.blocks;
+  blockDim = scheduler.grid.threads;
   const danlu::IeeeArithmetic scope;  // a GPU flushes nothing
   const uint64_t first = machine().first_block, end = std::min(grid.count(), machine().end_block);
   for (uint64_t i = first; i < end; i++) {
@@ -180,6 +225,7 @@ void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
     run_block(dim3(unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)));
   }
 }
+}  // namespace
 
 void hand_over(const void* kernel, dim3 grid, dim3 block, std::string parameters, cudaStream_t stream) {
   Dl_info module;
@@ -194,7 +240,7 @@ std::unique_lock<std::mutex> on_device() {
   return std::unique_lock(launching);
 }
 
-cudaError_t begin_launch(dim3 grid, dim3 block, cudaStream_t stream) {
+cudaError_t begin_launch(dim3 grid, dim3 block, uint64_t parameter_bytes, cudaStream_t stream, bool early) {
   Machine& m = machine();
   if (m.fail_launch == 0) {
     m.fail_launch = -1;
@@ -205,7 +251,8 @@ cudaError_t begin_launch(dim3 grid, dim3 block, cudaStream_t stream) {
     return cudaErrorInvalidConfiguration;
   m.read.touched.clear();
   m.written.touched.clear();
-  m.launches.push_back({grid.count(), block.count(), reinterpret_cast<uintptr_t>(stream), m.device});
+  m.launches.push_back(
+      {grid.count(), block.count(), parameter_bytes, reinterpret_cast<uintptr_t>(stream), m.device, early});
   return cudaSuccess;
 }
 

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <unordered_set>
 #include <utility>
@@ -43,9 +44,16 @@ using cudaStream_t = struct CUstream_st*;
 namespace emulator {
 
 struct Launch {
-  uint64_t blocks, threads;
+  uint64_t blocks, threads, parameter_bytes;
   uintptr_t stream;
   int device;
+  bool early;  // may start while the launch before it ends
+};
+
+struct Grid {
+  dim3 blocks, threads;
+  bool early = false;
+  std::function<void()> kernel;
 };
 
 // Memory that kernels touch by load() and store(): what a launch touches again is in the cache.
@@ -80,7 +88,11 @@ struct Machine {
   cudaError_t failure = cudaErrorNoKernelImageForDevice;
   uint64_t first_block = 0, end_block = ~uint64_t{0};  // only these blocks of a grid run
   bool backwards = false;                              // the last block and the last thread go first
-  std::function<void(const Call&)> executor;           // if set, is called where the kernel would run
+  // A launch that may start early starts at once, and the one before it when all threads of a block wait for
+  // it; finish() runs what is left.
+  bool overlaps = false;
+  std::vector<Grid> started;
+  std::function<void(const Call&)> executor;  // if set, is called where the kernel would run
   std::vector<Launch> launches;
   Traffic read, written;
 };
@@ -106,14 +118,15 @@ struct Fiber {
   dim3 thread;
   int rank;  // within the block
   bool done = false;
+  bool waited = false;         // for the launch before
   void* fake_stack = nullptr;  // of the address sanitizer
 };
 
 Fiber& current();
-const dim3& grid();
-const dim3& block();
 void wait(Barrier& barrier);
-void run(dim3 grid, dim3 block, const std::function<void()>& kernel);
+void wait_for_launch_before();
+void run(Grid grid);
+void finish();
 void* shared_memory(const void* key, size_t bytes);
 
 inline void check_aligned(const void* p, uintptr_t bytes) {
@@ -144,8 +157,7 @@ inline int lane() { return current().rank % 32; }
 
 #define threadIdx (emulator::current().thread)
 #define blockIdx (emulator::current().block->index)
-#define blockDim (emulator::block())
-#define gridDim (emulator::grid())
+extern dim3 gridDim, blockDim;  // no macros: fields of cudaLaunchConfig_t are called so, too
 #define SHARED_ARRAY(type, name, size) \
   static const char name##_key = 0;    \
   type* const name = static_cast<type*>(emulator::shared_memory(&name##_key, sizeof(type) * (size)))
@@ -175,11 +187,31 @@ namespace emulator {
 std::unique_lock<std::mutex> on_device();
 
 // Notes the launch; what it returns is the launch's error.
-cudaError_t begin_launch(dim3 grid, dim3 block, cudaStream_t stream);
+cudaError_t begin_launch(dim3 grid, dim3 block, uint64_t parameter_bytes, cudaStream_t stream, bool early);
+}  // namespace emulator
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+namespace emulator {
 template <class... A, size_t... i>
-void call(void (*kernel)(A...), void** arguments, std::index_sequence<i...>) {
-  kernel(*static_cast<std::remove_reference_t<A>*>(arguments[i])...);
+std::function<void()> bound(void (*kernel)(A...), void** arguments, std::index_sequence<i...>) {
+  std::tuple<std::remove_cv_t<std::remove_reference_t<A>>...> copies(
+      *static_cast<std::remove_reference_t<A>*>(arguments[i])...);
+  return [kernel, copies] { std::apply(kernel, copies); };
 }
 
 // Hands a launch to machine().executor.
@@ -197,19 +229,31 @@ std::string packed(void** arguments, std::index_sequence<i...>) {
   (append<std::remove_reference_t<A>>(parameters, arguments[i]), ...);
   return parameters;
 }
+
+template <class... A>
+cudaError_t launch(void (*kernel)(A...), dim3 grid, dim3 block, void** arguments, cudaStream_t stream,
+                   bool early) {
+  const auto alone = on_device();
+  const cudaError_t error = begin_launch(grid, block, (sizeof(A) + ... + 0), stream, early);
+  if (error != cudaSuccess) return error;
+  constexpr auto all = std::index_sequence_for<A...>();
+  if (machine().executor)
+    hand_over(reinterpret_cast<const void*>(kernel), grid, block, packed<A...>(arguments, all), stream);
+  else
+    run({grid, block, early, bound(kernel, arguments, all)});
+  return error;
+}
 }  // namespace emulator
 
 template <class... A>
 cudaError_t cudaLaunchKernel(void (*kernel)(A...), dim3 grid, dim3 block, void** arguments, size_t,
                              cudaStream_t stream) {
-  const auto alone = emulator::on_device();
-  const cudaError_t error = emulator::begin_launch(grid, block, stream);
-  if (error != cudaSuccess) return error;
-  constexpr auto all = std::index_sequence_for<A...>();
-  if (emulator::machine().executor)
-    emulator::hand_over(reinterpret_cast<const void*>(kernel), grid, block,
-                        emulator::packed<A...>(arguments, all), stream);
-  else
-    emulator::run(grid, block, [&] { emulator::call(kernel, arguments, all); });
-  return error;
+  return emulator::launch(kernel, grid, block, arguments, stream, false);
+}
+
+template <class... A, class... B>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(A...), const B&... given) {
+  void* arguments[] = {const_cast<B*>(&given)...};
+  return emulator::launch(kernel, config->gridDim, config->blockDim, arguments, config->stream,
+                          config->numAttrs > 0 && config->attrs->val.programmaticStreamSerializationAllowed);
 }

@@ -42,6 +42,23 @@ __global__ void misaligned_kernel(const float* values) {
   danlu::load_packs(values + 1, loaded);
 }
 
+__global__ void set_kernel(float* value) { *value = 1.f; }
+
+__global__ void read_kernel(const float* value, float* read) {
+  read[0] = *value;
+  wait_for_launch_before();
+  read[1] = *value;
+}
+
+__global__ void nothing_kernel() {}
+
+template <class... A, class... B>
+void launch_early(void (*kernel)(A...), B... arguments) {
+  cudaLaunchAttribute early = {cudaLaunchAttributeProgrammaticStreamSerialization, {1}};
+  const cudaLaunchConfig_t config = {dim3(1), dim3(1), nullptr, &early, 1};
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 }  // namespace
 
 std::vector<double> block_sums(const std::vector<double>& values, unsigned threads) {
@@ -78,5 +95,17 @@ void misaligned() {
   void* arguments[] = {&from};
   cudaLaunchKernel(misaligned_kernel, dim3(1), dim3(1), arguments, 0, nullptr);
 }
+
+std::pair<float, float> overlapping() {
+  float value = 0.f, read[2] = {};
+  float* to = &value;
+  void* arguments[] = {&to};
+  cudaLaunchKernel(set_kernel, dim3(1), dim3(1), arguments, 0, nullptr);
+  launch_early(read_kernel, static_cast<const float*>(&value), static_cast<float*>(read));
+  finish();
+  return {read[0], read[1]};
+}
+
+void impatient() { launch_early(nothing_kernel); }
 
 }  // namespace emulator

@@ -1,5 +1,6 @@
 // Kernels that show that the emulator does what a GPU does.
 #pragma once
+#include <utility>
 #include <vector>
 
 namespace emulator {
@@ -9,5 +10,7 @@ std::vector<float> transposed(const std::vector<float>& matrix, unsigned size);
 void torn_barrier();
 void torn_shuffle();
 void misaligned();
+std::pair<float, float> overlapping();
+void impatient();
 
 }  // namespace emulator

@@ -157,6 +157,7 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
       .def("run", &CudaStep::run);
   py::class_<PassList>(m, "PassList", py::module_local())
       .def(py::init<std::string, std::vector<std::string>, std::string, int, int, uintptr_t, uintptr_t>())
+      .def_readwrite("dependent", &PassList::dependent)
       .def("add", &PassList::add)
       .def("run", &PassList::run, py::call_guard<py::gil_scoped_release>());
 #if defined(DANLU_EMULATOR)

@@ -69,6 +69,9 @@ class Program:
                 (barrier,) = operands
                 assert barrier == "0", "another barrier"
                 step.synchronizes = "block"
+            elif opcode.startswith("griddepcontrol."):  # launches are executed one after the other
+                () = operands
+                step.run = lambda machine, threads: None
             elif opcode == "shfl.sync.bfly.b32":
                 step.synchronizes, step.exchange = "warp", _shuffle(self.kernel, *operands)
             else:

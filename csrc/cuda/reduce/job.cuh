@@ -1,6 +1,7 @@
 // What a block of a pass works on, and where that is in memory.
 #pragma once
 #include "../../common/rule_traits.h"
+#include "../dependent.cuh"
 #include "../formats.cuh"
 #include "../passes.h"
 #include "../sums.cuh"
@@ -19,9 +20,9 @@ struct Job {
   Row<Rule> row;
 };
 
-// False if the block has nothing to do.
+// False if the block has nothing to do. Reads only what is there before the first pass.
 template <class Rule>
-__device__ __forceinline__ bool find_job(const Pass& pass, Job<Rule>& job) {
+__device__ __forceinline__ bool look_up(const Pass& pass, Job<Rule>& job) {
   if (pass.found_inf && *pass.found_inf != 0.f) return false;
   const int block = int(pass.reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
   job.tensor = pass.tensors ? pass.tensors[block] : pass.first_tensor + block;
@@ -31,6 +32,15 @@ __device__ __forceinline__ bool find_job(const Pass& pass, Job<Rule>& job) {
   if (row < 0) return false;
   job.row = row_at<Rule>(pass.rows + row * pass.row_stride, pass.clip);
   return true;
+}
+
+// What every pass begins with; blocks with nothing to do wait, too.
+template <class Rule>
+__device__ __forceinline__ bool find_job(const Pass& pass, Job<Rule>& job) {
+  const bool found = look_up(pass, job);
+  wait_for_pass_before();
+  if (pass.followed) let_next_pass_start();
+  return found;
 }
 
 // Accesses by addresses that were read from memory are generic unless the compiler is told.

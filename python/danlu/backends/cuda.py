@@ -36,6 +36,8 @@ class Cuda:
 
     name = "cuda"
     reason = "native kernels"
+    # whether a pass of a rule that reduces may start while the one before it ends, on devices that can
+    dependent_launches = True
 
     def __init__(self, native: ModuleType | None, missing: str = "", device_type: str = "cuda") -> None:
         self.native = native
@@ -100,6 +102,8 @@ class CudaExecutor(GpuExecutor):
         self._selections = [self._native.select(indices) for indices, _ in self._reducing]
         count = 0 if self._max_norm is None else self._native.num_squares()
         self._squares = torch.empty(count, dtype=torch.float64, device=device)
+        self.streams.keep(self._squares, *(t for _, tensors in self._reducing for t in tensors.tables))
+        self._waits = _passes_wait(module.architectures, _capability(module, backend.index(device)))
 
     def launch(self) -> None:
         stream = self._backend.stream(self.device)
@@ -112,7 +116,10 @@ class CudaExecutor(GpuExecutor):
                 tensors.addresses.send(self._native.table(selection), capturing=self.is_capturing())
                 for selection, (_, tensors) in zip(self._selections, self._reducing, strict=True)
             ]
+            # what a capture makes of launches that start early has not been tried on a GPU
+            dependent = self._backend.dependent_launches and self._waits and not self.is_capturing()
             for passes, sent in zip(self._passes, addresses, strict=True):
+                passes.dependent = dependent
                 launches = passes.run(
                     stream, sent.data_ptr(), table, self._row_stride, clip, found_inf, launches
                 )
@@ -159,6 +166,19 @@ def _runs_on(architectures: str, capability: int) -> bool:
         if kind != "real" and number.isdigit() and digits <= capability:
             return True
     return False
+
+
+def _passes_wait(architectures: str, capability: int) -> bool:
+    """Whether the code that a device runs of a binary has the waits of csrc/cuda/dependent.cuh: that made for
+    9.0 and newer has them, also where it is PTX.
+
+    >>> _passes_wait("80-real,90-real,100", 90), _passes_wait("80-real,90-real,100", 120)
+    (True, True)
+    >>> _passes_wait("80-real,90-real,100", 89), _passes_wait("80,90-real", 100), _passes_wait("80", 90)
+    (False, False, False)
+    """
+    newer = [name for name in architectures.split(",") if int(name.partition("-")[0].rstrip("af")) >= 90]
+    return capability >= 90 and bool(newer) and _runs_on(",".join(newer), capability)
 
 
 CUDA = Cuda(_NATIVE, _MISSING)

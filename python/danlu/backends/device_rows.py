@@ -40,9 +40,9 @@ class DeviceRows:
         self._steps = [entry.state["step"] for entry in entries]
         self._cycles = any(entry.cycle > 1 for entry in entries)
         # parameters without a cycle have no micro_step: a number of their own keeps the lists alike
+        self._fixed: list[torch.Tensor] = []
         self._micro_steps = [
-            entry.state["micro_step"] if entry.cycle > 1 else torch.zeros((), device=device)
-            for entry in entries
+            entry.state["micro_step"] if entry.cycle > 1 else self._zero(device) for entry in entries
         ]
         # neighbours that share a row on the host
         self._spans: list[tuple[int, int]] = []
@@ -51,6 +51,10 @@ class DeviceRows:
             self._spans.append((indices[0], indices[-1] + 1))
         self._step_increments: torch.Tensor | None = None
         self._micro_increments: torch.Tensor | None = None
+
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        return [self.table, *self._fixed]
 
     def prepare(self, optimizer: StepRule, found_inf: torch.Tensor | None) -> None:
         """Computes the rows; writes nothing that a user sees."""
@@ -80,6 +84,10 @@ class DeviceRows:
         _add(self._steps, self._step_increments, active)
         if self._micro_increments is not None:
             _add(self._micro_steps, self._micro_increments, active)
+
+    def _zero(self, device: torch.device) -> torch.Tensor:
+        self._fixed.append(torch.zeros((), device=device))
+        return self._fixed[-1]
 
     def _columns(
         self,

@@ -16,6 +16,7 @@ from ..step_rule import StepRule
 from .device_rows import DeviceRows
 from .mirror import Mirror
 from .native import ROW_HEADER, CoefficientNames, NativeExecutor
+from .streams import Streams
 
 if TYPE_CHECKING:
     from .._step_list import StepList
@@ -59,6 +60,10 @@ class GpuExecutor(NativeExecutor):
         self._max_norm = optimizer.max_grad_norm
         # of the last norm: its squares, and behind them in float32 the factor
         self._norm = torch.empty(2, dtype=torch.float64, device=self.device)
+        self.streams = Streams(self.device)
+        self.streams.keep(self._zeros, self._norm)
+        if self._device_rows is not None:
+            self.streams.keep(*self._device_rows.tables)
         # tensors that the kernels read, kept until the next step
         self._clip: torch.Tensor | None = None
         self._found_inf: torch.Tensor | None = None
@@ -68,6 +73,7 @@ class GpuExecutor(NativeExecutor):
         return self._device_rows is None
 
     def gather(self, optimizer: StepRule) -> bool:
+        self.streams.enter()
         if self._device_rows is None and self.is_capturing():
             raise RuntimeError("a step inside a CUDA graph's capture needs capturable=True")
         return super().gather(optimizer)
@@ -135,7 +141,9 @@ class GpuExecutor(NativeExecutor):
 
     @functools.cached_property
     def _row_mirror(self) -> Mirror:
-        return Mirror(4 * self._row_stride * (1 + self._rests) * len(self._entries), self.device)
+        mirror = Mirror(4 * self._row_stride * (1 + self._rests) * len(self._entries), self.device)
+        self.streams.keep(mirror.table)
+        return mirror
 
     def is_capturing(self) -> bool:
         return capture.is_capturing(self.device)

@@ -26,6 +26,11 @@ class Mirror:
         self._captured: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.sent = 0
 
+    @property
+    def table(self) -> torch.Tensor:
+        """What `send` gives outside of a capture."""
+        return self._tensor
+
     def send(self, data: bytes, *, capturing: bool = False) -> torch.Tensor:
         """A tensor of bytes on the device that starts with `data` when kernels enqueued after this run."""
         if capturing:

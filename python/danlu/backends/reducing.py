@@ -42,6 +42,11 @@ class ReducingTensors:
         self.scratch = torch.empty(self.schedule.scratch_bytes, dtype=torch.uint8, device=self.device)
         self.addresses = Mirror(8 * (len(self.dtypes) + 1) * len(entries), self.device)
 
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        """All that the kernels read beside what the step is about."""
+        return [self.geometries, self.scratch, self.addresses.table, *self.maps.values()]
+
     def _table(self, blocks: Map) -> torch.Tensor:
         return torch.tensor([blocks.tensors, blocks.indices], dtype=torch.int32, device=self.device)
 

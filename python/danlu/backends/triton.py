@@ -19,6 +19,7 @@ from .cpu import CPU
 from .gpu import GpuExecutor
 from .mirror import Mirror
 from .native import STORED, exchange_api, refusal_of_tensors
+from .triton_loading import load
 from .triton_norm import ChunkMap, GradientNorm
 from .triton_reduce import ReducingLaunches
 
@@ -103,7 +104,10 @@ class TritonExecutor(GpuExecutor):
             )
         self._one = torch.ones((), device=device)
         self._zero = torch.zeros((), device=device)
-        self._compiled = False
+        self.streams.keep(self._one, self._zero, *(t for launch in self.launches for t in launch.tables))
+        if self._gradient_norm is not None:
+            self.streams.keep(*self._gradient_norm.tables)
+        self._loaded = interpreted()
 
     def launch(self) -> None:
         capturing = self.is_capturing()
@@ -122,10 +126,12 @@ class TritonExecutor(GpuExecutor):
                     table = sent.view(torch.int64)
                 calls.append((launch, (table, rows, clip, found_inf, self._row_stride)))
             # all before the first runs, so that none can fail when others have run
-            if not self._compiled and not interpreted():
-                for launch, arguments in calls:
-                    launch.compile(*arguments)
-                self._compiled = True
+            if not self._loaded:
+                load(
+                    [kernel for launch, arguments in calls for kernel in launch.compile(*arguments)],
+                    capturing=capturing,
+                )
+                self._loaded = True
             for launch, arguments in calls:
                 launch.run(*arguments)
         self._native.advance()
@@ -173,8 +179,9 @@ class _ElementwiseLaunch:
             **_options(),
         )
 
-    def compile(self, *arguments: Any) -> None:
-        _engine().step_kernel.warmup(*self._all(*arguments), grid=(max(1, self.programs),), **self._constants)
+    def compile(self, *arguments: Any) -> list[Any]:
+        kernel, grid = _engine().step_kernel, (max(1, self.programs),)
+        return [kernel.warmup(*self._all(*arguments), grid=grid, **self._constants)]
 
     def run(self, *arguments: Any) -> None:
         if self.programs:
@@ -201,9 +208,15 @@ class _Launch(_ElementwiseLaunch):
         self.chunks = (torch.tensor(sizes, dtype=torch.int64, device=device), *chunks.places)
         self.table = Mirror(8 * (len(dtypes) + 1) * len(sizes), device)
 
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        return [self.table.table, *self.chunks]
+
 
 class _LazyLaunch(_ElementwiseLaunch):
-    """Of runs of rows, other ones in every step."""
+    """Of runs of rows, other ones in every step, whose tables are allocated on its stream."""
+
+    tables: tuple[torch.Tensor, ...] = ()
 
     def __init__(self, rule: str, dtypes: tuple[str, ...], device: torch.device) -> None:
         super().__init__(rule, dtypes, device)

@@ -11,6 +11,7 @@ import torch
 
 from ..spec import ParamSpec
 from .mirror import Mirror
+from .triton_loading import load
 
 if TYPE_CHECKING:
     from .._cpu import AddressList
@@ -64,21 +65,36 @@ class GradientNorm:
             self._launches.append(_Squares(native.select(indices), addresses, chunks, constants))
         programs = sum(launch.chunks.programs for launch in self._launches)
         self._sums = torch.zeros(programs, dtype=torch.float64, device=device)
+        self._loaded = not options  # by the interpreter
+
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        of_launches = [t for one in self._launches for t in (one.addresses.table, *one.chunks.places)]
+        return [self._max_norm, self._one, self._sums, *of_launches]
 
     def enqueue(self, result: torch.Tensor, grad_scale: torch.Tensor | None, *, capturing: bool) -> None:
         """Writes the squares, float64, and behind them the factor that unscales and clips, float32."""
         from ..triton_kernels import norm
 
         begin = 0
+        calls: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]] = []
         for launch in self._launches:
             sent = launch.addresses.send(self._native.gradients(launch.selection), capturing=capturing)
             addresses, sizes = sent.view(torch.int64).view(2, -1)
             sums = self._sums[begin:]
             begin += launch.chunks.programs
             arguments = (addresses, sizes, *launch.chunks.places, sums)
-            norm.squares[(launch.chunks.programs,)](*arguments, **launch.constants)
+            calls.append((norm.squares, launch.chunks.programs, arguments, launch.constants))
         scale = self._one if grad_scale is None else grad_scale
-        norm.norm[(1,)](self._sums, begin, self._max_norm, scale, result, **self._options)
+        calls.append((norm.norm, 1, (self._sums, begin, self._max_norm, scale, result), self._options))
+        if not self._loaded:
+            load(
+                [kernel.warmup(*a, grid=(programs,), **k) for kernel, programs, a, k in calls],
+                capturing=capturing,
+            )
+            self._loaded = True
+        for kernel, programs, arguments, constants in calls:
+            kernel[(programs,)](*arguments, **constants)
 
 
 @dataclass

@@ -44,9 +44,15 @@ class ReducingLaunches:
         self._constants = constants(rule, dtypes, block, options)
         self._calls = [call for group in self.tensors.schedule.groups for call in self._group(group)]
 
-    def compile(self, *arguments: Any) -> None:
-        for call in self._calls:
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        return [*self.tensors.tables, *(call.places for call in self._calls)]
+
+    def compile(self, *arguments: Any) -> list[Any]:
+        return [
             call.kernel.warmup(*self._all(call, *arguments), grid=(call.launch.count,), **call.constants)
+            for call in self._calls
+        ]
 
     def run(self, *arguments: Any) -> None:
         for call in self._calls:

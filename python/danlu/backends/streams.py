@@ -1,0 +1,56 @@
+"""Which streams read the tables of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from .. import capture
+
+
+class Streams:
+    """Keeps tables for every stream on which a plan is stepped, and its steps in their order.
+
+    torch's allocator knows the stream on which memory was allocated: another one may still read a table when
+    it is freed, or written again. So a stream is recorded with the tables when it takes its first step, and
+    where a step is on another stream than the one before, its stream waits for that. A step inside a capture
+    does neither: its graph keeps the plan, and may be replayed on any stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tables: dict[int, torch.Tensor] = {}
+        self._last = current_stream(device)
+        self._known = {self._last}
+
+    def keep(self, *tables: torch.Tensor) -> None:
+        """Takes tables that were allocated on the current stream."""
+        new = {id(table): table for table in tables}  # a table may serve several passes
+        self._tables.update(new)
+        if len(self._known) > 1:
+            for stream in self._known - {current_stream(self._device)}:
+                _record(new.values(), stream)
+
+    def enter(self) -> None:
+        """To be called before a step enqueues or writes anything."""
+        stream = current_stream(self._device)
+        if stream is None or stream == self._last or capture.is_capturing(self._device):
+            return
+        if self._last is not None:
+            stream.wait_stream(self._last)
+        if stream not in self._known:
+            self._known.add(stream)
+            _record(self._tables.values(), stream)
+        self._last = stream
+
+
+def current_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The stream of torch's on which kernels are enqueued now; None where there are none."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def _record(tables: Iterable[torch.Tensor], stream: torch.cuda.Stream | None) -> None:
+    if stream is not None:
+        for table in tables:
+            table.record_stream(stream)

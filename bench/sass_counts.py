@@ -1,15 +1,16 @@
-"""Instructions that CUDA kernels issue for an element, counted in their machine code. Needs no GPU and no torch.
+"""Instructions that CUDA kernels issue for an element, counted in machine code. Needs no GPU and no torch.
 
     python bench/sass_counts.py [library]
 
-prints them for the kernels of `KERNELS` in the built `danlu._cuda`. What is counted is one turn of the loop that
-moves the most bytes, along the path that a warp takes in the middle of a tensor: calls, which only division and
-roots of extreme numbers make, are left out; of two branches that move the same, the longer one counts.
+prints them for `KERNELS` in the built `danlu._cuda`. What is counted is one turn of the loop that moves the
+most bytes, on the path that a warp takes in the middle of a tensor: calls, which only division and roots of
+extreme numbers make, are left out; of two branches that move the same, the longer one counts.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def _blocks(instructions: list[Instruction]) -> dict[int, _Block]:
     """Basic blocks by the addresses at which they start."""
     ends = ("BRA", "EXIT", "RET", "BRX", "JMP")
     starts = {instructions[0].address}
-    for before, after in zip(instructions, instructions[1:], strict=False):
+    for before, after in itertools.pairwise(instructions):
         if before.opcode.startswith(ends):
             starts |= {after.address} | ({before.target} if before.target is not None else set())
     blocks: dict[int, _Block] = {}
@@ -160,7 +161,7 @@ def _blocks(instructions: list[Instruction]) -> dict[int, _Block]:
 
 
 def _turn(blocks: dict[int, _Block], start: int, end: int) -> _Path | None:
-    """The hottest path from the first block of a loop to the last one, through neither calls nor loops twice."""
+    """The hottest path from the first block of a loop to the last one, without calls and inner turns."""
     best: dict[int, _Path | None] = {}
 
     def from_block(at: int) -> _Path | None:

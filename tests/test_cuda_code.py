@@ -131,7 +131,7 @@ def itemsizes(rule: str, storage: Storage) -> dict[str, list[int]]:
 
 
 def packs(sizes: list[int], width: int, elements: int = ELEMENTS) -> Counter[int]:
-    """How many accesses of how many bits take elements of arrays in packs: of 16 bytes, or of all that a pack has."""
+    """How many accesses of how many bits take the elements: of 16 bytes, or of all that a pack has."""
     counts: Counter[int] = Counter()
     for size in sizes:
         wide = min(16, width * size)

@@ -96,8 +96,8 @@ def test_blocks_and_threads_in_another_order(case: Case, cuda: Emulated) -> None
     assert_bits(run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES), forwards, MATRICES)
 
 
-# Rows of whole packs and not, of one and of many in a turn, shorter and longer than one and than a chunk; chunks that
-# begin and end in the middle of them; more rows than a chunk can touch; matrices that end in a chunk, after many or few.
+# Rows of whole packs and not, of one and of many in a turn, shorter and longer than one and than a chunk;
+# chunks that begin and end amid them; more rows than a chunk can touch; matrices that end in a chunk.
 WALKS = [
     *[(4100, 8), (3000, 12), (5000, 7), (20_000, 2), (33, 768), (9, 2056), (7, 4096)],
     *[(3, 4999), (3, 20_000), (3, 20_001), (2, 2, 16_387), (2, 2, 20_008)],

@@ -11,8 +11,8 @@ import pytest
 import sass_counts
 from danlu.backends.cuda import CUDA
 
-# Most that a turn of the hot loop may take for each element: what it took when it was written down, and 2% more.
-# Adafactor's are those at which the memory of an H200 (some 20 bytes a clock and multiprocessor) is the limit.
+# Most that an element may take in a turn of the hot loop: what it took when this was written, and 2% more;
+# Adafactor in bf16 what leaves an H200's memory (some 20 bytes a clock and multiprocessor) the limit.
 BOUNDS = {
     "lion f32": 20.2,
     "lion bf16": 22.6,

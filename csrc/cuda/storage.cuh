@@ -28,7 +28,7 @@ __device__ __forceinline__ T* global(T* p) {
 // A number or an address that is made once: the compiler forgets of what, and cannot make it again at each
 // use.
 template <class T>
-__device__ __forceinline__ void settled(T& x) {
+__device__ __forceinline__ void settled([[maybe_unused]] T& x) {
 #if defined(__CUDA_ARCH__)
   if constexpr (sizeof(T) == 8)
     asm("" : "+l"(x));
@@ -37,7 +37,7 @@ __device__ __forceinline__ void settled(T& x) {
 #endif
 }
 template <class T>
-__device__ __forceinline__ void settled(T*& p) {
+__device__ __forceinline__ void settled([[maybe_unused]] T*& p) {
 #if defined(__CUDA_ARCH__)
   asm("" : "+l"(p));
   p = global(p);

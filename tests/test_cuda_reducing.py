@@ -128,6 +128,19 @@ def test_each_element_sees_its_own_row_and_column(
     assert ((got - want).abs() <= (1e-4 if dtype == F32 else 4e-3) * want.abs() + 1e-10).all()
 
 
+@pytest.mark.parametrize("shape", [(20, 64), (9, 13)], ids=str)
+def test_rows_and_columns_of_zeros_under_a_floor(shape: tuple[int, ...]) -> None:
+    """torch's preset bounds the inverse roots, which a rule without a floor would multiply zeros with."""
+    g = values(shape, 1, wild=False)
+    g[3], g[:, 5] = 0.0, 0.0
+    p = torch.nn.Parameter(torch.ones(shape))
+    set_gradient(p, g)
+    CASE["adafactor-torch"].make([p], backend="cuda", weight_decay=0.0).step()
+    assert (p[3] == 1).all()
+    assert (p[:, 5] == 1).all()
+    assert ((p - 1).abs() > 0).sum() == (shape[0] - 1) * (shape[1] - 1)
+
+
 @by_case
 def test_coefficients_from_the_device(case: Case) -> None:
     """The same bits as with coefficients from the host."""

@@ -51,6 +51,26 @@ struct RowByRow<Rule, decltype(void(Rule::row_by_row))> {
   static constexpr bool value = true;
 };
 
+// Calls body(coefficients). A rule may have a plain case, whose coefficients are then known to be that: what
+// depends on coefficients alone is asked once for many elements.
+template <class Rule, class = void>
+struct Cases {
+  template <class Body>
+  RULE_FN void call(const typename Rule::Coeffs& k, const Body& body) {
+    body(k);
+  }
+};
+template <class Rule>
+struct Cases<Rule, decltype(void(&Rule::is_plain))> {
+  template <class Body>
+  RULE_FN void call(const typename Rule::Coeffs& k, const Body& body) {
+    if (Rule::is_plain(k))
+      body(Rule::plain(k));
+    else
+      body(k);
+  }
+};
+
 // Where the states of a rule come from: constants of a row, arrays over columns, arrays over elements.
 template <class Rule>
 struct StateKinds {

@@ -36,6 +36,10 @@ struct Span {
   float* v;  // only with a second moment
   int size;
 
+  static constexpr int width =
+      pack_width({sizeof(typename F::M), uses.parameter ? sizeof(typename F::P) : 1,
+                  uses.gradient ? sizeof(typename F::G) : 1, second_moment ? sizeof(float) : 1});
+
   __device__ __forceinline__ bool aligned() const {
     uintptr_t bits = reinterpret_cast<uintptr_t>(m);
     if constexpr (uses.parameter) bits |= reinterpret_cast<uintptr_t>(p);
@@ -51,12 +55,13 @@ struct Elements {
   static constexpr bool second_moment = Rule::num_states > 1;
   static constexpr Uses uses = UsesOf<Rule>::value;
 
-  float p[n] = {}, g[n] = {}, m[n], v[second_moment ? n : 1];
+  float p[n], g[n], m[n], v[second_moment ? n : 1];
 
   template <class F>
   __device__ __forceinline__ void load_all(const Span<Rule, F>& s, int at) {
     if constexpr (uses.parameter) load_values(s.p + at, p);
     if constexpr (uses.gradient) load_values(s.g + at, g);
+    if constexpr (!uses.parameter || !uses.gradient) clear_unused();
     load_values(s.m + at, m);
     if constexpr (second_moment) load_values(s.v + at, v);
   }
@@ -76,6 +81,15 @@ struct Elements {
     m[j] = s[0];
     if constexpr (second_moment) v[j] = s[1];
   }
+
+ private:
+  __device__ __forceinline__ void clear_unused() {
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+      if constexpr (!uses.parameter) p[j] = 0.f;
+      if constexpr (!uses.gradient) g[j] = 0.f;
+    }
+  }
 };
 
 template <class Rule, class F, class List>
@@ -88,6 +102,8 @@ __device__ __forceinline__ Span<Rule, F> span_of(const List& list, const Chunk& 
   span.m = reinterpret_cast<typename F::M*>(pointer(2)) + chunk.offset;
   if constexpr (states > 1) span.v = reinterpret_cast<float*>(pointer(3)) + chunk.offset;
   span.size = chunk.size;
+  settled(span.p), settled(span.g), settled(span.m);
+  if constexpr (states > 1) settled(span.v);
   return span;
 }
 
@@ -105,11 +121,12 @@ __global__ void __launch_bounds__(S::threads, S::min_blocks) step_kernel(const L
   const Row<Rule> row = load_row<Rule>(list, chunk.row);
   const bool store_params = row.header.store_params != 0.f;
 
-  // Neighbouring threads take neighbouring packs of the narrowest format.
-  constexpr int width = S::elements < Packs<F>::width ? S::elements : Packs<F>::width;
+  // Neighbouring threads take neighbouring packs.
+  constexpr int width = S::elements < Span<Rule, F>::width ? S::elements : Span<Rule, F>::width;
   constexpr int packs = S::elements / width;
   constexpr int stride = S::threads * width;
-  const int vector_end = span.aligned() ? span.size / width * width : 0;
+  int vector_end = span.aligned() ? span.size / width * width : 0;
+  settled(vector_end);
 #pragma unroll 1
   for (int first = threadIdx.x * width; first < vector_end; first += packs * stride) {
     Elements<Rule, width> e[packs];

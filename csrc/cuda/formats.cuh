@@ -1,5 +1,6 @@
 // What all kernels have in common: storage formats, coefficient rows.
 #pragma once
+#include <initializer_list>
 #include <type_traits>
 
 #include "../common/rule.h"
@@ -21,12 +22,13 @@ constexpr Dtype dtype_of = std::is_same_v<T, float>  ? Dtype::f32
                            : std::is_same_v<T, bf16> ? Dtype::bf16
                                                      : Dtype::f16;
 
-// Elements that a thread takes at once: 16 bytes of the narrowest format.
-template <class F>
-struct Packs {
-  static constexpr int width =
-      sizeof(typename F::P) + sizeof(typename F::G) + sizeof(typename F::M) < 12 ? 8 : 4;
-};
+// Elements that a thread takes at once, of arrays whose elements have so many bytes: a pack of the widest.
+// Neighbouring lanes then leave no gaps in any array, and every access of a warp has whole sectors.
+constexpr int pack_width(std::initializer_list<size_t> sizes) {
+  size_t widest = 0;
+  for (const size_t size : sizes) widest = size > widest ? size : widest;
+  return int(pack_bytes / widest);
+}
 
 template <class Rule>
 struct Row {
@@ -34,15 +36,22 @@ struct Row {
   typename Rule::Coeffs k;
 };
 
-// clip: null, or multiplies every gradient
-template <class Rule>
-__device__ __forceinline__ Row<Rule> row_at(const float* from, const float* clip) {
-  constexpr int length = sizeof(Row<Rule>) / sizeof(float);
+// A struct of fp32 numbers from memory that is aligned for one of them.
+template <class T>
+__device__ __forceinline__ T read_floats(const float* from) {
+  constexpr int length = sizeof(T) / sizeof(float);
   float values[length];
 #pragma unroll
   for (int i = 0; i < length; i++) values[i] = from[i];
-  Row<Rule> row;
-  __builtin_memcpy(&row, values, sizeof row);
+  T read;
+  __builtin_memcpy(&read, values, sizeof read);
+  return read;
+}
+
+// clip: null, or multiplies every gradient
+template <class Rule>
+__device__ __forceinline__ Row<Rule> row_at(const float* from, const float* clip) {
+  Row<Rule> row = read_floats<Row<Rule>>(from);
   if (clip) row.header.factor *= *clip;
   return row;
 }

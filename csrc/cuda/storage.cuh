@@ -1,5 +1,4 @@
-// Values of one storage format on their way between memory and fp32 registers, 16 bytes at a time or one by
-// one.
+// Values of one storage format on their way between memory and fp32 registers, in packs or one by one.
 #pragma once
 #include "../common/types.h"
 #include "runtime.h"
@@ -10,12 +9,40 @@ namespace danlu {
 #if defined(DANLU_EMULATOR)
 #define COUNT_READ(p, bytes) emulator::machine().read.touch(p, bytes)
 #define COUNT_WRITTEN(p, bytes) emulator::machine().written.touch(p, bytes)
-#define CHECK_ALIGNED(p) emulator::check_aligned(p, pack_bytes)
+#define CHECK_ALIGNED(p, bytes) emulator::check_aligned(p, bytes)
 #else
 #define COUNT_READ(p, bytes)
 #define COUNT_WRITTEN(p, bytes)
-#define CHECK_ALIGNED(p)
+#define CHECK_ALIGNED(p, bytes)
 #endif
+
+// Accesses by addresses that were read from memory are generic unless the compiler is told.
+template <class T>
+__device__ __forceinline__ T* global(T* p) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(p));
+#endif
+  return p;
+}
+
+// A number or an address that is made once: the compiler forgets of what, and cannot make it again at each
+// use.
+template <class T>
+__device__ __forceinline__ void settled([[maybe_unused]] T& x) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 8)
+    asm("" : "+l"(x));
+  else
+    asm("" : "+r"(x));
+#endif
+}
+template <class T>
+__device__ __forceinline__ void settled([[maybe_unused]] T*& p) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(p));
+  p = global(p);
+#endif
+}
 
 __device__ __forceinline__ float converted(float x) { return x; }
 __device__ __forceinline__ double converted(double x) { return x; }
@@ -43,39 +70,59 @@ __device__ __forceinline__ void store(T* p, X x) {
   convert(x, p);
 }
 
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int size = 16 / sizeof(T);
+constexpr uintptr_t pack_bytes = 16;  // the widest access, and what the arrays of a kernel are aligned to
+
+// Neighbours that one access moves: n of them, or as many as have 16 bytes.
+template <class T, int n = pack_bytes / sizeof(T)>
+struct alignas(n * sizeof(T) < pack_bytes ? n * sizeof(T) : pack_bytes) Pack {
+  static constexpr int size = n * sizeof(T) < pack_bytes ? n : pack_bytes / sizeof(T);
   T values[size];
 };
 
-constexpr uintptr_t pack_bytes = 16;
+template <class T, int n>
+__device__ __forceinline__ void unpack(const Pack<T, n>& pack, float* to) {
+#pragma unroll
+  for (int j = 0; j < pack.size; j++) to[j] = converted(pack.values[j]);
+}
 
-// n values from an address that is a multiple of 16 bytes
+// By words: one operation for each value, where a half of a word would first be taken out.
+template <int n>
+__device__ __forceinline__ void unpack(const Pack<bf16, n>& pack, float* to) {
+  uint32_t words[pack.size / 2];
+  __builtin_memcpy(words, &pack, sizeof words);
+#pragma unroll
+  for (int j = 0; j < pack.size / 2; j++) {
+    to[2 * j] = as_float(words[j] << 16);
+    to[2 * j + 1] = as_float(words[j] & 0xffff0000u);
+  }
+}
+
+// n values from an address that is a multiple of their pack's size
 template <int n, class T>
 __device__ __forceinline__ void load_packs(const T* p, float (&to)[n]) {
-  static_assert(n % Pack<T>::size == 0);
-  CHECK_ALIGNED(p);
+  using P = Pack<T, n>;
+  static_assert(n % P::size == 0);
+  CHECK_ALIGNED(p, sizeof(P));
   COUNT_READ(p, n * sizeof(T));
 #pragma unroll
-  for (int i = 0; i < n / Pack<T>::size; i++) {
-    const Pack<T> pack = reinterpret_cast<const Pack<T>*>(p)[i];
-#pragma unroll
-    for (int j = 0; j < Pack<T>::size; j++) to[i * Pack<T>::size + j] = converted(pack.values[j]);
+  for (int i = 0; i < n / P::size; i++) {
+    const P pack = reinterpret_cast<const P*>(p)[i];
+    unpack(pack, to + i * P::size);
   }
 }
 
 template <int n, class T>
 __device__ __forceinline__ void store_packs(T* p, const float (&from)[n]) {
-  static_assert(n % Pack<T>::size == 0);
-  CHECK_ALIGNED(p);
+  using P = Pack<T, n>;
+  static_assert(n % P::size == 0);
+  CHECK_ALIGNED(p, sizeof(P));
   COUNT_WRITTEN(p, n * sizeof(T));
 #pragma unroll
-  for (int i = 0; i < n / Pack<T>::size; i++) {
-    Pack<T> pack;
+  for (int i = 0; i < n / P::size; i++) {
+    P pack;
 #pragma unroll
-    for (int j = 0; j < Pack<T>::size; j++) convert(from[i * Pack<T>::size + j], &pack.values[j]);
-    reinterpret_cast<Pack<T>*>(p)[i] = pack;
+    for (int j = 0; j < P::size; j++) convert(from[i * P::size + j], &pack.values[j]);
+    reinterpret_cast<P*>(p)[i] = pack;
   }
 }
 

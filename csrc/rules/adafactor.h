@@ -27,7 +27,7 @@ struct FullVariance : AdafactorCoeffs {
 
 // The second moment as averages over the columns and over the rows of a matrix. What the passes over elements
 // see in place of the two are their inverse roots: x of the element's row, y of its column.
-struct FactoredVariance : AdafactorCoeffs {
+struct FactoredAverages : AdafactorCoeffs {
   static constexpr int variance_states = 2;
   static constexpr Along statistics = Along::both;
 
@@ -43,14 +43,24 @@ struct FactoredVariance : AdafactorCoeffs {
   }
 
   RULE_FN float along_columns(float c, const Coeffs&) { return float(1 / square_root(double(c))); }
+};
+
+struct FactoredVariance : FactoredAverages {
+  RULE_FN bool is_plain(const Coeffs& k) { return !(k.floor > 0.f); }
+  RULE_FN Coeffs plain(Coeffs k) {
+    k.floor = 0.f;
+    return k;
+  }
 
   RULE_FN float direction(float g, float* s, const Coeffs& k) {
-    return k.floor > 0.f ? g * smaller(s[0] * s[1], 1.f / k.floor) : (g * s[0]) * s[1];
+    if (!(k.floor > 0.f)) return (g * s[0]) * s[1];
+    const float most = 1.f / k.floor, both = s[0] * s[1];
+    return g * (both > most ? most : both);  // NaN stays
   }
 };
 
 // eps once more, under the root
-struct FactoredVarianceWithEps : FactoredVariance {
+struct FactoredVarianceWithEps : FactoredAverages {
   RULE_FN float direction(float g, float* s, const Coeffs& k) {
     const float z = (square_root(k.root_eps) * s[0]) * s[1];
     return ((g * s[0]) * s[1]) / square_root(1.f + z * z);

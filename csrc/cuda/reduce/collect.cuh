@@ -19,10 +19,51 @@ __device__ __forceinline__ void add_row(const Row<Rule>& row, const float (&g)[l
   }
 }
 
+// Eight rows of a thread: eight columns of each from `from` on, and of the next one `step` elements further
+// on.
+template <class G>
+struct Strip {
+  const G* from;
+  int64_t step;
+  int rows_at_once,
+      rows_left;  // of a warp, from which a thread takes one; of the tile, from the first one on
+
+  __device__ __forceinline__ bool has(int row) const { return row * rows_at_once < rows_left; }
+};
+
+// Adds the statistic of a strip to the sums of its rows and columns. whole: it has all eight rows, so that
+// nothing is asked, and more loads are under way.
+template <bool whole, class Rule, class G>
+__device__ __forceinline__ void add_strip(const Row<Rule>& row, Strip<G> strip, float (&of_rows)[lane_rows],
+                                          float (&of_columns)[lane_columns]) {
+  constexpr int together =
+      whole ? pack_bytes / sizeof(G) : 2;  // rows that are loaded before the first is used
+#pragma unroll
+  for (int k = 0; k < lane_rows; k += together) {
+    float values[together][lane_columns];
+#pragma unroll
+    for (int i = 0; i < together; i++, strip.from += strip.step) {
+      if (whole || strip.has(k + i)) {
+        load_packs(global(strip.from), values[i]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < lane_columns; j++) values[i][j] = 0.f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < together; i++) add_row(row, values[i], of_rows[k + i], of_columns);
+  }
+}
+
+// Which of its eight rows a lane has the sums of.
+struct Rows {
+  int first, count;
+};
+
 // Sums of eight rows over the `lanes` neighbours that share them: each exchange halves the rows that a lane
-// has. Leaves 8 / lanes of them, at least one, and says which is the first.
-__device__ __forceinline__ int sum_rows(double (&x)[lane_rows], int lanes, int lane) {
-  int first = 0;
+// has, and leaves at least one.
+__device__ __forceinline__ Rows sum_rows(double (&x)[lane_rows], int lanes, int lane) {
+  Rows rows = {0, lane_rows};
 #pragma unroll
   for (int level = 0; level < 5; level++) {
     const int distance = 1 << level;
@@ -35,16 +76,23 @@ __device__ __forceinline__ int sum_rows(double (&x)[lane_rows], int lanes, int l
         const double sent = upper ? x[i] : x[i + half];
         x[i] = (upper ? x[i + half] : x[i]) + __shfl_xor_sync(~0u, sent, distance);
       }
-      if (upper) first += half;
+      if (upper) rows.first += half;
+      rows.count = half;
     } else {
       x[0] += __shfl_xor_sync(~0u, x[0], distance);
     }
   }
-  return first;
+  return rows;
 }
 
+// On a multiprocessor. A thread has as many bytes under way in either case; of fp32 these are more registers
+// for its values, and a block's tile is twice as large, so that two blocks cover the way to the memory.
+template <class G>
+constexpr int collecting_blocks = sizeof(G) > 2 ? 2 : 3;
+
 template <class Rule, class G>
-__global__ void __launch_bounds__(pass_threads, 2) collect_kernel(const Pass __grid_constant__ pass) {
+__global__ void __launch_bounds__(pass_threads, collecting_blocks<G>)
+    collect_kernel(const Pass __grid_constant__ pass) {
   constexpr Along along = Statistics<Rule>::along;
   constexpr bool of_rows = along != Along::columns, of_columns = along != Along::rows;
   Job<Rule> job;
@@ -54,8 +102,9 @@ __global__ void __launch_bounds__(pass_threads, 2) collect_kernel(const Pass __g
   const int warps = int(t.warps), lanes = int(t.lanes);
   const int64_t tile = warps == 1 ? int64_t(job.index) * pass_warps + warp : job.index;
   if (tile >= t.batch * t.row_tiles * t.column_tiles) return;  // a whole warp, where a tile is one
-  const int64_t matrix = tile / (t.row_tiles * t.column_tiles);
-  const int64_t row_tile = tile / t.column_tiles % t.row_tiles, column_tile = tile % t.column_tiles;
+  const int64_t tiles_above = tile / t.column_tiles, column_tile = tile - tiles_above * t.column_tiles;
+  const int64_t matrix = t.batch > 1 ? tiles_above / t.row_tiles : 0;
+  const int64_t row_tile = tiles_above - matrix * t.row_tiles;
   const int64_t first_row = row_tile * t.tile_rows, first_column = column_tile * t.tile_columns;
   const int tile_rows = int(smaller(t.tile_rows, t.rows - first_row));
   const int tile_columns = int(smaller(t.tile_columns, t.columns - first_column));
@@ -74,26 +123,20 @@ __global__ void __launch_bounds__(pass_threads, 2) collect_kernel(const Pass __g
     float rows[lane_rows] = {};
 #pragma unroll 1
     for (int column = lane_in_row * lane_columns; column < tile_columns; column += warp_size * lane_columns) {
-      const G* const from = global(g) + (top + row_of_lane) * stride + column;
+      const Strip<G> strip = {global(g) + (top + row_of_lane) * stride + column, rows_at_once * stride,
+                              rows_at_once, rows_left};
       if (wide && column + lane_columns <= tile_columns) {
-        constexpr int together = 4;  // rows that are loaded before the first is used
-#pragma unroll
-        for (int k = 0; k < lane_rows; k += together) {
-          float values[together][lane_columns] = {};
-#pragma unroll
-          for (int i = 0; i < together; i++)
-            if ((k + i) * rows_at_once < rows_left)
-              load_packs(from + (k + i) * (rows_at_once * stride), values[i]);
-#pragma unroll
-          for (int i = 0; i < together; i++) add_row(job.row, values[i], rows[k + i], columns);
-        }
+        if (strip.has(lane_rows - 1))
+          add_strip<true>(job.row, strip, rows, columns);
+        else
+          add_strip<false>(job.row, strip, rows, columns);
       } else {
 #pragma unroll 1
-        for (int k = 0; k < lane_rows && k * rows_at_once < rows_left; k++) {
+        for (int k = 0; k < lane_rows && strip.has(k); k++) {
           float values[lane_columns], sum = 0.f;
 #pragma unroll
           for (int j = 0; j < lane_columns; j++)
-            values[j] = column + j < tile_columns ? load(from + k * (rows_at_once * stride) + j) : 0.f;
+            values[j] = column + j < tile_columns ? load(strip.from + k * strip.step + j) : 0.f;
           add_row(job.row, values, sum, columns);
 #pragma unroll
           for (int i = 0; i < lane_rows; i++) rows[i] += i == k ? sum : 0.f;
@@ -104,13 +147,15 @@ __global__ void __launch_bounds__(pass_threads, 2) collect_kernel(const Pass __g
       double sums[lane_rows];
 #pragma unroll
       for (int k = 0; k < lane_rows; k++) sums[k] = rows[k];
-      const int first = sum_rows(sums, lanes, lane), left = lanes < lane_rows ? lane_rows / lanes : 1;
+      const Rows mine = sum_rows(sums, lanes, lane);
+      int r = mine.first * rows_at_once;
       double* to = doubles(pass, t.row_sums) + (column_tile * t.batch + matrix) * t.rows + first_row + top +
-                   row_of_lane;
+                   row_of_lane + r;
+      settled(to);
 #pragma unroll
-      for (int i = 0; i < lane_rows; i++) {
-        const int r = (first + i) * rows_at_once;
-        if (i < left && lane_in_row < lane_rows && r < rows_left) store(to + r, sums[i]);
+      for (int i = 0; i < lane_rows; i++, r += rows_at_once, to += rows_at_once) {
+        if (i >= mine.count) break;
+        if (lane_in_row < lane_rows && r < rows_left) store(to, sums[i]);
       }
     }
   }

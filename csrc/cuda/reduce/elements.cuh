@@ -22,6 +22,16 @@ struct Arrays {
   template <int j>
   using State = std::conditional_t<first_element + j == Rule::first_moment, typename F::M, float>;
 
+  template <int j>
+  static constexpr size_t state_size() {
+    if constexpr (j < Kinds::elementwise)
+      return sizeof(State<j>);
+    else
+      return 1;
+  }
+  static constexpr int width = pack_width(
+      {sizeof(typename F::P), sizeof(typename F::G), state_size<0>(), state_size<1>(), state_size<2>()});
+
   typename F::P* p;
   const typename F::G* g;
   void* states[Kinds::elementwise > 0 ? Kinds::elementwise : 1];
@@ -29,6 +39,7 @@ struct Arrays {
   __device__ __forceinline__ Arrays(const Pass& pass, int tensor, int64_t from)
       : p(array<typename F::P>(pass, 0, tensor) + from),
         g(array<const typename F::G>(pass, 1, tensor) + from) {
+    settled(p), settled(g);
     place<0>(pass, tensor, from);
   }
 
@@ -36,6 +47,7 @@ struct Arrays {
   __device__ __forceinline__ void place(const Pass& pass, int tensor, int64_t from) {
     if constexpr (j < Kinds::elementwise) {
       states[j] = array<State<j>>(pass, 2 + first_element + j, tensor) + from;
+      settled(states[j]);
       place<j + 1>(pass, tensor, from);
     }
   }
@@ -60,103 +72,135 @@ struct Elements {
 
   float p[n], g[n], states[Rule::num_states][n];
 
-  template <int j = 0, class F>
-  __device__ __forceinline__ void load_states(const Arrays<Rule, F>& a, int64_t at, Reads reads) {
+  // at: int, or int64_t
+  template <int j = 0, class F, class At>
+  __device__ __forceinline__ void load_states(const Arrays<Rule, F>& a, At at, Reads reads) {
     if constexpr (j < elementwise) {
       constexpr int which = Kinds::of_rows + Kinds::of_columns + j;
-      if (which == Rule::first_moment ? reads.first_moment : reads.states)
-        load_values(a.template state<j>() + at, states[which]);
+      load_or_clear(which == Rule::first_moment ? reads.first_moment : reads.states,
+                    a.template state<j>() + at, states[which]);
       load_states<j + 1>(a, at, reads);
     }
   }
 
-  template <class F>
-  __device__ __forceinline__ void load_all(const Arrays<Rule, F>& a, int64_t at, Reads reads) {
-    if (!reads.p || !reads.g || !reads.states || !reads.first_moment) clear();
-    if (reads.p) load_values(global(a.p) + at, p);
-    if (reads.g) load_values(global(a.g) + at, g);
+  template <class F, class At>
+  __device__ __forceinline__ void load_all(const Arrays<Rule, F>& a, At at, Reads reads) {
+    load_or_clear(reads.p, global(a.p) + at, p);
+    load_or_clear(reads.g, global(a.g) + at, g);
     load_states(a, at, reads);
   }
 
-  template <int j = 0, class F>
-  __device__ __forceinline__ void store_states(const Arrays<Rule, F>& a, int64_t at) const {
+  template <int j = 0, class F, class At>
+  __device__ __forceinline__ void store_states(const Arrays<Rule, F>& a, At at) const {
     if constexpr (j < elementwise) {
       store_values(a.template state<j>() + at, states[Kinds::of_rows + Kinds::of_columns + j]);
       store_states<j + 1>(a, at);
     }
   }
 
-  template <class F>
-  __device__ __forceinline__ void store_all(const Arrays<Rule, F>& a, int64_t at, bool store_params) const {
+  template <class F, class At>
+  __device__ __forceinline__ void store_all(const Arrays<Rule, F>& a, At at, bool store_params) const {
     if (store_params) store_values(global(a.p) + at, p);
     store_states(a, at);
   }
 
-  __device__ __forceinline__ void measure(int i, const Row<Rule>& row,
-                                          float (&sums)[Sums<Rule>::count]) const {
-    float s[Rule::num_states], terms[Sums<Rule>::count];
+  __device__ __forceinline__ void measure(const Row<Rule>& row, float (&sums)[Sums<Rule>::count]) const {
+    Cases<Rule>::call(row.k, [&](const auto& k) {
 #pragma unroll
-    for (int j = 0; j < Rule::num_states; j++) s[j] = states[j][i];
-    Rule::measure(p[i], row.header.factor * g[i], s, row.k, terms);
+      for (int i = 0; i < n; i++) {
+        float s[Rule::num_states], terms[Sums<Rule>::count];
 #pragma unroll
-    for (int j = 0; j < Sums<Rule>::count; j++) sums[j] += terms[j];
+        for (int j = 0; j < Rule::num_states; j++) s[j] = states[j][i];
+        Rule::measure(p[i], row.header.factor * g[i], s, k, terms);
+#pragma unroll
+        for (int j = 0; j < Sums<Rule>::count; j++) sums[j] += terms[j];
+      }
+    });
   }
 
-  __device__ __forceinline__ void update(int i, const Row<Rule>& row,
-                                         const typename Sums<Rule>::Factors& factors) {
-    float s[Rule::num_states];
+  __device__ __forceinline__ void update(const Row<Rule>& row, const typename Sums<Rule>::Factors& factors) {
+    Cases<Rule>::call(row.k, [&](const auto& k) {
 #pragma unroll
-    for (int j = 0; j < Rule::num_states; j++) s[j] = states[j][i];
-    const float scaled = row.header.factor * g[i];
-    if constexpr (Sums<Rule>::count > 0)
-      p[i] = p[i] - Rule::step(p[i], scaled, s, row.k, factors);
-    else
-      p[i] = p[i] - Rule::step(p[i], scaled, s, row.k);
+      for (int i = 0; i < n; i++) {
+        float s[Rule::num_states];
 #pragma unroll
-    for (int j = Kinds::of_rows + Kinds::of_columns; j < Rule::num_states; j++) states[j][i] = s[j];
+        for (int j = 0; j < Rule::num_states; j++) s[j] = states[j][i];
+        const float scaled = row.header.factor * g[i];
+        if constexpr (Sums<Rule>::count > 0)
+          p[i] = p[i] - Rule::step(p[i], scaled, s, k, factors);
+        else
+          p[i] = p[i] - Rule::step(p[i], scaled, s, k);
+#pragma unroll
+        for (int j = Kinds::of_rows + Kinds::of_columns; j < Rule::num_states; j++) states[j][i] = s[j];
+      }
+    });
   }
 
  private:
-  __device__ __forceinline__ void clear() {
+  template <class T>
+  __device__ __forceinline__ static void load_or_clear(bool reads, const T* from, float (&to)[n]) {
+    if (reads) return load_values(from, to);
 #pragma unroll
-    for (int i = 0; i < n; i++) {
-      p[i] = g[i] = 0.f;
-#pragma unroll
-      for (int j = 0; j < Rule::num_states; j++) states[j][i] = 0.f;
-    }
+    for (int i = 0; i < n; i++) to[i] = 0.f;
   }
 };
 
-// Calls body(elements, place, number of them as a constant) for the elements of a chunk: in packs as wide as
-// the narrowest format has them, those of a turn loaded before the first is used; then one by one.
-template <class Rule, class F, class Body>
-__device__ __forceinline__ void for_elements(const Arrays<Rule, F>& arrays, const StandIns<Rule>& stand_ins,
-                                             int size, Reads reads, const Body& body) {
-  constexpr int width = Packs<F>::width, packs = turn_elements / width, stride = pass_threads * width;
+// Calls body(elements, where they begin) for elements of a chunk in packs of n, of which those of a turn are
+// loaded before the first is used. whole: no row ends within a pack.
+template <int n, int packs, bool whole, class Rule, class F, int width, class Body>
+__device__ __forceinline__ void for_packs(const Arrays<Rule, F>& arrays,
+                                          const StandIns<Rule, width>& stand_ins, int begin, int end,
+                                          Reads reads, const Body& body) {
+  constexpr int stride = pass_threads * n;
   constexpr bool reduced = Arrays<Rule, F>::first_element > 0;
-  const int vector_end = arrays.aligned() ? size / width * width : 0;
+  constexpr bool late = StateKinds<Rule>::of_columns > 1;  // would need too many registers for all of a turn
+  begin += threadIdx.x * n;
+  if (begin >= end) return;
+  Place place;
+  Stride by;
+  if constexpr (reduced) {
+    place = stand_ins.place(begin);
+    by = stand_ins.stride(stride);
+  }
 #pragma unroll 1
-  for (int first = threadIdx.x * width; first < vector_end; first += packs * stride) {
-    Elements<Rule, width> e[packs];
-#pragma unroll
-    for (int i = 0; i < packs; i++)
-      if (first + i * stride < vector_end) {
-        e[i].load_all(arrays, first + i * stride, reads);
-        if constexpr (reduced) stand_ins.load_all(first + i * stride, e[i].states);
-      }
+  for (int first = begin; first < end; first += packs * stride) {
+    Elements<Rule, n> e[packs];
 #pragma unroll
     for (int i = 0; i < packs; i++) {
-      if (first + i * stride >= vector_end) break;
-      body(e[i], first + i * stride, std::integral_constant<int, width>());
+      if (first + i * stride < end) {
+        e[i].load_all(arrays, first + i * stride, reads);
+        if constexpr (reduced && !late) stand_ins.template load<whole>(place, e[i].states);
+      }
+      if constexpr (reduced && !late) stand_ins.move(place, by);
+    }
+#pragma unroll
+    for (int i = 0; i < packs; i++) {
+      if (first + i * stride >= end) break;
+      if constexpr (reduced && late) {
+        stand_ins.template load<whole>(place, e[i].states);
+        stand_ins.move(place, by);
+      }
+      body(e[i], first + i * stride);
     }
   }
-#pragma unroll 1
-  for (int at = vector_end + threadIdx.x; at < size; at += pass_threads) {
-    Elements<Rule, 1> e;
-    e.load_all(arrays, at, reads);
-    if constexpr (reduced) stand_ins.load_all(at, e.states);
-    body(e, at, std::integral_constant<int, 1>());
+}
+
+// ... for all elements of a chunk, those behind the last pack one by one.
+template <class Rule, class F, class Body>
+__device__ __forceinline__ void for_elements(const Arrays<Rule, F>& arrays,
+                                             const StandIns<Rule, Arrays<Rule, F>::width>& stand_ins,
+                                             int size, Reads reads, const Body& body) {
+  constexpr int width = Arrays<Rule, F>::width;
+  int vector_end = arrays.aligned() ? size / width * width : 0;
+  settled(vector_end);
+  constexpr int packs = turn_elements / width;
+  bool whole = true;
+  if constexpr (Arrays<Rule, F>::first_element > 0) {
+    whole = stand_ins.whole_packs();
+    if (!whole) for_packs<width, 1, false>(arrays, stand_ins, 0, vector_end, reads, body);
   }
+  if (whole) for_packs<width, packs, true>(arrays, stand_ins, 0, vector_end, reads, body);
+  for_packs<1, 1, true>(arrays, stand_ins, vector_end, size, reads, body);
 }
 
 // On a multiprocessor, which bounds the registers. A rule without sums has all its arithmetic in one pass.

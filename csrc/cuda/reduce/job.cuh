@@ -43,15 +43,6 @@ __device__ __forceinline__ bool find_job(const Pass& pass, Job<Rule>& job) {
   return found;
 }
 
-// Accesses by addresses that were read from memory are generic unless the compiler is told.
-template <class T>
-__device__ __forceinline__ T* global(T* p) {
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(p));
-#endif
-  return p;
-}
-
 template <class T>
 __device__ __forceinline__ T* array(const Pass& pass, int which, int tensor) {
   return global(reinterpret_cast<T*>(pass.addresses[int64_t(which) * pass.num_tensors + tensor]));

@@ -35,12 +35,10 @@ __global__ void __launch_bounds__(pass_threads, resident_blocks<Rule>)
   const int64_t from = int64_t(job.index) * pass_chunk;
   const Arrays<Rule, F> arrays(pass, job.tensor, from);
   float sums[count] = {};
-  for_elements<Rule, F>(arrays, StandIns<Rule>(pass, t, from),
-                        int(smaller(t.size - from, int64_t(pass_chunk))), Measured<Rule>::reads(job.row.k),
-                        [&](const auto& e, int, auto width) {
-#pragma unroll
-                          for (int i = 0; i < decltype(width)::value; i++) e.measure(i, job.row, sums);
-                        });
+  const StandIns<Rule, Arrays<Rule, F>::width> stand_ins(pass, t, from);
+  const int size = int(smaller(t.size - from, int64_t(pass_chunk)));
+  for_elements(arrays, stand_ins, size, Measured<Rule>::reads(job.row.k),
+               [&](const auto& e, int) { e.measure(job.row, sums); });
   double totals[count];
 #pragma unroll
   for (int j = 0; j < count; j++) totals[j] = sums[j];

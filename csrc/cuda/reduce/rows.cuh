@@ -8,7 +8,7 @@ namespace DANLU_ISA {
 // Measures, settles and updates a row; a warp for each, so that its second reading finds it in the cache.
 template <class Rule, class F>
 __global__ void __launch_bounds__(pass_threads) rows_kernel(const Pass __grid_constant__ pass) {
-  constexpr int count = Sums<Rule>::count, width = Packs<F>::width;
+  constexpr int count = Sums<Rule>::count, width = Arrays<Rule, F>::width;
   Job<Rule> job;
   if (!find_job(pass, job)) return;
   const Geometry t = *job.geometry;
@@ -23,29 +23,27 @@ __global__ void __launch_bounds__(pass_threads) rows_kernel(const Pass __grid_co
     for (int64_t at = lane * width; at < vector_end; at += warp_size * width) {
       Elements<Rule, width> e;
       e.load_all(arrays, at, reads);
-      body(e, at, std::integral_constant<int, width>());
+      body(e, at);
     }
 #pragma unroll 1
     for (int64_t at = vector_end + lane; at < t.columns; at += warp_size) {
       Elements<Rule, 1> e;
       e.load_all(arrays, at, reads);
-      body(e, at, std::integral_constant<int, 1>());
+      body(e, at);
     }
   };
   double totals[count] = {};
-  for_row(Measured<Rule>::reads(job.row.k), [&](const auto& e, int64_t, auto n) {
+  for_row(Measured<Rule>::reads(job.row.k), [&](const auto& e, int64_t) {
     float sums[count] = {};
-#pragma unroll
-    for (int i = 0; i < decltype(n)::value; i++) e.measure(i, job.row, sums);
+    e.measure(job.row, sums);
 #pragma unroll
     for (int j = 0; j < count; j++) totals[j] += double(sums[j]);
   });
 #pragma unroll
   for (int j = 0; j < count; j++) totals[j] = warp_sum(totals[j]);
   const typename Rule::Factors factors = Rule::settle(totals, t.columns, job.row.k);
-  for_row(Reads(), [&](auto& e, int64_t at, auto n) {
-#pragma unroll
-    for (int i = 0; i < decltype(n)::value; i++) e.update(i, job.row, factors);
+  for_row(Reads(), [&](auto& e, int64_t at) {
+    e.update(job.row, factors);
     e.store_all(arrays, at, store_params);
   });
 }

@@ -6,98 +6,144 @@
 namespace danlu {
 namespace DANLU_ISA {
 
-// What stands for the averages of the rows and columns of a chunk's elements.
-template <class Rule>
+// Where an element lies, seen from the rows and matrices in which its chunk begins.
+struct Place {
+  int row;             // of all matrices
+  int left;            // elements of the row from here on
+  int row_in_matrix;   // counts where matrices end
+  const float* y_end;  // what stands for the columns of its matrix ends there
+};
+
+// By how much a place moves: so many rows, which are so many matrices and some rows, and elements.
+struct Stride {
+  int matrices, rows, elements;
+};
+
+// What stands for the averages of the rows and columns of a chunk's elements. From pack to pack a thread
+// moves its place on, so that it divides where it starts, and only if rows are that short.
+template <class Rule, int width>
 class StandIns {
   using Kinds = StateKinds<Rule>;
 
  public:
   __device__ __forceinline__ StandIns(const Pass& pass, const Geometry& t, int64_t from) {
     if constexpr (Kinds::of_rows + Kinds::of_columns > 0) {
-      const int64_t row = from / t.columns, matrix = row / t.rows;
-      first_column_ = from - row * t.columns;
-      left_ = int(smaller(t.columns - first_column_, int64_t(pass_chunk)));
-      columns_ = int(smaller(t.columns, int64_t(pass_chunk)));
-      rows_ = int(smaller(t.rows, int64_t(pass_chunk) + 1));
-      // of a matrix with more rows than a chunk can touch, only how many are left counts
-      row_in_matrix_ = int(larger(row - matrix * t.rows - t.rows + rows_, int64_t(0)));
+      const int64_t row = from / t.columns, matrix = t.batch > 1 ? row / t.rows : 0;
+      const int64_t column = from - row * t.columns;
       x_ = floats(pass, t.of_rows) + row;
-      y_ = floats(pass, t.of_columns) + matrix * t.columns;
+      settled(x_);
       x_stride_ = t.batch * t.rows;
       y_stride_ = t.batch * t.columns;
       matrix_stride_ = t.columns;
-      many_ = t.batch > 1;
+      whole_packs_ = t.columns % width == 0;
+      turns_ = t.batch > 1 || t.columns > pass_chunk;
+      // of what is longer than a chunk only as much counts as a chunk can touch
+      columns_ = int(smaller(t.columns, int64_t(pass_chunk)));
+      rows_ = int(smaller(t.rows, int64_t(pass_chunk) + 1));
+      first_.row = 0;
+      first_.left = int(smaller(t.columns - column, int64_t(pass_chunk)));
+      first_.row_in_matrix = int(larger(row - matrix * t.rows - t.rows + rows_, int64_t(0)));
+      first_.y_end = floats(pass, t.of_columns) + matrix * t.columns + column + first_.left;
     }
   }
 
-  template <int n>
-  __device__ __forceinline__ void load_all(int at, float (&states)[Rule::num_states][n]) const {
-    int row = 0;
-    int64_t column = first_column_ + at;
-    if (at >= left_) {
-      // a row as long as a chunk ends once at most
-      const int past = at - left_, below = columns_ < pass_chunk ? past / columns_ : 0;
-      row = 1 + below;
-      column = past - below * columns_;
+  __device__ __forceinline__ Stride stride(int elements) const {
+    Stride by = {0, 0, elements};
+    if (elements >= columns_) {
+      by.rows = elements / columns_;
+      by.elements -= by.rows * columns_;
+      if (turns_) by.matrices = by.rows / rows_;
     }
-    if constexpr (n > 1)
-      if (matrix_stride_ % n != 0) return load_each(row, column, states);
-    load_rows<n>(row, states);
-    load_columns<n>(row, column, states);
+    return by;
+  }
+
+  __device__ __forceinline__ Place place(int at) const {
+    Place place = first_;
+    if (at < place.left) {
+      place.left -= at;
+    } else {
+      at -= place.left;
+      move(place, {0, 0, place.left});
+      move(place, stride(at));
+    }
+    return place;
+  }
+
+  __device__ __forceinline__ void move(Place& place, const Stride& by) const {
+    place.row += by.rows;
+    place.left -= by.elements;
+    const bool ended = place.left <= 0;
+    if (ended) {
+      place.row++;
+      place.left += columns_;
+    }
+    if (!turns_) return;
+    if (ended) place.y_end += columns_ - matrix_stride_;  // a long row's next one is seen from its start
+    place.row_in_matrix += by.rows - by.matrices * rows_ + ended;
+    place.y_end += by.matrices * matrix_stride_;
+    if (place.row_in_matrix >= rows_) {
+      place.row_in_matrix -= rows_;
+      place.y_end += matrix_stride_;
+    }
+  }
+
+  // Whether no row ends within a pack.
+  __device__ __forceinline__ bool whole_packs() const { return whole_packs_; }
+
+  // Of n neighbours; whole: in one row.
+  template <bool whole, int n>
+  __device__ __forceinline__ void load(const Place& place, float (&states)[Rule::num_states][n]) const {
+    if constexpr (whole)
+      load_pack(place, states);
+    else
+      load_each(place, states);
   }
 
  private:
-  // Where rows end within a pack.
   template <int n>
-  __device__ __forceinline__ void load_each(int row, int64_t column,
-                                            float (&states)[Rule::num_states][n]) const {
+  __device__ __forceinline__ void load_pack(const Place& place, float (&states)[Rule::num_states][n]) const {
+    load_rows<n>(place, states);
+    load_columns<n>(place, states);
+  }
+
+  template <int n>
+  __device__ __forceinline__ void load_each(Place place, float (&states)[Rule::num_states][n]) const {
 #pragma unroll 1
     for (int i = 0; i < n; i++) {
       float one[Rule::num_states][1];
-      load_rows<1>(row, one);
-      load_columns<1>(row, column, one);
+      load_pack<1>(place, one);
 #pragma unroll
       for (int j = 0; j < Kinds::of_rows + Kinds::of_columns; j++)
 #pragma unroll
         for (int k = 0; k < n; k++)
           if (k == i) states[j][k] = one[j][0];
-      if (++column < matrix_stride_) continue;
-      column = 0;
-      row++;
+      move(place, {0, 0, 1});
     }
   }
 
   template <int n>
-  __device__ __forceinline__ void load_rows(int row, float (&states)[Rule::num_states][n]) const {
+  __device__ __forceinline__ void load_rows(const Place& place, float (&states)[Rule::num_states][n]) const {
 #pragma unroll
     for (int j = 0; j < Kinds::of_rows; j++) {
-      const float x = load(x_ + j * x_stride_ + row);
+      const float x = danlu::load(x_ + j * x_stride_ + place.row);
 #pragma unroll
       for (int i = 0; i < n; i++) states[j][i] = x;
     }
   }
 
   template <int n>
-  __device__ __forceinline__ void load_columns(int row, int64_t column,
+  __device__ __forceinline__ void load_columns(const Place& place,
                                                float (&states)[Rule::num_states][n]) const {
-    if constexpr (Kinds::of_columns > 0) {
-      const float* y = y_ + column;
-      if (many_) y += (row_in_matrix_ + row) / rows_ * matrix_stride_;
 #pragma unroll
-      for (int j = 0; j < Kinds::of_columns; j++) {
-        if constexpr (n > 1)
-          load_packs(y + j * y_stride_, states[Kinds::of_rows + j]);
-        else
-          states[Kinds::of_rows + j][0] = load(y + j * y_stride_);
-      }
-    }
+    for (int j = 0; j < Kinds::of_columns; j++)
+      load_values(global(place.y_end) + j * y_stride_ - place.left, states[Kinds::of_rows + j]);
   }
 
-  const float *x_, *y_;  // of the first element's row, of its matrix
-  int64_t x_stride_, y_stride_, matrix_stride_, first_column_;
-  int left_;  // elements of the first row
-  int columns_, rows_, row_in_matrix_;
-  bool many_;
+  Place first_;     // the chunk's
+  const float* x_;  // what stands for its row
+  int64_t x_stride_, y_stride_, matrix_stride_;
+  int columns_, rows_;
+  bool whole_packs_, turns_;  // whether matrices, or long rows, end
 };
 
 }  // namespace DANLU_ISA

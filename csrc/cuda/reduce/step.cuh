@@ -15,14 +15,14 @@ __global__ void __launch_bounds__(pass_threads, resident_blocks<Rule>)
   const Arrays<Rule, F> arrays(pass, job.tensor, from);
   const bool store_params = job.row.header.store_params != 0.f;
   typename Sums<Rule>::Factors factors;
-  if constexpr (Sums<Rule>::count > 0) __builtin_memcpy(&factors, floats(pass, t.factors), sizeof factors);
-  for_elements<Rule, F>(arrays, StandIns<Rule>(pass, t, from),
-                        int(smaller(t.size - from, int64_t(pass_chunk))), Reads(),
-                        [&](auto& e, int at, auto width) {
-#pragma unroll
-                          for (int i = 0; i < decltype(width)::value; i++) e.update(i, job.row, factors);
-                          e.store_all(arrays, at, store_params);
-                        });
+  if constexpr (Sums<Rule>::count > 0)
+    factors = read_floats<typename Sums<Rule>::Factors>(global(floats(pass, t.factors)));
+  const StandIns<Rule, Arrays<Rule, F>::width> stand_ins(pass, t, from);
+  const int size = int(smaller(t.size - from, int64_t(pass_chunk)));
+  for_elements(arrays, stand_ins, size, Reads(), [&](auto& e, int at) {
+    e.update(job.row, factors);
+    e.store_all(arrays, at, store_params);
+  });
 }
 
 }  // namespace DANLU_ISA

@@ -1,4 +1,4 @@
-"""What the CUDA kernels should reach on an H100 and an H200, worked out from their machine code. No GPU needed.
+"""What the CUDA kernels should reach on an H100 and an H200, from their machine code. Needs no GPU.
 
     python bench/gpu_forecast.py [--measured bench/results/DEVICE/gpu.json]
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,28 @@ COPIED = 0.92  # of the memory's speed on paper that a copy reaches
 LATENCY = 700e-9  # seconds from a read to its use while memory is busy
 ISSUED = 0.85  # of the instructions that a multiprocessor could issue
 NOT_MEASURED = "not measured yet"
+
+
+INTRODUCTION = f"""# Forecast for GPUs
+
+**This is a forecast.** danlu has not run on a GPU yet. `python bench/gpu_forecast.py` makes this page from
+the machine code for compute capability 9.0 (nvcc {{compiler}}); `--measured` puts a run's figures beside it.
+
+Three times are worked out for each kernel, each as if it were alone. The longest is the bound: memory, as
+long as the table has the other two below 100% of its time. A share is of the ceiling, what an in-place copy
+reaches.
+
+| time of | what it is |
+|---|---|
+| memory | bytes of an element, at {COPIED:.0%} of the data sheet's speed |
+| instructions | those of the hot loop for an element, at {ISSUED:.0%} of four warps a clock |
+| latency | what the resident threads ask for at once, every {LATENCY * 1e9:.0f} ns |
+
+Bytes are those of memory. Factors of rows and columns come from the caches, and so may a gradient that a
+pass reads again: such a pass may be faster than memory allows. Launches, the beginning of blocks and the last
+of them, when not all multiprocessors have one, are left out.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -150,11 +171,6 @@ class Forecast:
         return max(self.memory, self.issue, self.latency)
 
     @property
-    def bound(self) -> str:
-        names = {self.memory: "memory", self.issue: "instructions", self.latency: "latency"}
-        return names[self.seconds]
-
-    @property
     def share(self) -> float:
         """Of the ceiling."""
         return self.memory / self.seconds
@@ -182,7 +198,7 @@ def _lines(found: dict[str, Found], compiler: str, measured: dict[str, float]) -
     yield from ("", "## Kernels", "")
     head = ["kernel", "registers", "blocks", "KB in flight", "instructions", "bytes"]
     for card in CARDS:
-        head += [f"{card.name}: bound", "share"]
+        head += [f"{card.name}: instructions", "latency", "share"]
     yield _row(head)
     yield _row(["---"] * len(head))
     for step in STEPS:
@@ -198,7 +214,8 @@ def _lines(found: dict[str, Found], compiler: str, measured: dict[str, float]) -
             ]
             for card in CARDS:
                 forecast = Forecast.of(card, code, one.memory)
-                cells += [forecast.bound, f"{forecast.share:.0%}"]
+                of_memory = (forecast.issue / forecast.memory, forecast.latency / forecast.memory)
+                cells += [f"{part:.0%}" for part in (*of_memory, forecast.share)]
             yield _row(cells)
     yield from ("", "## Steps", "")
     head = ["optimizer", "bytes", *(f"{card.name}, forecast" for card in CARDS), "measured"]
@@ -214,25 +231,12 @@ def _lines(found: dict[str, Found], compiler: str, measured: dict[str, float]) -
 
 
 def _introduction(compiler: str) -> Iterator[str]:
-    yield "# Forecast for GPUs"
-    yield ""
-    yield "**This is a forecast.** danlu has not run on a GPU yet. `python bench/gpu_forecast.py` makes this page from"
-    yield f"the machine code for compute capability 9.0 ({compiler}); `--measured` puts a run's figures beside it."
-    yield ""
-    yield "A share is of the ceiling, what an in-place copy reaches on that card. The longest of three times, each"
-    yield "alone, is the bound:"
-    yield ""
-    yield f"- memory: bytes of an element, at {COPIED:.0%} of the data sheet's speed;"
-    yield f"- instructions: those of the hot loop, at {ISSUED:.0%} of four warps a clock;"
-    yield f"- latency: bytes that the resident threads ask for at once, every {LATENCY * 1e9:.0f} ns."
-    yield ""
+    yield from INTRODUCTION.format(compiler=compiler).splitlines()
     for card in CARDS:
         yield (
-            f"{card.name}: {card.bytes_per_second / 1e12:g} TB/s, {card.multiprocessors} multiprocessors, "
-            f"{card.clock / 1e9:g} GHz.  "
+            f"- {card.name}: {card.bytes_per_second / 1e12:g} TB/s, {card.multiprocessors} multiprocessors, "
+            f"{card.clock / 1e9:g} GHz"
         )
-    yield "Passes that read again what the L2 cache holds may be faster than memory allows. Bytes are those of memory;"
-    yield "factors of rows and columns come from the caches."
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -259,13 +263,6 @@ def _workloads(result: Any) -> Iterator[dict[str, Any]]:
             yield from _workloads(value)
 
 
-def compiler() -> str:
-    """That assembled the built module's kernels."""
-    text = sass_counts.compiler(sass_counts.built())
-    found = re.search(r"V(\d+\.\d+)", text)
-    return f"nvcc {found[1]}" if found else text
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -273,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--measured", type=Path, help="gpu.json of a run")
     options = parser.parse_args(arguments)
     measured = shares(json.loads(options.measured.read_text())) if options.measured else None
-    PAGE.write_text(page(read(sass_counts.built()), compiler(), measured))
+    library = sass_counts.built()
+    PAGE.write_text(page(read(library), sass_counts.compiler(library), measured))
 
 
 if __name__ == "__main__":

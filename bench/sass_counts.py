@@ -9,9 +9,12 @@ extreme numbers make, are left out; of two branches that move the same, the long
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +38,11 @@ _BF16_F32 = "FormatsINS_4bf16ES{0}_fEE"
 _FACTORED = r"AdafactorOfINS0_16FactoredVarianceELb0EEE"
 KERNELS = [
     *(
-        Kernel(f"{rule.lower()} {name}", rf"step_kernelINS_4cuda\d+{rule}ENS_7{formats.format(4)}", 8)
+        Kernel(
+            f"{rule.lower()} {name}",
+            rf"step_kernelINS_4cuda\d+{rule}ENS_7{formats.format(4)}.*LaunchListILi31744EE",
+            8,
+        )
         for rule in ("Lion", "AdamW")
         for name, formats in (("f32", _F32), ("bf16", _BF16))
     ),
@@ -98,18 +105,42 @@ class _Path(NamedTuple):
 
 def listed(library: Path, pattern: str, architecture: int = 90) -> dict[str, list[Instruction]]:
     """The kernels whose mangled names have a pattern in them, of a library or a cubin."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [library.resolve()]
-        if library.suffix != ".cubin":
-            _run("cuobjdump", "-xelf", f"sm_{architecture}", library.resolve(), folder=Path(folder))
-            files = sorted(Path(folder).glob("*.cubin"))
-        found: dict[str, list[Instruction]] = {}
-        for file in files:
-            names = set(re.findall(rb"\.text\.(\w+)", file.read_bytes()))
-            wanted = sorted(name.decode() for name in names if re.search(pattern, name.decode()))
-            if wanted:
-                found.update(parsed(_run("cuobjdump", "-sass", "-fun", ",".join(wanted), file)))
+    found: dict[str, list[Instruction]] = {}
+    for file in _cubins(library, architecture):
+        names = set(re.findall(rb"\.text\.(\w+)", file.read_bytes()))
+        wanted = sorted(name.decode() for name in names if re.search(pattern, name.decode()))
+        if wanted:
+            found.update(parsed(_run("cuobjdump", "-sass", "-fun", ",".join(wanted), file)))
     return found
+
+
+def resources(library: Path, architecture: int = 90) -> dict[str, tuple[int, int]]:
+    """Registers of a thread and bytes of shared memory of a block, of each kernel by its mangled name."""
+    pattern = r"Function (\S+):\s+REG:(\d+) STACK:\d+ SHARED:(\d+)"
+    found = {}
+    for file in _cubins(library, architecture):
+        for name, registers, shared in re.findall(pattern, _run("cuobjdump", "-res-usage", file)):
+            found[name] = int(registers), int(shared)
+    return found
+
+
+def compiler(library: Path, architecture: int = 90) -> str:
+    """The release that assembled the kernels, as 13.0."""
+    for file in _cubins(library, architecture):
+        if release := re.search(rb"Cuda compilation tools, release (\d+\.\d+)", file.read_bytes()):
+            return release[1].decode()
+    raise SystemExit(f"{library.name} does not say which release assembled it")
+
+
+@functools.cache
+def _cubins(library: Path, architecture: int) -> list[Path]:
+    """The object files inside a library, extracted for as long as this process runs."""
+    if library.suffix == ".cubin":
+        return [library.resolve()]
+    folder = Path(tempfile.mkdtemp(prefix="danlu-sass-"))
+    atexit.register(shutil.rmtree, folder)
+    _run("cuobjdump", "-xelf", f"sm_{architecture}", library.resolve(), folder=folder)
+    return sorted(folder.glob("*.cubin"))
 
 
 def parsed(text: str) -> dict[str, list[Instruction]]:
@@ -126,6 +157,11 @@ def parsed(text: str) -> dict[str, list[Instruction]]:
 
 def hot_turn(instructions: Iterable[Instruction]) -> Counter[str]:
     """How often one turn of the hot loop has each opcode, without its modifiers."""
+    return Counter(instruction.opcode.split(".")[0] for instruction in hot_instructions(instructions))
+
+
+def hot_instructions(instructions: Iterable[Instruction]) -> list[Instruction]:
+    """One turn of the hot loop."""
     blocks = _blocks(list(instructions))
     turns = [
         path
@@ -134,8 +170,7 @@ def hot_turn(instructions: Iterable[Instruction]) -> Counter[str]:
         if start <= end and (path := _turn(blocks, start, end))
     ]
     hottest = max(turns)
-    opcodes = (i.opcode.split(".")[0] for at in hottest.blocks for i in blocks[at].instructions)
-    return Counter(opcodes)
+    return [instruction for at in hottest.blocks for instruction in blocks[at].instructions]
 
 
 def _blocks(instructions: list[Instruction]) -> dict[int, _Block]:

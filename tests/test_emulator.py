@@ -60,10 +60,8 @@ def test_launches_go_to_an_executor(cuda: Emulated, monkeypatch: pytest.MonkeyPa
     opt = danlu.Lion(params, lr=0.25, backend="cuda", max_grad_norm=1.0)
     opt.step()
     squares, norm, step = calls
-    assert [names[call.place].rpartition("::")[2] for call in calls[:2]] == [
-        "squares_kernel<float>",
-        "norm_kernel",
-    ]
+    assert "squares_kernel<float, danlu::LaunchList<4096>" in names[squares.place]
+    assert names[norm.place].endswith("::norm_kernel")
     assert "step_kernel<danlu::cuda::Lion, danlu::Formats<float, float, float>" in names[step.place]
     assert [(call.grid, call.block) for call in calls] == [
         ([4, 1, 1], [256, 1, 1]), ([1, 1, 1], [1024, 1, 1]), ([4, 1, 1], [256, 1, 1])
@@ -77,7 +75,7 @@ def test_launches_go_to_an_executor(cuda: Emulated, monkeypatch: pytest.MonkeyPa
     assert (device_rows, found_inf, tensors) == (0, 0, 2)
     assert clip
     assert struct.unpack_from("<QQ", step.parameters, 32) == (params[0].data_ptr(), params[0].grad.data_ptr())
-    assert len(squares.parameters) == len(step.parameters)
+    assert len(squares.parameters) == len(step.parameters) <= 4096
     assert (params[0] == 1).all()  # nothing has run
 
     def failing(call: Any) -> None:

@@ -99,7 +99,7 @@ def changes() -> list[Change]:
         Change(triton, ADAMW, F32, step, r"st\.global\.v4\.b32", None),
         Change(triton, ADAMW, F32, step, r"\+ 0 \]", r"+ 4 ]", -1),
         # storage formats
-        Change(cuda, ADAMW, BF16, step, r"mov\.b32 \{(\S+), (\S+)\}", r"mov.b32 {\2, \1}"),
+        Change(cuda, ADAMW, BF16, step, r"v4\.u16 (\S+), \{(\S+), (\S+),", r"v4.u16 \1, {\3, \2,"),
         Change(cuda, ADAMW, BF16, step, r"shl\.b32 (\S+), (\S+), 16", r"shl.b32 \1, \2, 15"),
         Change(cuda, ADAMW, BF16, step, r"cvt\.rn\.bf16\.f32", "cvt.rn.f16.f32", 1),
         Change(cuda, ADAMW, BF16, step, r"st\.global\.u16", "st.global.u8", -1),

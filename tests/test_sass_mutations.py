@@ -16,7 +16,8 @@ from machine_code.sass.machine import Instruction, Program
 from test_sass import BY_ID, FULL, execute, library, optimizer, stepped, tensors  # noqa: F401  fixtures
 
 CHUNK = 16384
-SIZES = [(CHUNK + 2047, 0), (70, 1)]  # two turns of the loop in the second chunk, and a tail
+# two turns of the loop in the second chunk, and a tail; two turns of elements one by one
+SIZES = [(CHUNK + 2047, 0), (300, 1)]
 BLOCKS = [1, 2]
 
 
@@ -82,14 +83,21 @@ def other_address(i: Instruction) -> Instruction | None:
 
 
 def other_number(i: Instruction) -> Instruction | None:
-    """In what becomes an address, a bound or the place of a coefficient in the list."""
+    """In what becomes an address, a bound or the place of a coefficient in the list.
+
+    A coefficient becomes the one of another row, or lies outside: one beside it may serve as well, where all
+    that counts is that it is not 0.
+    """
     if not re.match(r"U?MOV|U?IMAD|IADD3|VIADD|U?LDC", i.opcode) or "c[0x0][0x" in i.operands[1]:
         return None
     last = max((n for n, x in enumerate(i.operands) if re.search(r"0x[0-9a-f]+\]?$", x)), default=None)
     if last is None:
         return None
+    by = 0x20 if "LDC" in i.opcode else 8
     operands = list(i.operands)
-    operands[last] = re.sub(r"0x([0-9a-f]+)(\]?)$", lambda m: f"{int(m[1], 16) + 8:#x}{m[2]}", operands[last])
+    operands[last] = re.sub(
+        r"0x([0-9a-f]+)(\]?)$", lambda m: f"{int(m[1], 16) + by:#x}{m[2]}", operands[last]
+    )
     return dataclasses.replace(i, operands=tuple(operands))
 
 

@@ -34,4 +34,4 @@ def _is_current() -> bool:
     if ninja is None or not (build / "build.ninja").exists():
         return True  # built elsewhere or with make
     run = subprocess.run([ninja, "-C", build, "-n", "_cuda"], capture_output=True, text=True, check=True)
-    return "no work to do" in run.stdout
+    return "Building" not in run.stdout  # what pip has linked into a folder of its own it would link again

@@ -224,7 +224,7 @@ def _table() -> dict[str, tuple[Function, tuple[str, ...]]]:
             if kind[0] != "b" or name in ("eq", "ne"):
                 add(f"setp.{name}.{kind}", compare, "pred", kind, kind)
 
-    for kind in ("pred", "b32", "b64"):
+    for kind in ("pred", "b16", "b32", "b64"):
         for name in ("and", "or", "xor"):
             add(f"{name}.{kind}", getattr(np, f"bitwise_{name}"), kind, kind, kind)
         add(f"not.{kind}", np.invert, kind, kind)

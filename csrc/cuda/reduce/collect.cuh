@@ -86,9 +86,10 @@ __device__ __forceinline__ Rows sum_rows(double (&x)[lane_rows], int lanes, int 
 }
 
 // On a multiprocessor. A thread has as many bytes under way in either case; of fp32 these are more registers
-// for its values, and a block's tile is twice as large, so that two blocks cover the way to the memory.
+// for its values, and a block's tile is twice as large, so that two blocks cover the way to the memory. With
+// three, fp16's conversions would spill 8 bytes.
 template <class G>
-constexpr int collecting_blocks = sizeof(G) > 2 ? 2 : 3;
+constexpr int collecting_blocks = std::is_same_v<G, bf16> ? 3 : 2;
 
 template <class Rule, class G>
 __global__ void __launch_bounds__(pass_threads, collecting_blocks<G>)

@@ -20,27 +20,28 @@ struct Job {
   Row<Rule> row;
 };
 
-// False if the block has nothing to do. Reads only what is there before the first pass.
+// The block's coefficient row; negative if it has nothing to do. Reads only what is there before the first
+// pass.
 template <class Rule>
-__device__ __forceinline__ bool look_up(const Pass& pass, Job<Rule>& job) {
-  if (pass.found_inf && *pass.found_inf != 0.f) return false;
+__device__ __forceinline__ int64_t look_up(const Pass& pass, Job<Rule>& job) {
+  if (pass.found_inf && *pass.found_inf != 0.f) return -1;
   const int block = int(pass.reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
   job.tensor = pass.tensors ? pass.tensors[block] : pass.first_tensor + block;
   job.index = pass.tensors ? pass.indices[block] : 0;
   job.geometry = pass.geometries + job.tensor;
-  const int64_t row = pass.addresses[int64_t(2 + Rule::num_states) * pass.num_tensors + job.tensor];
+  return pass.addresses[int64_t(2 + Rule::num_states) * pass.num_tensors + job.tensor];
+}
+
+// What every pass begins with: false if the block has nothing to do; it waits all the same. Coefficients that
+// are read before the wait would stay in registers across it, and some kernels have none to spare.
+template <class Rule>
+__device__ __forceinline__ bool find_job(const Pass& pass, Job<Rule>& job) {
+  const int64_t row = look_up(pass, job);
+  wait_for_pass_before();
+  if (pass.followed) let_next_pass_start();
   if (row < 0) return false;
   job.row = row_at<Rule>(pass.rows + row * pass.row_stride, pass.clip);
   return true;
-}
-
-// What every pass begins with; blocks with nothing to do wait, too.
-template <class Rule>
-__device__ __forceinline__ bool find_job(const Pass& pass, Job<Rule>& job) {
-  const bool found = look_up(pass, job);
-  wait_for_pass_before();
-  if (pass.followed) let_next_pass_start();
-  return found;
 }
 
 template <class T>

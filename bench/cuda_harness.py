@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import platform
 import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -79,8 +80,8 @@ class OnCuda:
 
     def profile(self, contender: Contender) -> dict[str, Any]:
         """Of one step: what the profiler says about its kernels."""
-        seconds = [seconds for _, seconds in kernels(self._warm(contender).step)]
-        return {"kernel_seconds": sum(seconds), "launches": len(seconds)}
+        seen = kernels(self._warm(contender).step)
+        return {"kernel_seconds": busy(seen), "launches": len(seen)}
 
     def _warm(self, contender: Contender) -> torch.optim.Optimizer:
         optimizer = self._optimizer(contender)
@@ -179,15 +180,32 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / time_on_gpu(step, 1e-4)[0]
 
 
-def kernels(step: Step) -> list[tuple[str, float]]:
-    """Names and seconds of the kernels that a step, which is not its first, runs."""
+class Ran(NamedTuple):
+    """A kernel, and when it ran, in seconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+def busy(kernels: Iterable[Ran]) -> float:
+    """Seconds in which any of them ran: some start while others end."""
+    total, until = 0.0, -math.inf
+    for kernel in sorted(kernels, key=lambda kernel: kernel.start):
+        total += max(0.0, kernel.end - max(kernel.start, until))
+        until = max(until, kernel.end)
+    return total
+
+
+def kernels(step: Step) -> list[Ran]:
+    """The kernels that a step, which is not its first, runs."""
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         step()
         torch.cuda.synchronize()
     found = [
-        (e.name, 1e-6 * e.time_range.elapsed_us())
+        Ran(e.name, 1e-6 * e.time_range.start, 1e-6 * e.time_range.end)
         for e in profile.events()
         if e.device_type == torch.autograd.DeviceType.CUDA
         and not e.is_user_annotation

@@ -10,7 +10,7 @@ import torch
 
 import cuda_harness
 import danlu
-from cuda_harness import kernels, time_on_gpu, time_on_host
+from cuda_harness import busy, kernels, time_on_gpu, time_on_host
 from harness import Model
 from rounds import spread
 from workloads import Workload
@@ -51,7 +51,7 @@ def kernel_counts(workloads: Sequence[Workload]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"optimizer": name, "workload": workload.id}
         for way, step in (("replay", graph.replay), ("capturable", optimizer.step)):
             seen = kernels(step)
-            row[way] = {"kernels": len(seen), "kernel_ms": 1e3 * sum(seconds for _, seconds in seen)}
+            row[way] = {"kernels": len(seen), "kernel_ms": 1e3 * busy(seen)}
         result.append(row)
     return result
 

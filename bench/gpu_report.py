@@ -153,6 +153,15 @@ def _gradient_norm(result: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{head}: {'; '.join(ways)}"
 
 
+def _overlap(result: list[dict[str, Any]]) -> Iterator[str]:
+    for row in result:
+        saves = row["saves"]
+        yield (
+            f"{row['optimizer']} {row['dtype']} on {row['workload']}: {row['ms']['median']:.3f} ms, without "
+            f"overlap {saves['median']:.3f} times as long ({saves['low']:.3f} to {saves['high']:.3f})"
+        )
+
+
 def _groups(result: list[dict[str, Any]]) -> Iterator[str]:
     for row in result:
         times = ", ".join(
@@ -256,6 +265,7 @@ SECTIONS = {
     "reductions": _reductions,
     "gradient_norm": _gradient_norm,
     "groups": _groups,
+    "overlap": _overlap,
     "lazy_steps": _lazy_steps,
     "small_tensors": _small_tensors,
     "zero_gradients": _zero_gradients,

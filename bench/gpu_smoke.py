@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import danlu
+from danlu.backends import BACKENDS
 
 SHAPES = [(33, 65), (7,), (300, 1032), (16391,)]
 STEPS = 2
@@ -63,9 +64,21 @@ def checks(backend: str, device: str = "cuda") -> Iterator[dict[str, Any]]:
         except Exception:
             found["error"] = traceback.format_exc()[-2000:]
             found["unusable"] = device == "cuda" and not usable()
+        if name in REDUCING and backend == "cuda" and not found["right"] and not found.get("unusable"):
+            found["right_without_overlap"] = _right_without_overlap(check)
         yield found
         if found.get("unusable"):
             return
+
+
+def _right_without_overlap(check: Callable[[], list[str]]) -> bool:
+    """Whether the rule is right where its passes do not start early."""
+    cuda: Any = BACKENDS["cuda"]
+    cuda.dependent_launches = False
+    try:
+        return not check()
+    except Exception:
+        return False
 
 
 def bits(make: Make, dtype: torch.dtype, backend: str, device: str) -> list[str]:

@@ -17,6 +17,7 @@ import gpu_groups
 import gpu_lazy
 import gpu_ncu
 import gpu_norm
+import gpu_overlap
 import gpu_plan
 import lazy_rows
 from commands import limited
@@ -61,6 +62,9 @@ def smoke(_: Results) -> Results:
         rest = "\n".join(line for line in lines if not line.startswith("{"))
         fault = gpu_plan.fault(status, checks, rest)
         found[engine] = {"fault": fault, "exit_status": status, "checks": checks, "output": rest[-2000:]}
+        if gpu_plan.overlap_is_wrong(checks):
+            found[engine]["overlap"] = "wrong, turned off"
+            gpu_overlap.turn_off()
     return found
 
 
@@ -176,8 +180,15 @@ def profiles(results: Results) -> list[Results]:
     return gpu_graphs.kernel_counts([MANY_SMALL, GPT2])
 
 
+def overlap(_: Results) -> list[Results]:
+    """What it saves that passes start while the one before ends."""
+    return gpu_overlap.saved(MODELS, ROUNDS)
+
+
 def shapes(_: Results) -> list[Results]:
     """What bench/tune.cu prints; it was compiled meanwhile."""
+    if shutil.which("nvcc") is None:
+        return []
     status, output = gpu_background.finish("tune", TUNE_SECONDS)
     if status == 0:
         status, output = limited([BUILD / "tune"], TUNE_SECONDS)
@@ -225,6 +236,7 @@ STAGES: dict[str, Planned] = {
         (first_reductions, 10, 60, "cuda"),
         (tests, 20, TEST_SECONDS + 10),
         (gradient_norm, 5, 40, "cuda"),
+        (overlap, 5, 40, "cuda"),
         (small_tensors, 10, 60, "any"),
         (cuda_graph, 5, 40, "cuda"),
         (host_time, 5, 40, "any"),

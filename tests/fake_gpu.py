@@ -110,18 +110,20 @@ PROPERTIES = SimpleNamespace(
 )
 
 
-def event(name: str, us: float, device: Any = CUDA, annotation: bool = False) -> SimpleNamespace:
+def event(
+    name: str, us: float, device: Any = CUDA, annotation: bool = False, start: float = 0.0
+) -> SimpleNamespace:
     return SimpleNamespace(
         name=name,
         device_type=device,
         is_user_annotation=annotation,
-        time_range=SimpleNamespace(elapsed_us=lambda: us),
+        time_range=SimpleNamespace(start=start, end=start + us),
     )
 
 
 EVENTS = [
     event("void danlu::step_kernel<...>(danlu::LaunchList<4096>)", 100.0),
-    event("void at::native::multi_tensor_apply_kernel<...>", 50.0),
+    event("void at::native::multi_tensor_apply_kernel<...>", 50.0, start=100.0),
     event("Memcpy HtoD (Pinned -> Device)", 7.0),
     event("Memset (Device)", 7.0),
     event("Optimizer.step#AdamW.step", 900.0),

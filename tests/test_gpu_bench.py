@@ -58,11 +58,16 @@ def test_peak_of_a_step(fake: FakeGpu) -> None:
 
 def test_kernels_are_told_from_copies_and_marks(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     found = cuda_harness.kernels(fake.step)
-    assert [name for name, _ in found] == [e.name for e in EVENTS[:2]]
-    assert sum(seconds for _, seconds in found) == pytest.approx(150e-6)
+    assert [kernel.name for kernel in found] == [e.name for e in EVENTS[:2]]
+    assert cuda_harness.busy(found) == pytest.approx(150e-6)
     monkeypatch.setattr("fake_gpu.EVENTS", EVENTS[2:])
     with pytest.raises(RuntimeError, match="saw no kernel"):
         cuda_harness.kernels(fake.step)
+
+
+def test_what_overlaps_counts_once() -> None:
+    spans = [(3.0, 5.0), (0.0, 2.0), (1.0, 2.5), (1.5, 1.75)]
+    assert cuda_harness.busy(cuda_harness.Ran("x", *span) for span in spans) == 4.5
 
 
 def test_what_the_profiler_of_this_torch_gives_can_be_read() -> None:

@@ -14,9 +14,11 @@ import torch
 import cuda_harness
 import danlu
 import gpu
+import gpu_overlap
 import gpu_plan
 import gpu_smoke
 import gpu_stages
+from danlu.backends import BACKENDS
 from emulated import AVAILABLE
 from fake_gpu import FakeGpu
 from fake_stages import (  # noqa: F401  fixtures
@@ -199,6 +201,23 @@ def test_chosen_stages(small: FakeGpu, tmp_path: Path) -> None:
         gpu.main(["--out", str(tmp_path), "--stages", "nc"])
 
 
+def test_overlap_is_turned_off_where_it_alone_is_wrong(
+    stages: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DANLU_OVERLAP", "1")
+    cuda: Any = BACKENDS["cuda"]
+    monkeypatch.setattr(cuda, "dependent_launches", True)
+    without = {**WRONG, "check": "lamb", "right_without_overlap": True}
+    found = stages(cuda=(1, RIGHT, without))
+    assert found["smoke"]["result"]["cuda"]["overlap"] == "wrong, turned off"
+    assert performed(found) == [*FEW, "memcheck"]
+    assert (os.environ["DANLU_OVERLAP"], cuda.dependent_launches) == ("0", False)
+    assert gpu_overlap.saved([], 1) == []
+    # but not where more is wrong
+    assert gpu_plan.fault(1, [without, WRONG], "") == "wrong bits"
+    assert gpu_plan.fault(1, [{**without, "right_without_overlap": False}], "") == "wrong bits"
+
+
 def test_first_checks_are_right_in_the_emulator(
     kernels: FakeGpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +253,16 @@ def test_first_checks_find_one_wrong_bit(kernels: FakeGpu, monkeypatch: pytest.M
     assert line.startswith("parameter 1: 1 of 7 differ: [3] 0x")
     (line,) = found["lamb"]["differences"]
     assert "of its norm off, at most 1e-06 is right" in line
+    assert found["lamb"]["right_without_overlap"] is False
+    cuda: Any = BACKENDS["cuda"]
+    monkeypatch.setattr(cuda, "dependent_launches", True)
+
+    def off_with_overlap(optimizer: danlu.FusedOptimizer, model: Any) -> dict[str, Any]:
+        return off(optimizer, model) if cuda.dependent_launches else everything(optimizer, model)
+
+    monkeypatch.setattr(gpu_smoke, "everything", off_with_overlap)
+    (*_, lamb, _) = gpu_smoke.checks("cuda", "cpu")
+    assert (lamb["right"], lamb["right_without_overlap"]) == (False, True)
     assert gpu_plan.fault(1, list(found.values()), "") == "wrong bits"
     monkeypatch.setattr(gpu_smoke, "everything", everything)
     taken = gpu_smoke.checks("triton", "cpu")  # which is the CPU's here

@@ -72,6 +72,8 @@ def test_all_stages(
         assert counts == {f"{name}{k}": n for name, n in (("adafactor", 2), ("lamb", 1)) for k in kinds}
     assert len(found["gradient_norm"]) == 2 * 2 * 3
     assert all(row["share_of_reading"]["median"] > 0 for row in found["gradient_norm"])
+    assert len(found["overlap"]) == 2 * 2 * 2
+    assert all(row["saves"]["median"] > 0 for row in found["overlap"])
     assert {row["best"] for row in found["groups"]} <= set(gpu_groups.sizes())
     ways = [*(f"rows, {how}" for how in ("listed", "listed in no order", "listed twice", "dense gradient"))]
     steps = ["all rows", *ways, "params, listed"]

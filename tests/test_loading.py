@@ -12,7 +12,7 @@ import torch
 
 import danlu
 from cases import ALL, F32, F64
-from danlu import loading
+from danlu import checkpoint
 from training import all_same, copies, everything, parameters, some_params, train
 from wrapped import LAZY
 
@@ -329,4 +329,4 @@ def test_hyper_parameters_that_tell_optimizers_apart_are_listed() -> None:
     engine = {"params", "lr", "weight_decay", "engine", "self"}
     for kind in kinds:
         names = set(inspect.signature(kind.__init__).parameters) - engine
-        assert names <= loading.TELLING, kind
+        assert names <= checkpoint.TELLING, kind

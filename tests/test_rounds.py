@@ -8,16 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from cases import EVERY_REDUCING, OTHER_LAYERED, Case, values
+from cases import EVERY_REDUCING, Case, values
 from danlu.plan import Plan
 from danlu.scale import Scaling
 from danlu.spec import Stop
 from reductions import LAST_BIT, TOLERANCE, difference
 
 BACKENDS = ["reference", "cpu"]
-STEPS = 3
+STEPS = 2
 # with a dimension and where it is cut; presets factor dimensions of 128 and more
-CUTS = [((300, 401), 0, 137), ((300, 401), 1, 170), ((3, 140, 150), 0, 1), ((1001,), 0, 400), ((7, 5), 0, 2)]
+CUTS = [
+    *[((262, 264), 0, 131), ((262, 264), 1, 130), ((3, 130, 131), 0, 1), ((1001,), 0, 400), ((7, 5), 0, 2)],
+    *[((33, 40), 0, 0), ((33, 40), 1, 40)],  # one part has nothing
+]
+# these look at a part's own shape for the dimensions that they factor
+BY_SIZE = ("adafactor-optax", "adafactor-torch", "adafactor-big-vision", "adafactor-root")
 
 
 def one(case: Case, p: torch.Tensor, backend: str) -> Any:
@@ -73,11 +78,11 @@ def applies(case: Case, shape: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize(("shape", "dim", "at"), CUTS, ids=lambda x: str(x).replace(" ", ""))
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", EVERY_REDUCING + OTHER_LAYERED, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
 def test_two_halves_step_as_the_whole(
     case: Case, backend: str, shape: tuple[int, ...], dim: int, at: int
 ) -> None:
-    if not applies(case, shape):
+    if not applies(case, shape) or (at in (0, shape[dim]) and case.id.startswith(BY_SIZE)):
         return
     start = values(shape, 1, wild=False)
     whole = one(case, start, backend)
@@ -106,10 +111,10 @@ def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", EVERY_REDUCING + OTHER_LAYERED, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
 def test_a_step_that_stops_has_the_bits_of_one_that_does_not(case: Case, backend: str) -> None:
     """Where nobody changes its sums; several tensors go from stop to stop together."""
-    shapes = [(300, 401), (7, 5), (3, 140, 150)]
+    shapes = [(140, 150), (7, 5), (3, 20, 30)]
     opts = [
         case.make(
             [torch.nn.Parameter(values(s, i, wild=False)) for i, s in enumerate(shapes)], backend=backend

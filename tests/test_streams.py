@@ -42,23 +42,41 @@ def memory(table: torch.Tensor) -> int:
 class Stream:
     """One of torch's, and what it waited for."""
 
+    cuda_stream: int = 17  # 0: the default one
+    alive: bool = True
     waited: list[Stream] = field(default_factory=list)
 
     def wait_stream(self, other: Stream) -> None:
+        assert other.alive
         self.waited.append(other)
+
+    def wait_event(self, event: Event) -> None:
+        assert event.stream is not None
+        self.waited.append(event.stream)
+
+
+class Event:
+    """One of torch's: the stream behind whose work it is."""
+
+    stream: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        assert stream.alive
+        self.stream = stream
 
 
 class Streams:
     """Stands for torch's: the current one, and which tables were recorded on which."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.first = self.current = Stream()
+        self.first = self.current = Stream(cuda_stream=0)
         self.recorded: Counter[tuple[Stream, int]] = Counter()
 
         def record_stream(table: torch.Tensor, stream: Stream) -> None:
             self.recorded[stream, memory(table)] += 1
 
         monkeypatch.setattr(streams, "current_stream", lambda device: self.current)
+        monkeypatch.setattr(streams, "new_event", Event)
         monkeypatch.setattr(torch.Tensor, "record_stream", record_stream)
 
     def tables(self, stream: Stream) -> set[int]:
@@ -158,6 +176,25 @@ def test_a_table_that_is_made_later_is_recorded_for_the_streams_before(fake: Str
     fake.current = third = Stream()
     use.enter()
     assert fake.tables(third) == {memory(later)}
+
+
+def test_a_stream_may_be_gone_by_the_next_step(cuda: Emulated, fake: Streams) -> None:
+    """The next one waits for what it has done, and asks it for nothing."""
+    params = [torch.nn.Parameter(values((9, 8), 0, wild=False))]
+    opt = danlu.LAMB(params, backend="cuda")
+    fake.current = gone = Stream()  # the plan is made there, too
+    for t in range(2):
+        give_gradients(params, t)
+        opt.step()
+    gone.alive = False
+    fake.current = fake.first
+    opt.step()
+    assert fake.first.waited == [gone]
+    opt.step()
+    assert fake.first.waited == [gone]
+    fake.current = other = Stream()
+    opt.step()
+    assert other.waited == [fake.first]
 
 
 def test_a_capture_records_and_waits_for_nothing(

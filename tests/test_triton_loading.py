@@ -94,7 +94,7 @@ def test_a_step_launches_what_is_loaded(make: Any, driver: Driver) -> None:
     opt = make(parameters(), backend="triton")
     opt.step()
     kinds = [kind for kind, _ in driver.calls]
-    of_norm = 4 if opt._max_grad_norm is not None else 0
+    of_norm = 4 if opt.max_grad_norm is not None else 0
     for part in (kinds[:of_norm], kinds[of_norm:]):
         assert part == ["load"] * (len(part) // 2) + ["launch"] * (len(part) // 2)
     before = len(driver.calls)

@@ -291,7 +291,7 @@ static inline void sum_row_tiles(const Work& w) {
     const int64_t n = at_most(t.batch * t.rows - r, tiles::width);
     const double* sums = w.scratch.row_sums + r * t.column_tiles;
     double* totals = w.scratch.of_rows + r;
-    for (int64_t i = 0; i < n; i++) totals[i] = sums[i * t.column_tiles];
+    for (int64_t i = 0; i < n; i++) totals[i] = t.column_tiles > 0 ? sums[i * t.column_tiles] : 0;
     for (int64_t tile = 1; tile < t.column_tiles; tile++)
       for (int64_t i = 0; i < n; i++) totals[i] += sums[i * t.column_tiles + tile];
   }
@@ -336,6 +336,7 @@ void finish(const Work& w) {
   float* first = static_cast<float*>(w.tensor.states[0].data);
   float* second = static_cast<float*>(w.tensor.states[1].data);
   float *x = s.along_rows, *y = s.along_columns;
+  if (w.counts.rows * w.counts.columns == 0) return;  // there is no mean
   const double of_row = double(w.counts.columns), of_column = double(w.counts.rows);
   if constexpr (Statistics<Rule>::along == Along::both) {
     for (int64_t r = 0; r < rows; r++) Rule::average(first[r], s.of_rows[r] / of_row, row.k);

@@ -14,12 +14,13 @@ struct ReducingMember {
   Work work;
   bool active;
 
-  // matrix: batch, rows, columns of a tensor that is not empty.
+  // matrix: batch, rows, columns. A tensor without elements has no tiles, and sums of 0.
   static ReducingMember of(int tensor, const Reducer& reducer, const std::array<int64_t, 3>& matrix) {
     ReducingMember m = {};
     m.tensor = tensor;
     m.reducer = &reducer;
-    m.work.tiling = tiling_of(matrix[0], matrix[1], matrix[2], reducer.whole_rows);
+    m.work.tiling = {matrix[0], matrix[1], matrix[2], 1, 1, 0, 0};
+    if (m.elements() > 0) m.work.tiling = tiling_of(matrix[0], matrix[1], matrix[2], reducer.whole_rows);
     m.work.counts = {matrix[1], matrix[2], m.elements()};
     m.work.fits_caches = m.elements() <= tiles::size;
     return m;

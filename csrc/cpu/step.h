@@ -27,10 +27,8 @@ class ParallelStep {
 
   // matrix: batch, rows, columns.
   void add_reducing(const Reducer& reducer, const std::array<int64_t, 3>& matrix) {
-    if (matrix[0] * matrix[1] * matrix[2] > 0) {
-      reducing_.add(int(kernels_.size()), reducer, matrix);
-      rounds_.add(int(kernels_.size()), reducer, matrix);
-    }
+    if (matrix[0] * matrix[1] * matrix[2] > 0) reducing_.add(int(kernels_.size()), reducer, matrix);
+    rounds_.add(int(kernels_.size()), reducer, matrix);
     kernels_.push_back(nullptr);
   }
 

@@ -1,4 +1,4 @@
-"""What the native lists have in common, for type checkers: csrc/step_list.h. There is no such module."""
+"""What the native lists have in common, for type checkers: csrc/host/step_list.h. There is no such module."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -183,7 +183,11 @@ def fitted(
     Raises:
         TypeError, ValueError: it does not; `name` is the parameter's.
     """
-    if isinstance(value, torch.Tensor) and not p.is_meta:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: state {key!r} must be a tensor, got {type(value).__name__}")
+    if p.is_meta and value.shape != shape:
+        raise ValueError(f"{name}: state {key!r} has shape {tuple(value.shape)}, it needs {shape}")
+    if not p.is_meta:
         if not value.is_floating_point():
             raise TypeError(
                 f"{name}: state {key!r} has dtype {value.dtype}; a real floating-point tensor is needed"
@@ -195,8 +199,8 @@ def fitted(
         checks.state(name, key, p, shape, value)
     if not sharded_alike(p, value):
         raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
-    assert isinstance(value, torch.Tensor)
-    return value
+    fits: torch.Tensor = value
+    return fits
 
 
 def _moved(name: str, key: str, value: torch.Tensor, p: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

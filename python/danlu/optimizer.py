@@ -130,7 +130,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise ValueError("differentiable must be False: a fused step is not recorded by autograd")
         self.backend = backends.resolve(backend, fused)
         self._state_dtype = state_dtype
-        self.max_grad_norm = max_grad_norm
+        self._max_grad_norm = max_grad_norm
         self.capturable = capturable
         self.counters_on_device = capturable
         if fused:
@@ -152,7 +152,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     """`reference(p, g, *states, step, **hyper)`: updates the states in place, returns the amount to subtract.
 
     Plain torch in any float dtype; it leaves `p` and `g` alone and does not use `coefficients`. A rule that
-    reduces is a generator: it yields its `PartialSums`, all of a pass at once, before it uses them.
+    may reduce is a generator: it yields its `PartialSums`, all of a pass at once, before it uses them.
     """
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
@@ -299,6 +299,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         none and could not be stepped as left alone (backend "none").
         """
         return BackendReport.of(self)
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """As it was given; plans are made for it."""
+        return self._max_grad_norm
 
     # For plans and backends.
 
@@ -453,7 +458,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 _SETTINGS = (
     "backend",
     "_state_dtype",
-    "max_grad_norm",
+    "_max_grad_norm",
     "capturable",
     "counters_on_device",
     "_step_supports_amp_scaling",

@@ -20,7 +20,7 @@ from .step_rule import StepRule
 class Plan:
     """The parameters of an optimizer, each given to a backend.
 
-    A plan decides, its parts only compare. What they do not recognise (another dtype, a replaced state, a
+    A plan decides, its executors only compare. What they do not recognise (another dtype, a replaced state, a
     first gradient that comes late) makes `step` return False, and the optimizer makes a new plan. Making one
     validates every parameter before anything is written.
     """
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def captured(self) -> bool:
-        """Whether a graph has recorded a step, whose replays read the tables of the parts."""
+        """Whether a graph has recorded a step, whose replays read the tables of its executors."""
         return any(executor.captured for executor in self._executors)
 
     def step(self, optimizer: StepRule, scaling: Scaling) -> bool:

@@ -25,8 +25,9 @@ class StepRule(Protocol):
     backend: str
     capturable: bool
     counters_on_device: bool
-    max_grad_norm: float | None
 
+    @property
+    def max_grad_norm(self) -> float | None: ...
     @property
     def state_names(self) -> tuple[str, ...]: ...
     @property

@@ -82,7 +82,9 @@ class CpuExecutor(NativeExecutor):
 
     def rounds(self) -> Iterator[Stop]:
         """As `run`, but stops where sums of tensors are complete, at most twice. They may be changed in place
-        there, values and count; what comes next takes them for those of the whole tensors.
+        there, values and count; what comes next takes them for those of the whole tensors. Parts of a tensor
+        stop equally often, also those without elements. Values are gone when the step ends, and a step that
+        has begun cannot be repeated.
         """
         threads = torch.get_num_threads()
         self.count_writes(self.active())
@@ -119,7 +121,8 @@ class CpuExecutor(NativeExecutor):
             dims, count = kinds[of]
             gone = {*dims, *along_rows} if of == "averages" else dims
             shape = [1 if d in gone else n for d, n in enumerate(entry.shape)]
-            numbers = torch.frombuffer(values, dtype=torch.float64).view(shape)
+            numbers = torch.frombuffer(values, dtype=torch.float64) if len(values) else torch.empty(0)
+            numbers = numbers.double().view(shape)
             found.append((of, PartialSums(numbers, dims, count)))
         return found
 

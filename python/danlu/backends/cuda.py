@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -37,7 +38,7 @@ class Cuda:
     name = "cuda"
     reason = "native kernels"
     # whether a pass of a rule that reduces may start while the one before it ends, on devices that can
-    dependent_launches = True
+    dependent_launches = os.environ.get("DANLU_OVERLAP") != "0"
 
     def __init__(self, native: ModuleType | None, missing: str = "", device_type: str = "cuda") -> None:
         self.native = native

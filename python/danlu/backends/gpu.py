@@ -78,6 +78,10 @@ class GpuExecutor(NativeExecutor):
             raise RuntimeError("a step inside a CUDA graph's capture needs capturable=True")
         return super().gather(optimizer)
 
+    def release(self) -> None:
+        self.streams.leave()
+        super().release()
+
     def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
         self._clip, self._found_inf = scale.clip, scale.found_inf
         if self._device_rows is not None:

@@ -15,8 +15,8 @@ def load(kernels: Iterable[Any], *, capturing: bool) -> None:
             continue
         kernel = compiled.result() if hasattr(compiled, "result") else compiled  # of a compiling thread
         if not capturing:
-            # a launcher, which is not called; also where `module` is set, as it is before Triton finds that the
-            # device has not the threads, and raises: it does so again here
+            # a launcher, which is not called; also where `module` is set, as it is before Triton finds that
+            # the device has not the threads, and raises: it does so again here
             kernel[(1, 1, 1)]
         elif kernel.module is None:
             raise RuntimeError(

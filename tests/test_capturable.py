@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import danlu
 from cases import ALL, CASES, LAYERED, Case
-from danlu import scale, state
+from danlu import scale as step_scale
+from danlu import state
 from danlu.backends.gpu import GpuExecutor
 from training import all_same, copies, everything, give_gradients, parameters, some_params
 
@@ -24,7 +25,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 @pytest.fixture
 def all_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor counts as one on a device."""
-    monkeypatch.setattr(scale, "is_on_device", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr(step_scale, "is_on_device", lambda value: isinstance(value, torch.Tensor))
 
 
 def groups() -> list[dict[str, Any]]:
@@ -74,9 +75,9 @@ def test_nothing_waits_for_the_device(case: Case, scaling: str) -> None:
                 on_device.step()
             # some twenty for each group, and more with a cycle
             assert len(operations.names) < 170
-        scale.is_on_device = lambda value: False
+        step_scale.is_on_device = lambda value: False
         on_host.step()
-        scale.is_on_device = lambda value: isinstance(value, torch.Tensor)
+        step_scale.is_on_device = lambda value: isinstance(value, torch.Tensor)
         assert all_same(everything(on_device), everything(on_host))
 
 
@@ -141,7 +142,7 @@ def test_the_counters_move_with_the_first_tensor_on_a_device(
         plain.param_groups[0]["lr"] = lr
         opt.param_groups[0]["lr"] = torch.tensor(lr, dtype=torch.float64) if t in (2, 3) else lr
         with monkeypatch.context() as patch:
-            patch.setattr(scale, "is_on_device", lambda value: isinstance(value, torch.Tensor))
+            patch.setattr(step_scale, "is_on_device", lambda value: isinstance(value, torch.Tensor))
             opt.step()
         plain.step()
         assert all_same(everything(opt), everything(plain))

@@ -179,6 +179,7 @@ INNER_USES: dict[str, Callable[[Any], Any]] = {
     "make_state": lambda opt: opt.make_state(),
     "marks": lambda opt: opt.marks(),
     "matrix": of_group("matrix", (4, 2)),
+    "summed_dims": of_group("summed_dims", (4, 2)),
     "moves": of_group("moves"),
     "put_back": lambda opt: (opt.eval(), opt.put_back()),
     "put_in_place": in_place,
@@ -199,6 +200,7 @@ INNER_USES: dict[str, Callable[[Any], Any]] = {
 SAME = {
     *("OptimizerPostHook", "OptimizerPreHook", "profile_hook_step", "rank", "position_key", "training_key"),
     *("backend", "capturable", "check", "coefficients", "counters_on_device", "outcome", "reduces"),
+    "max_grad_norm",
     *("also_loads", "optional_states", "reference", "state_names", "takes_gradients"),
 }
 OWN = {"optimizer"}  # the proxy's is the wrapper

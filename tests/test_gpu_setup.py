@@ -27,7 +27,7 @@ import prebuilt
 import step_time
 from commands import DEADLINE, Command, limited
 from harness import ROOT
-from machine_code import tool
+from machine_code.listing import tool
 
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 OWN = [ROOT / "python" / "danlu" / f"{name}{SUFFIX}" for name in prebuilt.MODULES]

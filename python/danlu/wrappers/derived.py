@@ -47,6 +47,7 @@ class Derived(Nested, FusedOptimizer):
     capturable: Any = Inner()
     counters_on_device: Any = Inner()
     _state_dtype: Any = Inner()
+    _max_grad_norm: Any = Inner()
     max_grad_norm: Any = Inner()
     _lock: Any = Inner()
     _step_supports_amp_scaling: Any = Inner()

@@ -18,7 +18,7 @@ from cases import BACKENDS as BACKENDS_HERE
 from cases import INTERPRETED
 from danlu.backends import BACKENDS
 from danlu.backends.cpu import CPU
-from danlu.backends.cuda import CUDA
+from danlu.backends.cuda import CUDA, CudaExecutor
 from emulated import AVAILABLE, Emulated, emulated
 from machine_code.executed import Executor, executor
 from wrapped import MAKERS, makers
@@ -52,6 +52,19 @@ def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda":
         request.getfixturevalue("cuda")
     return str(request.param)
+
+
+@pytest.fixture
+def poisoned_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pass of a CUDA kernel reads what no pass of its step has written: NaN is there before each step."""
+    launch = CudaExecutor.launch
+
+    def launch_poisoned(executor: CudaExecutor) -> None:
+        for _, tensors in executor._reducing:
+            tensors.scratch.fill_(0xFF)  # NaN in float32 and in float64
+        launch(executor)
+
+    monkeypatch.setattr(CudaExecutor, "launch", launch_poisoned)
 
 
 @pytest.fixture

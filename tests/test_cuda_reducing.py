@@ -35,7 +35,7 @@ from reductions import CASE, DOUBLE, LAST_BIT, MATRICES, TOLERANCE, assert_bits,
 from runs import run
 from training import all_same, copies, everything, give_gradients, parameters
 
-pytestmark = pytest.mark.usefixtures("cuda")
+pytestmark = pytest.mark.usefixtures("poisoned_scratch", "cuda")
 
 by_case = pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
 # one of each kind of geometry: narrow and wide tiles, parts, batches, rows at odd addresses
@@ -44,19 +44,6 @@ SOME = [
     for layout in MATRICES
     if layout.id in ("lanes-8", "few-rows-4", "tiles", "parts", "long-odd-rows", "many-small", "batch")
 ]
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pass reads what no pass of its step has written."""
-    launch = CudaExecutor.launch
-
-    def launch_poisoned(part: CudaExecutor) -> None:
-        for _, tensors in part._reducing:
-            tensors.scratch.fill_(0xFF)  # NaN in float32 and in float64
-        launch(part)
-
-    monkeypatch.setattr(CudaExecutor, "launch", launch_poisoned)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import danlu
 from cases import EVERY_REDUCING, REDUCING, Case, values
 from danlu import capture
 from danlu.backends import cuda as backend
-from danlu.backends.cuda import CudaExecutor
 from emulated import Emulated
 from training import all_same, copies, give_gradients
 
@@ -40,17 +39,10 @@ def stepped(case: Case, cuda: Emulated, *, overlaps: bool) -> list[torch.Tensor]
     return copies(opt)
 
 
+@pytest.mark.usefixtures("poisoned_scratch")
 @pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
-def test_what_an_overlapped_pass_reads(case: Case, cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_overlapped_pass_reads(case: Case, cuda: Emulated) -> None:
     """Each starts before the one in front of it, up to its wait, which is all that there is before it."""
-    launch = CudaExecutor.launch
-
-    def launch_poisoned(part: CudaExecutor) -> None:
-        for _, tensors in part._reducing:
-            tensors.scratch.fill_(0xFF)  # NaN in float32 and in float64
-        launch(part)
-
-    monkeypatch.setattr(CudaExecutor, "launch", launch_poisoned)
     results = [stepped(case, cuda, overlaps=overlaps) for overlaps in (False, True)]
     assert all_same(*results)
     assert any(one.early for one in cuda.native.machine().launches) == (case.id not in ONE_PASS)

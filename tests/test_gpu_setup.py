@@ -42,8 +42,8 @@ def built(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_prebuilt_modules_that_serve(built: dict[str, Any], tmp_path: Path) -> None:
-    if not all(path.exists() for path in OWN):
-        pytest.skip("nvcc is not installed")
+    if not all(path.exists() for path in OWN):  # both are built where nvcc is
+        compiler()
     for path in OWN:
         shutil.copy(path, tmp_path)
     (tmp_path / "built.json").write_text(json.dumps(built))
@@ -81,6 +81,7 @@ def test_code_runs_on_its_own_major_version() -> None:
 def test_the_glibc_that_modules_need() -> None:
     """What readelf says, too."""
     if shutil.which("readelf") is None:
+        assert not os.environ.get("CI"), "CI needs readelf"
         pytest.skip("readelf is not installed")
     paths = [path for path in OWN if path.exists()]
     listed = subprocess.check_output(["readelf", "--version-info", "--wide", *paths], text=True)

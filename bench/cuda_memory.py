@@ -25,9 +25,9 @@ def scratch_bytes(optimizer: torch.optim.Optimizer) -> int:
     """What danlu's plan for a GPU keeps for the sums of its passes, which was allocated at the first step."""
     plan = getattr(optimizer, "_plan", None)
     parts = plan._executors if plan else []
-    by_cuda = [tensors for part in parts for _, tensors in getattr(part, "_reducing", [])]
+    by_cuda = [tensors for executor in parts for _, tensors in getattr(executor, "_reducing", [])]
     by_triton = [
-        getattr(launch, "tensors", None) for part in parts for launch in getattr(part, "launches", [])
+        getattr(launch, "tensors", None) for executor in parts for launch in getattr(executor, "launches", [])
     ]
     reducing = [tensors for tensors in (*by_cuda, *by_triton) if isinstance(tensors, ReducingTensors)]
     return sum(tensors.scratch.nbytes for tensors in reducing)

@@ -101,29 +101,29 @@ STEPS = (
     Step(
         "LAMB fp32",
         "lamb",
-        (_reads("lamb measure f32", 4, 4), Pass("lamb step f32", 28, "reads 4, writes 3")),
+        (_reads("lamb reduce_norms f32", 4, 4), Pass("lamb apply f32", 28, "reads 4, writes 3")),
     ),
     Step(
         "LAMB bf16, second moment fp32",
         "lamb-bf16",
-        (Pass("lamb measure bf16", 10, "reads 4"), Pass("lamb step bf16", 18, "reads 4, writes 3")),
+        (Pass("lamb reduce_norms bf16", 10, "reads 4"), Pass("lamb apply bf16", 18, "reads 4, writes 3")),
     ),
     Step(
         "Adafactor fp32",
         "adafactor",
         (
-            _reads("adafactor collect f32", 4, 1),
-            _reads("adafactor measure f32", 4, 2),
-            Pass("adafactor step f32", 12, "reads 2, writes 1"),
+            _reads("adafactor reduce_gradient f32", 4, 1),
+            _reads("adafactor reduce_norms f32", 4, 2),
+            Pass("adafactor apply f32", 12, "reads 2, writes 1"),
         ),
     ),
     Step(
         "Adafactor bf16",
         "adafactor-bf16",
         (
-            _reads("adafactor collect bf16", 2, 1),
-            _reads("adafactor measure bf16", 2, 2),
-            Pass("adafactor step bf16", 6, "reads 2, writes 1"),
+            _reads("adafactor reduce_gradient bf16", 2, 1),
+            _reads("adafactor reduce_norms bf16", 2, 2),
+            Pass("adafactor apply bf16", 6, "reads 2, writes 1"),
         ),
     ),
 )

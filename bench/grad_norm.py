@@ -75,9 +75,9 @@ def native_norm(model: Model, backend: str) -> Callable[[], object]:
     optimizer = danlu.Lion(model.parameters, lr=0.0, max_grad_norm=1.0, backend=backend)
     optimizer.step()
     assert optimizer._plan is not None
-    (part,) = optimizer._plan._executors
-    part.gather(optimizer)
-    return part.gradient_squares
+    (executor,) = optimizer._plan._executors
+    executor.refresh(optimizer)
+    return executor.gradient_squares
 
 
 def reading(model: Model) -> Callable[[], object]:

@@ -87,7 +87,7 @@ class OnCpu:
 
     @staticmethod
     def _timed(contender: Contender, model: Model) -> tuple[float, float | None]:
-        """Seconds for a step, and for the part of it that runs without Python."""
+        """Seconds for a step, and for the executor of it that runs without Python."""
         optimizer = contender.make(model.parameters)
         model.backward()
         optimizer.step()
@@ -153,9 +153,9 @@ class KernelClock:
             return None
         plan = optimizer._plan
         assert plan is not None
-        (part,) = plan._executors
-        part._native = cls(part._native)
-        return part._native
+        (executor,) = plan._executors
+        executor._native = cls(executor._native)
+        return executor._native
 
 
 def peak_allocated(step: Callable[[], object]) -> int:
@@ -184,7 +184,7 @@ def use_of_memory(
 def scratch_bytes(optimizer: torch.optim.Optimizer) -> int:
     """What native kernels keep between the passes of a step, which torch's allocators do not see."""
     plan = getattr(optimizer, "_plan", None)
-    natives = [getattr(part, "_native", None) for part in plan._executors] if plan else []
+    natives = [getattr(executor, "_native", None) for executor in plan._executors] if plan else []
     threads = torch.get_num_threads()
     return sum(native.scratch_bytes(threads) for native in natives if hasattr(native, "scratch_bytes"))
 

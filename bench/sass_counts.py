@@ -40,7 +40,7 @@ KERNELS = [
     *(
         Kernel(
             f"{rule.lower()} {name}",
-            rf"step_kernelINS_4cuda\d+{rule}ENS_7{formats.format(4)}.*LaunchListILi31744EE",
+            rf"apply_kernelINS_4cuda\d+{rule}ENS_7{formats.format(4)}.*LaunchListILi31744EE",
             8,
         )
         for rule in ("Lion", "AdamW")
@@ -48,14 +48,14 @@ KERNELS = [
     ),
     *(
         Kernel(f"lamb {kernel} {name}", rf"{kernel}_kernelINS0_4LambENS_7{formats.format(4)}", 8)
-        for kernel in ("measure", "step")
+        for kernel in ("reduce_norms", "apply")
         for name, formats in (("f32", _F32), ("bf16", _BF16))
     ),
-    Kernel("adafactor collect f32", rf"collect_kernelINS0_\d+{_FACTORED}fEE", 64),
-    Kernel("adafactor collect bf16", rf"collect_kernelINS0_\d+{_FACTORED}NS_4bf16EEE", 64),
+    Kernel("adafactor reduce_gradient f32", rf"reduce_gradient_kernelINS0_\d+{_FACTORED}fEE", 64),
+    Kernel("adafactor reduce_gradient bf16", rf"reduce_gradient_kernelINS0_\d+{_FACTORED}NS_4bf16EEE", 64),
     *(
         Kernel(f"adafactor {kernel} {name}", rf"{kernel}_kernelINS0_\d+{_FACTORED}NS_7{formats.format(6)}", 8)
-        for kernel in ("measure", "step")
+        for kernel in ("reduce_norms", "apply")
         for name, formats in (("f32", _F32), ("bf16", _BF16_F32))
     ),
 ]

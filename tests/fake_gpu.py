@@ -122,7 +122,7 @@ def event(
 
 
 EVENTS = [
-    event("void danlu::step_kernel<...>(danlu::LaunchList<4096>)", 100.0),
+    event("void danlu::apply_kernel<...>(danlu::LaunchList<4096>)", 100.0),
     event("void at::native::multi_tensor_apply_kernel<...>", 50.0, start=100.0),
     event("Memcpy HtoD (Pinned -> Device)", 7.0),
     event("Memset (Device)", 7.0),

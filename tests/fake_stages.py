@@ -30,10 +30,10 @@ RIGHT = {"check": "lion float32", "right": True, "differences": []}
 WRONG = {"check": "lion float32", "right": False, "differences": ["parameter 0: 3 of 7 differ: ..."]}
 NCU = """==PROF== Connected to process 1
 "ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"
-"0","1","void step_kernel<Adam>","GPU Speed Of Light Throughput","DRAM Throughput","%","91.2",""
-"0","1","void step_kernel<Adam>","Occupancy","Registers Per Thread","register/thread","64",""
-"0","1","void step_kernel<Adam>","Occupancy","","","","advice"
-"1","1","void step_kernel<Lion>","GPU Speed Of Light Throughput","DRAM Throughput","%","89.9",""
+"0","1","void apply_kernel<Adam>","GPU Speed Of Light Throughput","DRAM Throughput","%","91.2",""
+"0","1","void apply_kernel<Adam>","Occupancy","Registers Per Thread","register/thread","64",""
+"0","1","void apply_kernel<Adam>","Occupancy","","","","advice"
+"1","1","void apply_kernel<Lion>","GPU Speed Of Light Throughput","DRAM Throughput","%","89.9",""
 """
 
 

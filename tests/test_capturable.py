@@ -148,7 +148,7 @@ def test_the_counters_move_with_the_first_tensor_on_a_device(
         assert all_same(everything(opt), everything(plain))
         assert opt.counters_on_device == (t >= 2)
         assert opt._plan is not None
-        assert [part.reads_host for part in opt._plan._executors] == [t < 2]
+        assert [executor.reads_host for executor in opt._plan._executors] == [t < 2]
 
 
 @every_case
@@ -160,9 +160,9 @@ def test_rows_and_counters_stay_where_they_are(case: Case) -> None:
         give_gradients(parameters(opt), t)
         opt.step()
         assert opt._plan is not None
-        (part,) = opt._plan._executors
+        (executor,) = opt._plan._executors
         counters = [x.data_ptr() for state in opt.state.values() for x in state.values()]
-        addresses.append([part._device_rows.table.data_ptr(), *counters])  # type: ignore[attr-defined]
+        addresses.append([executor._on_device.table.data_ptr(), *counters])  # type: ignore[attr-defined]
     assert addresses[0] == addresses[1] == addresses[2]
 
 
@@ -175,7 +175,7 @@ def test_what_a_graph_has_captured_outlives_a_new_plan(case: Case, monkeypatch: 
     give_gradients(parameters(opt), 0)
     opt.step()
     with monkeypatch.context() as patch:
-        patch.setattr(GpuExecutor, "is_capturing", lambda part: True)
+        patch.setattr(GpuExecutor, "is_capturing", lambda executor: True)
         opt.step()
     captured = weakref.ref(opt._plan)  # type: ignore[arg-type]
     opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3, 5))]})
@@ -202,7 +202,7 @@ def test_a_capture_with_host_coefficients_is_refused(monkeypatch: pytest.MonkeyP
     give_gradients(parameters(opt), 0)
     opt.step()
     before = copies(opt)
-    monkeypatch.setattr(GpuExecutor, "is_capturing", lambda part: True)
+    monkeypatch.setattr(GpuExecutor, "is_capturing", lambda executor: True)
     with pytest.raises(RuntimeError, match="needs capturable=True"):
         opt.step()
     assert all_same(everything(opt), before)

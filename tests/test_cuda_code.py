@@ -138,7 +138,7 @@ def passes(rule: str, architecture: int) -> dict[str, dict[str, Function]]:
         key = ""
         if formats := re.search(r"Formats<([^>]*)>", name):
             key = Storage(*(TYPES[t.strip()] for t in formats[1].split(","))).id
-        elif kernel[1] == "collect":
+        elif kernel[1] == "reduce_gradient":
             key = name[name.rindex(",") + 1 : name.rindex(">")].strip()
         by_pass.setdefault(kernel[1], {})[key] = function
     return by_pass
@@ -151,13 +151,13 @@ def hot_of_pass(rule: str, kernel: str, storage: Storage) -> Counter[tuple[str, 
     width = width_of([p, g, *states])
     of_rows, of_columns = along(rule)
     read, written = [p, g, *states, *[4] * of_columns], [p, *states]
-    if kernel == "measure":
+    if kernel == "reduce_norms":
         written = []
         if rule == "tiger_matrix":
             read = [p]
         elif rule.startswith("adafactor") and rule in WITH_MOMENT:
             read.remove(moment)
-    elements = width if kernel == "rows" else ELEMENTS  # one pack a turn, or as many as have eight
+    elements = width if kernel == "apply_by_row" else ELEMENTS  # one pack a turn, or as many as have eight
     counts = Counter({("LDG", bits): n for bits, n in packs(read, width, elements).items()})
     counts += Counter({("STG", bits): n for bits, n in packs(written, width, elements).items()})
     return counts + Counter({("LDG", 32): of_rows * elements // width})  # one number stands for a pack's row
@@ -167,11 +167,13 @@ def hot_of_pass(rule: str, kernel: str, storage: Storage) -> Counter[tuple[str, 
 @pytest.mark.parametrize("rule", REDUCING)
 def test_machine_code_of_passes(rule: str, architecture: int) -> None:
     found = passes(rule, architecture)
-    wanted = {"rows"} if rule == "tiger_rows" else {"step"}
-    wanted |= {"collect", "average"} if any(along(rule)) else set()
-    wanted |= {"spread"} if all(along(rule)) else set()
+    wanted = {"apply_by_row"} if rule == "tiger_rows" else {"apply"}
+    wanted |= {"reduce_gradient", "update_factors"} if any(along(rule)) else set()
+    wanted |= {"update_row_factors"} if all(along(rule)) else set()
     wanted |= (
-        {"measure", "settle"} if rule.startswith(("lamb", "layer", "tiger_matrix", "adafactor")) else set()
+        {"reduce_norms", "finalize"}
+        if rule.startswith(("lamb", "layer", "tiger_matrix", "adafactor"))
+        else set()
     )
     assert set(found) == wanted
     for kernel in (kernel for kernels_of_pass in found.values() for kernel in kernels_of_pass.values()):
@@ -186,20 +188,20 @@ def test_machine_code_of_passes(rule: str, architecture: int) -> None:
         assert {op for op, _ in early} <= {"LDG"}
         assert all(bits <= 64 for _, bits in early)
     formats = [s for s in COMPILED if rule in WITH_MOMENT or s.moment == F32]
-    for name in {"step", "measure", "rows"} & wanted:
+    for name in {"apply", "reduce_norms", "apply_by_row"} & wanted:
         assert set(found[name]) == {s.id for s in formats}
         for storage in formats:
             kernel = found[name][storage.id]
             few = len(elementwise_states(rule, storage)) <= (1 if rule.startswith("amos") else 2)
             assert kernel.registers <= (80 if few else 128)
             assert kernel.hot_loop() == hot_of_pass(rule, name, storage), storage.id
-    if "collect" in wanted:
-        assert set(found["collect"]) == set(TYPES)
+    if "reduce_gradient" in wanted:
+        assert set(found["reduce_gradient"]) == set(TYPES)
         for kind, dtype in TYPES.items():
             # eight rows of eight columns, or those of seven that there are; one by one where not aligned
             rows = packs([dtype.itemsize], 16 // dtype.itemsize, (8 + 7) * 8)
             turn = Counter({("LDG", 128): rows[128], ("LDG", 8 * dtype.itemsize): 8})
-            kernel = found["collect"][kind]
+            kernel = found["reduce_gradient"][kind]
             assert turn in [kernel.within(loop) for loop in kernel.loops]
             # three blocks on a multiprocessor, or two
             assert kernel.registers <= (80 if dtype == BF16 else 128)
@@ -222,7 +224,7 @@ def test_the_module_is_of_these_sources(rule: str) -> None:
     (struct,) = (listed.struct for listed in listed_rules.ELEMENT_WISE if listed.name == rule)
     names = re.findall(r"\.entry (\w+)\(", ptx(rule))
     assert len(names) == len(LISTS) * len(COMPILED)
-    assert all(f"step_kernelINS_4cuda{len(struct)}{struct}E" in name for name in names)
+    assert all(f"apply_kernelINS_4cuda{len(struct)}{struct}E" in name for name in names)
     sizes = re.findall(r"\.param \.align 8 \.b8 \w+\[(\d+)\]", ptx(rule))
     assert {*map(int, sizes)} == {*LISTS}
     assert f".target sm_{OLDEST}\n" in ptx(rule)

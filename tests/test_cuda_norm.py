@@ -25,18 +25,18 @@ def with_gradients(gradients: list[torch.Tensor | None]) -> list[torch.nn.Parame
     return params
 
 
-def part_of(opt: danlu.FusedOptimizer) -> CudaExecutor:
+def executor_of(opt: danlu.FusedOptimizer) -> CudaExecutor:
     assert opt._plan is not None
-    part = opt._plan._executors[0]
-    assert isinstance(part, CudaExecutor)
-    return part
+    executor = opt._plan._executors[0]
+    assert isinstance(executor, CudaExecutor)
+    return executor
 
 
 def measured(gradients: list[torch.Tensor | None], max_norm: float = 1.0) -> tuple[float, float]:
     """The squares and the factor."""
     opt = danlu.Lion(with_gradients(gradients), backend="cuda", max_grad_norm=max_norm)
     opt.step()
-    result = part_of(opt)._norm
+    result = executor_of(opt)._norm
     return result[0].item(), result.view(F32)[2].item()
 
 
@@ -84,7 +84,7 @@ def test_a_gradient_that_goes_away_no_longer_counts() -> None:
     opt.step()
     params[0].grad = None
     opt.step()
-    assert part_of(opt)._norm[0] == 9.0
+    assert executor_of(opt)._norm[0] == 9.0
 
 
 def test_launches(cuda: Emulated) -> None:
@@ -128,9 +128,9 @@ def test_with_parameters_elsewhere() -> None:
     opt = danlu.Lion([plain, strided], backend="cuda", max_grad_norm=1.0)
     opt.step()
     assert {row.backend for row in opt.backend_report()} == {"cuda", "reference"}
-    part = part_of(opt)
-    assert part._clip is not None
-    assert part._clip.item() == pytest.approx(1 / math.sqrt(5 + 96), rel=1e-7)
+    executor = executor_of(opt)
+    assert executor._clip is not None
+    assert executor._clip.item() == pytest.approx(1 / math.sqrt(5 + 96), rel=1e-7)
 
 
 def test_a_scale_on_the_device() -> None:
@@ -140,7 +140,7 @@ def test_a_scale_on_the_device() -> None:
         opt.grad_scale = torch.tensor([1024.0])  # type: ignore[attr-defined]
         opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
         opt.step()
-        assert part_of(opt)._clip == factor / 1024
+        assert executor_of(opt)._clip == factor / 1024
 
 
 def test_a_launch_that_fails_changes_nothing(cuda: Emulated) -> None:

@@ -217,7 +217,7 @@ def test_launches_of_a_group(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) ->
     opt.step()
     cuda.native.reset()
     opt.step()
-    # collect, average, spread, measure, settle, step, twice; measure, settle, step of the vectors
+    # reduce_gradient, update_factors (2), reduce_norms, finalize, apply, twice; the last three of the vectors
     assert len(cuda.native.machine().launches) == 6 + 6 + 3
 
 
@@ -313,10 +313,10 @@ def test_tables_travel_only_when_they_change() -> None:
             p.grad = torch.ones_like(p) if p.grad is None else p.grad
         opt.step()
     assert opt._plan is not None
-    (part,) = opt._plan._executors
-    assert isinstance(part, CudaExecutor)
-    ((_, tensors),) = part._reducing
-    assert (tensors.addresses.sent, part._row_mirror.sent) == (1, 4)
+    (executor,) = opt._plan._executors
+    assert isinstance(executor, CudaExecutor)
+    ((_, tensors),) = executor._reducing
+    assert (tensors.addresses.sent, executor._staged_coefficients.sent) == (1, 4)
     params[1].grad = None
     opt.step()
     assert tensors.addresses.sent == 2

@@ -62,7 +62,7 @@ def test_launches_go_to_an_executor(cuda: Emulated, monkeypatch: pytest.MonkeyPa
     squares, norm, step = calls
     assert "squares_kernel<float, danlu::LaunchList<4096>" in names[squares.place]
     assert names[norm.place].endswith("::norm_kernel")
-    assert "step_kernel<danlu::cuda::Lion, danlu::Formats<float, float, float>" in names[step.place]
+    assert "apply_kernel<danlu::cuda::Lion, danlu::Formats<float, float, float>" in names[step.place]
     assert [(call.grid, call.block) for call in calls] == [
         ([4, 1, 1], [256, 1, 1]), ([1, 1, 1], [1024, 1, 1]), ([4, 1, 1], [256, 1, 1])
     ]  # fmt: skip
@@ -71,8 +71,8 @@ def test_launches_go_to_an_executor(cuda: Emulated, monkeypatch: pytest.MonkeyPa
     _, count, max_norm, grad_scale, _ = struct.unpack("<QqdQQ", norm.parameters)
     assert (count, max_norm, grad_scale) == (4, 1.0, 0)
     # LaunchList: two addresses that are null, that of the factor, how many tensors, and words for each
-    device_rows, found_inf, clip, tensors = struct.unpack_from("<QQQi", step.parameters)
-    assert (device_rows, found_inf, tensors) == (0, 0, 2)
+    device_coefficients, found_inf, clip, tensors = struct.unpack_from("<QQQi", step.parameters)
+    assert (device_coefficients, found_inf, tensors) == (0, 0, 2)
     assert clip
     assert struct.unpack_from("<QQ", step.parameters, 32) == (params[0].data_ptr(), params[0].grad.data_ptr())
     assert len(squares.parameters) == len(step.parameters) <= 4096

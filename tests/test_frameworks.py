@@ -156,7 +156,7 @@ def in_place(opt: Any) -> None:
 
 
 def chosen_by_groups(opt: Any) -> Any:
-    before = of_group("laziness")(opt)
+    before = of_group("sparse_mode")(opt)
     opt.backend_report()
     opt.param_groups[0]["lazy"] = False
     return before
@@ -170,11 +170,11 @@ INNER_USES: dict[str, Callable[[Any], Any]] = {
     "counter_device": lambda opt: opt.counter_device(parameters(opt)[0]),
     "counters": lambda opt: opt.counters(3, 1),
     "count_update": lambda opt: opt.count_update(),
-    "cycle": of_group("cycle"),
+    "accumulation_steps": of_group("accumulation_steps"),
     "fold": of_group("fold", 2.0, 1.0),
     "hyper": of_group("hyper"),
     "initial_state": lambda opt: opt.initial_state("exp_avg", parameters(opt)[0], (4, 1)),
-    "laziness": chosen_by_groups,
+    "sparse_mode": chosen_by_groups,
     "learning_rate": of_group("learning_rate"),
     "make_state": lambda opt: opt.make_state(),
     "marks": lambda opt: opt.marks(),

@@ -92,7 +92,7 @@ def test_all_stages(
         "GPU Speed Of Light Throughput: DRAM Throughput": ["91.2", "%"],
         "Occupancy: Registers Per Thread": ["64", "register/thread"],
     }
-    assert second["kernel"] == "void step_kernel<Lion>"
+    assert second["kernel"] == "void apply_kernel<Lion>"
     assert (tmp_path / "gpu.png").stat().st_size > 0
     assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.png", "tests.jsonl"}
     out = capsys.readouterr().out

@@ -98,13 +98,13 @@ def squares(gradients: list[torch.Tensor], threads: int = 2) -> float:
     opt = danlu.Lion(params, backend="cpu", max_grad_norm=1.0)
     opt.step()
     assert opt._plan is not None
-    (part,) = opt._plan._executors
-    assert part.gather(opt)
+    (executor,) = opt._plan._executors
+    assert executor.refresh(opt)
     torch.set_num_threads(threads)
     try:
-        return float(part.gradient_squares())
+        return float(executor.gradient_squares())
     finally:
-        part.release()
+        executor.release()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -140,8 +140,8 @@ def test_only_gradients_that_are_there_count() -> None:
     opt.step()
     parameters(opt)[1].grad = None
     assert opt._plan is not None
-    (part,) = opt._plan._executors
-    assert part.gather(opt)
+    (executor,) = opt._plan._executors
+    assert executor.refresh(opt)
     exact = sum(p.grad.double().square().sum().item() for p in parameters(opt) if p.grad is not None)
-    assert abs(part.gradient_squares() - exact) <= 1e-12 * exact
-    part.release()
+    assert abs(executor.gradient_squares() - exact) <= 1e-12 * exact
+    executor.release()

@@ -58,7 +58,7 @@ class Change:
 
 def changes() -> list[Change]:
     cuda, triton = "cuda", "triton"
-    step = "step_kernel"
+    step = "apply_kernel"
     return [
         # arithmetic
         Change(cuda, ADAMW, F32, step, r"add\.rn\.f32", "sub.rn.f32"),
@@ -113,23 +113,28 @@ def changes() -> list[Change]:
         ),
         Change(triton, ADAMW, BF16, step, r"cvt\.f32\.bf16", "cvt.f32.f16"),
         # sums of a block, and passes
-        Change(cuda, LAMB, F32, "measure", r"bar\.sync", None),
-        Change(cuda, LAMB, F32, "measure", r"shfl", None),
-        Change(cuda, LAMB, F32, "measure", r"add\.rn\.f64", "sub.rn.f64"),
+        Change(cuda, LAMB, F32, "reduce_norms", r"bar\.sync", None),
+        Change(cuda, LAMB, F32, "reduce_norms", r"shfl", None),
+        Change(cuda, LAMB, F32, "reduce_norms", r"add\.rn\.f64", "sub.rn.f64"),
         Change(
-            cuda, LAMB, F32, "measure", r"ld\.shared\.f64 (\S+), \[(\w+)\+8\]", r"ld.shared.f64 \1, [\2+16]"
+            cuda,
+            LAMB,
+            F32,
+            "reduce_norms",
+            r"ld\.shared\.f64 (\S+), \[(\w+)\+8\]",
+            r"ld.shared.f64 \1, [\2+16]",
         ),
-        Change(cuda, LAMB, F32, "settle", r"div\.rn\.f64", "mul.rn.f64"),
-        Change(cuda, LAMB, F32, "settle", r"cvt\.rn\.f32\.f64", None),
-        Change(cuda, FACTORED, F32, "collect", r"bar\.sync", None),
-        Change(cuda, FACTORED, F32, "collect", r"div\.s32", "rem.s32"),
-        Change(cuda, FACTORED, F32, "collect", r"min\.s64", "max.s64"),
-        Change(cuda, FACTORED, F32, "collect", r"st\.shared\.f64", None),
-        Change(cuda, FACTORED, F32, "average", r"sqrt\.rn\.f64", "mov.f64"),
-        Change(cuda, FACTORED, F32, "spread", r"rcp\.rn\.f64", "mov.f64"),
-        Change(triton, LAMB, F32, "measure", r"shfl", None),
-        Change(triton, LAMB, F32, "measure", r"bar\.sync", None),
-        Change(triton, LAMB, F32, "settle", r"sqrt\.rn\.f64", "mov.b64"),
+        Change(cuda, LAMB, F32, "finalize", r"div\.rn\.f64", "mul.rn.f64"),
+        Change(cuda, LAMB, F32, "finalize", r"cvt\.rn\.f32\.f64", None),
+        Change(cuda, FACTORED, F32, "reduce_gradient", r"bar\.sync", None),
+        Change(cuda, FACTORED, F32, "reduce_gradient", r"div\.s32", "rem.s32"),
+        Change(cuda, FACTORED, F32, "reduce_gradient", r"min\.s64", "max.s64"),
+        Change(cuda, FACTORED, F32, "reduce_gradient", r"st\.shared\.f64", None),
+        Change(cuda, FACTORED, F32, "update_factors", r"sqrt\.rn\.f64", "mov.f64"),
+        Change(cuda, FACTORED, F32, "update_row_factors", r"rcp\.rn\.f64", "mov.f64"),
+        Change(triton, LAMB, F32, "reduce_norms", r"shfl", None),
+        Change(triton, LAMB, F32, "reduce_norms", r"bar\.sync", None),
+        Change(triton, LAMB, F32, "finalize", r"sqrt\.rn\.f64", "mov.b64"),
     ]
 
 

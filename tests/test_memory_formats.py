@@ -165,8 +165,8 @@ def test_a_copy_lives_for_one_step(backend: str, monkeypatch: pytest.MonkeyPatch
     copies: list[weakref.ref[torch.Tensor]] = []
     copy_gradient = NativeExecutor._copy_gradient
 
-    def noted(part: NativeExecutor, i: int) -> torch.Tensor | None:
-        made = copy_gradient(part, i)
+    def noted(executor: NativeExecutor, i: int) -> torch.Tensor | None:
+        made = copy_gradient(executor, i)
         assert made is not None
         copies.append(weakref.ref(made))
         return made

@@ -225,5 +225,5 @@ def test_scratch_is_a_small_part_of_a_tensor(threads: int) -> None:
     opt = danlu.Adafactor([p], lr=0.1)
     opt.step()
     assert opt._plan is not None
-    (part,) = opt._plan._executors
-    assert part._native.scratch_bytes(threads) < 0.02 * p.nbytes  # type: ignore[attr-defined]
+    (executor,) = opt._plan._executors
+    assert executor._native.scratch_bytes(threads) < 0.02 * p.nbytes  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ def step_together(opts: list[Any], dim: int) -> int:
     plans = [Plan(opt) for opt in opts]
     running = []
     for opt, plan in zip(opts, plans, strict=True):
-        assert plan._gather(opt)
+        assert plan._refresh(opt)
         (executor,) = plan._executors
         (scale,) = plan._scales(Scaling.of(opt, None))
         executor.prepare(opt, scale)

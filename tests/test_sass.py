@@ -103,7 +103,7 @@ def test_coefficients_from_the_device(name: str, found_inf: float, execute: Exec
 
 @pytest.mark.parametrize("name", ["lion", "adamw"])
 def test_a_full_launch(name: str, execute: Executor) -> None:
-    """Tensors and coefficient rows until no more fit: the first row ends where the parameters end."""
+    """Tensors and coefficients until no more fit: the first row ends where the parameters end."""
     results = []
     for backend in ("cuda", "reference"):
         params = [torch.nn.Parameter(values((1,), i)) for i in range(550)]

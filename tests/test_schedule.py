@@ -54,10 +54,10 @@ def arrays(g: Geometry, reduction: Reduction) -> Iterator[tuple[int, int]]:
         "row_sums": 8 * rows * g.column_tiles * (along in ("rows", "both")),
         "column_sums": 8 * columns * g.row_tiles * (along in ("columns", "both")),
         "part_sums": 8 * g.batch * g.parts * (along == "both"),
-        "of_rows": 4 * rows * reduction.of_rows,
-        "of_columns": 4 * columns * reduction.of_columns,
+        "row_factors": 4 * rows * reduction.row_factors,
+        "column_factors": 4 * columns * reduction.column_factors,
         "sums": 8 * -(-g.size // CHUNK_SIZE) * reduction.sums,
-        "factors": 16 * (reduction.sums > 0),
+        "scales": 16 * (reduction.sums > 0),
     }
     for name, length in lengths.items():
         start = 8 * getattr(g, name)
@@ -96,16 +96,16 @@ def test_tiles_cover_a_matrix(reduction: Reduction, matrix: Matrix) -> None:
     if reduction.along in ("columns", "both"):
         assert g.tile_columns == 8 * g.lanes  # a thread has the sums of eight columns
     blocks = {kernel: len(found) for kernel, found in schedule.maps.items()}
-    assert blocks["step"] == -(-g.size // CHUNK_SIZE)
+    assert blocks["apply"] == -(-g.size // CHUNK_SIZE)
     if reduction.along == "none":
-        assert blocks["collect"] == blocks["average"] == blocks["spread"] == 0
+        assert blocks["reduce_gradient"] == blocks["update_factors"] == blocks["update_row_factors"] == 0
         return
     tiles = g.batch * g.row_tiles * g.column_tiles
-    assert blocks["collect"] == (tiles if g.warps == WARPS else -(-tiles // WARPS))
+    assert blocks["reduce_gradient"] == (tiles if g.warps == WARPS else -(-tiles // WARPS))
     of_rows = -(-batch * g.parts // WARPS) * (reduction.along != "columns")
     of_columns = -(-batch * columns // COLUMNS_OF_BLOCK) * (reduction.along != "rows")
-    assert blocks["average"] == of_rows + of_columns
-    assert blocks["spread"] == (of_rows if reduction.along == "both" else 0)
+    assert blocks["update_factors"] == of_rows + of_columns
+    assert blocks["update_row_factors"] == (of_rows if reduction.along == "both" else 0)
 
 
 @every_reduction
@@ -121,8 +121,8 @@ def test_launches_take_every_block_once(reduction: Reduction) -> None:
         blocks = list(zip(found.tensors, found.indices, strict=True))
         assert len(set(blocks)) == len(blocks)
         assert blocks == sorted(blocks)
-    settled = [one for one in itertools.chain(*schedule.groups) if one.kernel == "settle"]
-    assert sum(one.count for one in settled) == (len(MATRICES) * 3 if reduction.sums else 0)
+    finalized = [one for one in itertools.chain(*schedule.groups) if one.kernel == "finalize"]
+    assert sum(one.count for one in finalized) == (len(MATRICES) * 3 if reduction.sums else 0)
 
 
 def test_groups_stay_in_the_cache() -> None:
@@ -135,17 +135,25 @@ def test_groups_stay_in_the_cache() -> None:
 
 def tensors_of(schedule: Schedule, group: list[Launch]) -> list[int]:
     step = group[-1]
-    return sorted(set(schedule.maps["step"].tensors[step.first : step.first + step.count]))
+    return sorted(set(schedule.maps["apply"].tensors[step.first : step.first + step.count]))
 
 
 def test_each_pass_begins_where_the_last_one_ended() -> None:
     def order(reduction: Reduction) -> list[tuple[str, bool]]:
         (group,) = Schedule([(1, 30, 40)], reduction, 4).groups
-        return [(one.kernel, one.reverse) for one in group if one.kernel in ("collect", "measure", "step")]
+        return [
+            (one.kernel, one.reverse)
+            for one in group
+            if one.kernel in ("reduce_gradient", "reduce_norms", "apply")
+        ]
 
-    assert order(Reduction("both", 2)) == [("collect", False), ("measure", True), ("step", False)]
-    assert order(Reduction("rows", 0)) == [("collect", False), ("step", True)]
-    assert order(Reduction("none", 2)) == [("measure", False), ("step", True)]
+    assert order(Reduction("both", 2)) == [
+        ("reduce_gradient", False),
+        ("reduce_norms", True),
+        ("apply", False),
+    ]
+    assert order(Reduction("rows", 0)) == [("reduce_gradient", False), ("apply", True)]
+    assert order(Reduction("none", 2)) == [("reduce_norms", False), ("apply", True)]
 
 
 def test_sums_are_a_small_part_of_a_large_tensor() -> None:
@@ -157,7 +165,7 @@ def test_sums_are_a_small_part_of_a_large_tensor() -> None:
 
 def test_rows_by_themselves() -> None:
     schedule = Schedule([(1, 100, 7), (1, 1, 3)], Reduction("none", 1, row_by_row=True), 4)
-    assert schedule.groups == [[Launch("rows", 0, 14)]]
+    assert schedule.groups == [[Launch("apply_by_row", 0, 14)]]
 
 
 def test_kernels_read_these_fields(cuda: Emulated) -> None:

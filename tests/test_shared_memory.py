@@ -90,7 +90,9 @@ def test_only_what_shares_memory_waits(backend: str) -> None:
     opt.step()
     assert parts(opt) == (1 if backend == "reference" else 2)
     assert opt._plan is not None
-    assert [len(part._entries) for part in opt._plan._executors][-1] == (5 if backend == "reference" else 1)
+    assert [len(executor._specs) for executor in opt._plan._executors][-1] == (
+        5 if backend == "reference" else 1
+    )
 
 
 def test_the_norm_counts_every_gradient(backend: str) -> None:

@@ -15,7 +15,7 @@ from cases import values
 from danlu import capture
 from danlu.backends import streams, triton
 from danlu.backends.gpu import GpuExecutor
-from danlu.backends.mirror import Mirror
+from danlu.backends.staged_table import StagedTable
 from danlu.spec import ParamSpec
 from emulated import Emulated
 from training import give_gradients
@@ -95,10 +95,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         request.getfixturevalue("cuda")
         return "cuda"
 
-    def launch(part: Any) -> None:
-        if part._device_rows is None:
-            part.row_table()
-        part._native.advance()
+    def launch(executor: Any) -> None:
+        if executor._on_device is None:
+            executor.coefficient_table()
+        executor._native.advance()
 
     monkeypatch.setattr(triton.Triton, "device_types", ("cpu",))
     monkeypatch.setattr(triton.Triton, "unavailable", lambda self: None)
@@ -116,18 +116,18 @@ def kept(found: Any) -> Iterator[torch.Tensor]:
     elif isinstance(found, (list, tuple)):
         yield from (t for value in found for t in kept(value))
     elif type(found).__module__.startswith("danlu.backends") and not isinstance(found, streams.Streams):
-        left_out = HOST if isinstance(found, Mirror) else OTHERS
+        left_out = HOST if isinstance(found, StagedTable) else OTHERS
         yield from (t for name, value in vars(found).items() if name not in left_out for t in kept(value))
 
 
 def tables_of(opt: danlu.FusedOptimizer) -> set[int]:
     assert opt._plan is not None
-    (part,) = opt._plan._executors
-    assert isinstance(part, GpuExecutor)
-    assert not any(isinstance(entry, GpuExecutor) for entry in part._entries)
-    assert isinstance(part._entries[0], ParamSpec)
+    (executor,) = opt._plan._executors
+    assert isinstance(executor, GpuExecutor)
+    assert not any(isinstance(spec, GpuExecutor) for spec in executor._specs)
+    assert isinstance(executor._specs[0], ParamSpec)
     states = {memory(value) for state in opt.state.values() for value in state.values()}
-    return {memory(t) for t in kept(part)} - states
+    return {memory(t) for t in kept(executor)} - states
 
 
 def lazy_and_not(params: list[torch.nn.Parameter]) -> list[dict[str, Any]]:

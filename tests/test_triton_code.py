@@ -17,7 +17,7 @@ from danlu.backends import triton as backend
 from danlu.backends import triton_reduce
 from danlu.triton_kernels import engine, norm
 from danlu.triton_kernels.reduce import KERNELS
-from danlu.triton_kernels.reduce.job import NUMBERS
+from danlu.triton_kernels.reduce.work_item import NUMBERS
 from danlu.triton_kernels.rules import RULES
 from listed_rules import ELEMENT_WISE
 from machine_code.listing import GENERIC, LOCAL, Function, functions
@@ -38,7 +38,7 @@ POINTERS = {
     "sizes": "*i64",
     "chunk_tensors": "*i32",
     "chunk_indices": "*i32",
-    "rows": "*fp32",
+    "coefficient_table": "*fp32",
     "clip": "*fp32",
     "found_inf": "*fp32",
 }
@@ -73,9 +73,9 @@ def compiled(rule: str, storage: Storage, target: GPUTarget) -> Any:
         BLOCK=engine.block_size(names, target.warp_size),
         CHUNK=engine.CHUNK_SIZE,
     )
-    signature = {**POINTERS, "tensors": "i32", "row_stride": "i32", **dict.fromkeys(CONSTANTS, "constexpr")}
+    signature = {**POINTERS, "tensors": "i32", "stride": "i32", **dict.fromkeys(CONSTANTS, "constexpr")}
     aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(POINTERS))}
-    source = ASTSource(fn=engine.step_kernel, signature=signature, constexprs=constants, attrs=aligned)
+    source = ASTSource(fn=engine.apply_kernel, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=target, options=engine.OPTIONS)
 
 
@@ -143,7 +143,7 @@ def test_code_for_amd(rule: str, storage: Storage) -> None:
 REDUCING = [name for name, rule in RULES.items() if rule.reduction is not None]
 PASS_POINTERS = {
     **{"table": "*i64", "geometries": "*i64", "places": "*i32", "scratch": "*fp64"},
-    **{"rows": "*fp32", "clip": "*fp32", "found_inf": "*fp32"},
+    **{"coefficient_table": "*fp32", "clip": "*fp32", "found_inf": "*fp32"},
 }
 
 
@@ -164,10 +164,10 @@ def reduced_of(rule: str) -> int:
 def passes_of(rule: str) -> list[str]:
     reduction = RULES[rule].reduction
     if reduction.row_by_row:
-        return ["rows"]
-    statistics = ["collect", "average"] if reduction.along != "none" else []
-    statistics += ["spread"] if reduction.along == "both" else []
-    return [*statistics, *(["measure", "settle"] if reduction.sums else []), "step"]
+        return ["apply_by_row"]
+    statistics = ["reduce_gradient", "update_factors"] if reduction.along != "none" else []
+    statistics += ["update_row_factors"] if reduction.along == "both" else []
+    return [*statistics, *(["reduce_norms", "finalize"] if reduction.sums else []), "apply"]
 
 
 @cache
@@ -180,7 +180,7 @@ def compiled_pass(rule: str, storage: Storage, target: GPUTarget, name: str, lan
     options = {key: constants.pop(key) for key in (*engine.OPTIONS, "maxnreg") if key in constants}
     if target.backend == "hip":
         options.pop("maxnreg", None)
-    if name == "collect":
+    if name == "reduce_gradient":
         constants["LANES"] = lanes
     kernel = KERNELS[name]
     signature = {
@@ -210,7 +210,7 @@ def hot_of_pass(rule: str, name: str, storage: Storage) -> Counter[tuple[str, in
     read = [storage.param, storage.grad, *elementwise]
     written = [storage.param, *elementwise]
     elements = 4 if F32 in read else 8
-    if name == "measure":
+    if name == "reduce_norms":
         written = []
         if rule == "tiger_matrix":
             read = [storage.param]
@@ -219,8 +219,8 @@ def hot_of_pass(rule: str, name: str, storage: Storage) -> Counter[tuple[str, in
     along = RULES[rule].reduction
     found = Counter(("LDG", 8 * elements * dtype.itemsize) for dtype in read)
     found += Counter(("STG", 8 * elements * dtype.itemsize) for dtype in written)
-    found["LDG", 128] += along.of_columns * elements // 4
-    found["LDG", 32] += along.of_rows * elements
+    found["LDG", 128] += along.column_factors * elements // 4
+    found["LDG", 32] += along.row_factors * elements
     return +found
 
 
@@ -251,19 +251,19 @@ def test_machine_code_of_passes(rule: str, storage: Storage, target: GPUTarget, 
         assert not re.findall(r"\bfma\.|\bmad\.\w*f\d+|\.ftz|\.approx|\bdiv\.full|\b(?:atom|red)\.", ptx)
         function = function_of(kernel, tmp_path)
         assert (function.stack, function.local) == (0, 0), name
-        if name != "average":  # a small launch, whose threads have many sums on their way
+        if name != "update_factors":  # a small launch, whose threads have many sums on their way
             assert function.registers <= 128, name
         assert not {op for _, op, _ in function.accesses} & {*LOCAL, *GENERIC}
         turns = [found for loop in function.loops if (found := function.within(loop))]
-        if name in ("measure", "step"):
+        if name in ("reduce_norms", "apply"):
             want = hot_of_pass(rule, name, storage)
             # perhaps unrolled
             assert any(
                 found == Counter({k: n * want[k] for k in want}) for found in turns for n in (1, 2, 4)
             ), name
-        if name == "collect":  # 16 elements of a thread
+        if name == "reduce_gradient":  # 16 elements of a thread
             assert any(found["LDG", 128] == storage.grad.itemsize for found in turns)
-        if name == "rows":
+        if name == "apply_by_row":
             narrowest = 128 if len({d.itemsize for d in (storage.param, storage.moment)}) == 1 else 64
             assert any(min(bits for _, bits in found) >= narrowest for found in turns)
 
@@ -272,7 +272,7 @@ def test_machine_code_of_passes(rule: str, storage: Storage, target: GPUTarget, 
 def test_collect_of_narrow_matrices(lanes: int, tmp_path: Path) -> None:
     for rule in ("adafactor_factored", "amos_rows", "amos_columns"):
         for storage in (STORAGES[0], MIXED):
-            function = function_of(compiled_pass(rule, storage, HOPPER, "collect", lanes), tmp_path)
+            function = function_of(compiled_pass(rule, storage, HOPPER, "reduce_gradient", lanes), tmp_path)
             assert (function.stack, function.local) == (0, 0)
             turns = [function.within(loop) for loop in function.loops]
             assert any(found["LDG", 128] == storage.grad.itemsize for found in turns)
@@ -334,10 +334,10 @@ def test_nothing_is_compiled_again(case: Case, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(backend._Launch, "run", lambda self, *a: (launches.append(a), self.compile(*a)))
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     built: list[Any] = []
-    assert engine.step_kernel.device_caches[0]  # the look makes `compile`
-    compile_source = engine.step_kernel.compile
+    assert engine.apply_kernel.device_caches[0]  # the look makes `compile`
+    compile_source = engine.apply_kernel.compile
     monkeypatch.setattr(
-        engine.step_kernel, "compile", lambda *a, **k: (built.append(a), compile_source(*a, **k))[1]
+        engine.apply_kernel, "compile", lambda *a, **k: (built.append(a), compile_source(*a, **k))[1]
     )
     for count in (1, 16, 17):
         params = [torch.nn.Parameter(torch.zeros(7 * i + 1)) for i in range(count)]

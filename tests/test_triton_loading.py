@@ -70,7 +70,7 @@ def jit_functions() -> list[JITFunction[Any]]:
     from danlu.triton_kernels import engine, norm
     from danlu.triton_kernels.reduce import KERNELS
 
-    return [engine.step_kernel, norm.squares, norm.norm, *KERNELS.values()]
+    return [engine.apply_kernel, norm.squares, norm.norm, *KERNELS.values()]
 
 
 def parameters() -> list[torch.nn.Parameter]:

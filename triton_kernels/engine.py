@@ -22,17 +22,17 @@ def block_size(dtypes: tuple[str, ...], lanes: int) -> int:
     return NUM_WARPS * lanes * (4 if "float32" in dtypes else 8)
 
 
-@triton.jit(do_not_specialize=["tensors", "row_stride"])
-def step_kernel(
-    table,  # int64: for parameter, gradient and each state a row of addresses, then the indices of rows
+@triton.jit(do_not_specialize=["tensors", "stride"])
+def apply_kernel(
+    table,  # int64: for parameter, gradient and each state a row of addresses, then indices of coefficients
     sizes,  # int64, elements of each tensor
     chunk_tensors,  # int32, the tensor that each program takes a chunk of
     chunk_indices,  # int32, which chunk
-    rows,  # fp32: factor, store_params, then the coefficients
+    coefficient_table,  # fp32: factor, store_params, then the coefficients
     clip,  # fp32, multiplies every gradient
     found_inf,  # fp32; not 0: change nothing
     tensors,  # how many
-    row_stride,
+    stride,
     RULE: tl.constexpr,  # rule(p, g, states, coefficients) -> (amount to subtract, states)
     OUTCOME: tl.constexpr,  # what becomes of the amount: "subtracted", "assigned", "none"
     DTYPES: tl.constexpr,  # of parameter, gradient, states
@@ -42,14 +42,14 @@ def step_kernel(
 ):
     tensor = tl.load(chunk_tensors + tl.program_id(0))
     start = tl.load(chunk_indices + tl.program_id(0)).to(tl.int64) * CHUNK
-    row_index = tl.load(table + len(DTYPES) * tensors + tensor)
+    index = tl.load(table + len(DTYPES) * tensors + tensor)
     left = tl.minimum(tl.load(sizes + tensor) - start, CHUNK).to(tl.int32)
-    left = tl.where((row_index < 0) | (tl.load(found_inf) != 0), 0, left)
+    left = tl.where((index < 0) | (tl.load(found_inf) != 0), 0, left)
 
-    row = rows + tl.maximum(row_index, 0) * row_stride
-    factor = tl.load(row) * tl.load(clip)
-    store_params = tl.load(row + 1) != 0
-    coefficients = coefficients_of(row, COEFFICIENTS)
+    own = coefficient_table + tl.maximum(index, 0) * stride
+    factor = tl.load(own) * tl.load(clip)
+    store_params = tl.load(own + 1) != 0
+    coefficients = coefficients_of(own, COEFFICIENTS)
 
     arrays = ()
     aligned = ()
@@ -72,10 +72,10 @@ def step_kernel(
 
 
 @triton.jit
-def coefficients_of(row, COEFFICIENTS: tl.constexpr):
+def coefficients_of(own, COEFFICIENTS: tl.constexpr):
     coefficients = ()
     for i in tl.static_range(COEFFICIENTS):
-        coefficients = coefficients + (tl.load(row + 2 + i),)
+        coefficients = coefficients + (tl.load(own + 2 + i),)
     return coefficients
 
 

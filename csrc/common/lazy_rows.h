@@ -87,15 +87,15 @@ struct LaunchedTensors {
   }
 
   // Calls see(tensor, index) for some tensors with as many states; at last those whose states alone move, as
-  // a launch takes coefficient rows on the device in ascending order. resting: how far behind the coefficient
+  // a launch takes coefficients on the device in ascending order. idle: how far behind the coefficient
   // row of listed rows that of the others is; zeros: the address of num_zeros fp32 zeros where the kernels
   // run; no zeros: no states move alone.
   template <class Index, class See>
-  void for_each(Index begin, Index end, int num_states, int resting, uintptr_t zeros, const See& see) const {
+  void for_each(Index begin, Index end, int num_states, int idle, uintptr_t zeros, const See& see) const {
     for (Index index = begin; index != end; ++index) {
       const size_t i = *index;
       const Tensor& t = tensors[i];
-      if (t.row < 0) continue;
+      if (t.coefficients < 0) continue;
       if (const ListedRows* list = list_of(i))
         for_listed_rows(shapes[i], t, num_states, *list, [&](const Tensor& run) { see(run, i); });
       else
@@ -105,8 +105,8 @@ struct LaunchedTensors {
     for (Index index = begin; index != end; ++index) {
       const size_t i = *index;
       Tensor t = tensors[i];
-      if (t.row < 0 || !shapes[i].all_moments) continue;
-      t.row += resting;
+      if (t.coefficients < 0 || !shapes[i].all_moments) continue;
+      t.coefficients += idle;
       for_other_rows(shapes[i], t, num_states, *list_of(i), reinterpret_cast<void*>(zeros),
                      [&](const Tensor& run) { see(run, i); });
     }

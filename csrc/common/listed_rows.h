@@ -10,13 +10,15 @@ struct ListedRows {
   int64_t num_values;
   const int64_t* rows;  // ascending, each once, all of them the parameter's
   int64_t count;
-  // The entries of rows[i], rows of values, are order[ends[i - 1]] to order[ends[i] - 1]. Without ends it has
-  // one, order[i], and without order entry i.
-  const int64_t *order, *ends;
+  // The entries of rows[i], rows of values, are permutation[offsets[i - 1]] to permutation[offsets[i] - 1].
+  // Without offsets it has one, permutation[i], and without permutation entry i.
+  const int64_t *permutation, *offsets;
 
-  int64_t first(int64_t i) const { return !ends || i == 0 ? i : ends[i - 1]; }
-  int64_t entries(int64_t i) const { return ends ? ends[i] - first(i) : 1; }
-  int64_t entry(int64_t i, int64_t which = 0) const { return order ? order[first(i) + which] : i; }
+  int64_t first(int64_t i) const { return !offsets || i == 0 ? i : offsets[i - 1]; }
+  int64_t entries(int64_t i) const { return offsets ? offsets[i] - first(i) : 1; }
+  int64_t entry(int64_t i, int64_t which = 0) const {
+    return permutation ? permutation[first(i) + which] : i;
+  }
 };
 
 }  // namespace danlu

@@ -30,16 +30,16 @@ struct Statistics<Rule, decltype(void(Rule::statistics))> {
   static constexpr Along along = Rule::statistics;
 };
 
-struct NoFactors {};
+struct NoScales {};
 template <class Rule, class = void>
 struct Sums {
   static constexpr int count = 0;
-  using Factors = NoFactors;
+  using StepScales = NoScales;
 };
 template <class Rule>
 struct Sums<Rule, decltype(void(Rule::num_sums))> {
   static constexpr int count = Rule::num_sums;
-  using Factors = typename Rule::Factors;
+  using StepScales = typename Rule::StepScales;
 };
 
 template <class Rule, class = void>

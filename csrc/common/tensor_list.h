@@ -23,11 +23,11 @@ inline void* moved(Storage x, int64_t by) {
 struct Tensor {
   Storage p, g, states[max_states];
   int64_t size;
-  int32_t row;  // index of its coefficient row; negative: no gradient, leave it alone
+  int32_t coefficients;  // their index; negative: no gradient, leave it alone
 };
 
-// The engine's own words in front of every coefficient row.
-struct RowHeader {
+// The engine's own words in front of every coefficients.
+struct CoefficientsHeader {
   float factor;        // multiplies the gradient
   float store_params;  // 0: states move, the parameter does not
 };
@@ -37,8 +37,8 @@ struct RuleInfo {
   const char* coeff_names;  // as COEFFS lists them
   int num_states, num_coeffs;
 
-  // floats of a coefficient row
-  constexpr int row_length() const { return int(sizeof(RowHeader) / sizeof(float)) + num_coeffs; }
+  // floats of a coefficients
+  constexpr int num_floats() const { return int(sizeof(CoefficientsHeader) / sizeof(float)) + num_coeffs; }
 };
 
 template <class Rule>

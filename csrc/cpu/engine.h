@@ -11,12 +11,12 @@ namespace DANLU_ISA {
 // null.
 template <class Rule, bool StoreParams>
 void step_block(float* __restrict p, const float* __restrict g, float* const (&states)[2], int64_t n,
-                const float* row) {
+                const float* coefficients) {
   constexpr Uses uses = UsesOf<Rule>::value;
-  RowHeader header;
+  CoefficientsHeader header;
   typename Rule::Coeffs k;
-  __builtin_memcpy(&header, row, sizeof header);
-  __builtin_memcpy(&k, row + sizeof header / sizeof(float), sizeof k);
+  __builtin_memcpy(&header, coefficients, sizeof header);
+  __builtin_memcpy(&k, coefficients + sizeof header / sizeof(float), sizeof k);
   float* __restrict first = states[0];
   float* __restrict second = states[1];
   for (int64_t i = 0; i < n; i++) {
@@ -34,11 +34,11 @@ void step_block(float* __restrict p, const float* __restrict g, float* const (&s
 }
 
 template <class Rule>
-void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
+void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* coefficients) {
   static_assert(Rule::num_states <= 2);
   constexpr Uses uses = UsesOf<Rule>::value;
-  const bool store_params =
-      uses.outcome != Outcome::none && reinterpret_cast<const RowHeader*>(row)->store_params != 0.f;
+  const bool store_params = uses.outcome != Outcome::none &&
+                            reinterpret_cast<const CoefficientsHeader*>(coefficients)->store_params != 0.f;
   Lane p(t.p), g(t.g), first(t.states[0]), second(t.states[Rule::num_states - 1]);
   const bool direct =
       (!uses.parameter || p.direct()) && (!uses.gradient || g.direct()) && first.direct() && second.direct();
@@ -49,10 +49,10 @@ void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* row) {
     float* const params = uses.parameter ? p.load(at, n) : nullptr;
     const float* const gradients = uses.gradient ? g.load(at, n) : nullptr;
     if (store_params) {
-      step_block<Rule, true>(params, gradients, states, n, row);
+      step_block<Rule, true>(params, gradients, states, n, coefficients);
       p.store(at, n);
     } else {
-      step_block<Rule, false>(params, gradients, states, n, row);
+      step_block<Rule, false>(params, gradients, states, n, coefficients);
     }
     first.store(at, n);
     if constexpr (Rule::num_states > 1) second.store(at, n);

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../common/coefficient_rows.h"
+#include "../common/coefficient_table.h"
 #include "../common/lazy_rows.h"
 #include "../common/listed_rows.h"
 #include "add_arrays.h"
@@ -31,30 +31,30 @@ class LazyTensors {
     m.rows = shape[0];
     m.columns = columns;
     m.all_moments = all_moments;
-    m.parts = std::max<int64_t>(1, divided_up(columns, claim_size));
-    m.claim_rows = std::max<int64_t>(1, claim_size / std::max<int64_t>(1, columns));
+    m.parts = std::max<int64_t>(1, divided_up(columns, item_size));
+    m.item_rows = std::max<int64_t>(1, item_size / std::max<int64_t>(1, columns));
     members_.push_back(m);
   }
 
-  // Before the claims of a step. listed: in the order of the tensors.
+  // Before the items of a step. listed: in the order of the tensors.
   void start(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
-             const CoefficientRows& rows, int threads) {
-    claims_ = 0;
+             const CoefficientTable& coefficients, int threads) {
+    items_ = 0;
     auto list = listed.begin();
     for (Member& m : members_) {
-      m.first_claim = claims_;
+      m.first_item = items_;
       m.tensor = tensors[m.index];
       m.list = list != listed.end() && list->tensor == m.index ? &*list++ : nullptr;
-      if (m.tensor.row < 0 || m.columns == 0) continue;
-      m.row = rows[m.tensor.row];
-      if (m.all_moments) m.resting.assign(m.row, m.row + rows.stride());
-      if (m.all_moments) m.resting[store_params] = 0.f;
-      claims_ += m.claims(m.places());
+      if (m.tensor.coefficients < 0 || m.columns == 0) continue;
+      m.coefficients = coefficients[m.tensor.coefficients];
+      if (m.all_moments) m.idle.assign(m.coefficients, m.coefficients + coefficients.stride());
+      if (m.all_moments) m.idle[store_params] = 0.f;
+      items_ += m.items(m.places());
     }
     look_at_long_rows(threads);
   }
 
-  int64_t claims() const { return claims_; }
+  int64_t items() const { return items_; }
 
   // Of the gradients that list rows: the sum of the squares of what the steps read, in an order that depends
   // on neither the threads nor the entries.
@@ -65,19 +65,19 @@ class LazyTensors {
       const auto before = [](const Member& m, int tensor) { return m.index < tensor; };
       const Member& m = *std::lower_bound(members_.begin(), members_.end(), list.tensor, before);
       const Dtype dtype = tensors[m.index].g.dtype;
-      std::vector<double> sums(m.columns == 0 ? 0 : m.claims(list.count));
-      parallel_claims(int64_t(sums.size()), threads, [&](int64_t claim) {
-        sums[claim] = squares_of(m, list, dtype, m.part(claim, list.count));
+      std::vector<double> sums(m.columns == 0 ? 0 : m.items(list.count));
+      parallel_items(int64_t(sums.size()), threads, [&](int64_t item) {
+        sums[item] = squares_of(m, list, dtype, m.part(item, list.count));
       });
       total = std::accumulate(sums.begin(), sums.end(), total);
     }
     return total;
   }
 
-  void work(int64_t claim) const {
-    const auto after = [](int64_t value, const Member& m) { return value < m.first_claim; };
-    const Member& m = *(std::upper_bound(members_.begin(), members_.end(), claim, after) - 1);
-    const Part part = m.part(claim - m.first_claim, m.places());
+  void work(int64_t item) const {
+    const auto after = [](int64_t value, const Member& m) { return value < m.first_item; };
+    const Member& m = *(std::upper_bound(members_.begin(), members_.end(), item, after) - 1);
+    const Part part = m.part(item - m.first_item, m.places());
     if (!m.list)
       step_nonzero(m, part);
     else if (m.all_moments)
@@ -87,15 +87,15 @@ class LazyTensors {
   }
 
  private:
-  static constexpr int64_t claim_size = 65536;
+  static constexpr int64_t item_size = 65536;
   static constexpr int64_t at_once = 4096;  // elements of a gradient that stay in the first-level cache
-  static constexpr int store_params = offsetof(RowHeader, store_params) / sizeof(float);
+  static constexpr int store_params = offsetof(CoefficientsHeader, store_params) / sizeof(float);
 
   struct Columns {
-    int64_t begin, end;  // of each row; all of them, unless a row is longer than a claim
+    int64_t begin, end;  // of each row; all of them, unless a row is longer than a item
   };
 
-  struct Part {           // what a claim is
+  struct Part {           // what a item is
     int64_t first, last;  // rows of the parameter, or of the list
     Columns columns;
   };
@@ -105,24 +105,24 @@ class LazyTensors {
     Kernel kernel;
     int64_t rows, columns;
     bool all_moments;
-    int64_t parts, claim_rows;  // claims to a row, rows to a claim; one of them is 1
+    int64_t parts, item_rows;  // items to a row, rows to a item; one of them is 1
 
     // of this step
     Tensor tensor;
-    const ListedRows* list;           // null: a dense gradient
-    const float* row;                 // its coefficients
-    std::vector<float> resting;       // the same for rows whose parameters stay
-    std::vector<uint8_t> takes_part;  // where a claim does not see whole rows of a dense gradient
-    int64_t first_claim;
+    const ListedRows* list;  // null: a dense gradient
+    const float* coefficients;
+    std::vector<float> idle;          // the same for rows whose parameters stay
+    std::vector<uint8_t> takes_part;  // where a item does not see whole rows of a dense gradient
+    int64_t first_item;
 
-    // What the claims cut: rows of the parameter, or of the list if nothing happens to the others.
+    // What the items cut: rows of the parameter, or of the list if nothing happens to the others.
     int64_t places() const { return list && !all_moments ? list->count : rows; }
-    int64_t claims(int64_t places) const { return divided_up(places, claim_rows) * parts; }
+    int64_t items(int64_t places) const { return divided_up(places, item_rows) * parts; }
 
-    Part part(int64_t claim, int64_t places) const {
-      const int64_t first = claim / parts * claim_rows, begin = claim % parts * claim_size;
-      const int64_t end = parts == 1 ? columns : std::min(columns, begin + claim_size);
-      return {first, std::min(places, first + claim_rows), {begin, end}};
+    Part part(int64_t item, int64_t places) const {
+      const int64_t first = item / parts * item_rows, begin = item % parts * item_size;
+      const int64_t end = parts == 1 ? columns : std::min(columns, begin + item_size);
+      return {first, std::min(places, first + item_rows), {begin, end}};
     }
   };
 
@@ -155,7 +155,7 @@ class LazyTensors {
         Tensor t = m.tensor;
         at += row * m.columns;
         t.g.data = moved(g, -at);
-        m.kernel(t, at, at + n, m.row);
+        m.kernel(t, at, at + n, m.coefficients);
       });
       return 1;
     }
@@ -196,12 +196,12 @@ class LazyTensors {
       add_arrays(which == 1 ? entry(0) : sum.data, entry(which), sum, n);
   }
 
-  // Of a claim's rows one behind the other, in blocks whose sums are taken as one.
+  // Of a item's rows one behind the other, in blocks whose sums are taken as one.
   static double squares_of(const Member& m, const ListedRows& list, Dtype dtype, const Part& part) {
     const auto [first, last, columns] = part;
     const int64_t width = columns.end - columns.begin, size = (last - first) * width;
     double total = 0;
-    if (!list.order) {  // they lie so
+    if (!list.permutation) {  // they lie so
       const Storage values = {moved({list.values, dtype}, first * m.columns + columns.begin), dtype};
       for (int64_t at = 0; at < size; at += at_once)
         total += sum_squares(values, at, std::min(size, at + at_once));
@@ -249,7 +249,7 @@ class LazyTensors {
     if (count == 0) return;
     Tensor t = m.tensor;
     t.g.data = moved(t.g, (from - row) * m.columns);
-    m.kernel(t, row * m.columns + columns.begin, (row + count - 1) * m.columns + columns.end, m.row);
+    m.kernel(t, row * m.columns + columns.begin, (row + count - 1) * m.columns + columns.end, m.coefficients);
   }
 
   // `count` rows from `row` on that take no part; neither gradient nor parameter is read.
@@ -264,19 +264,19 @@ class LazyTensors {
         read->data = const_cast<float*>(zeros);  // nothing is stored there
         read->data = moved(*read, -at);
       }
-      m.kernel(t, at, std::min(end, at + size), m.resting.data());
+      m.kernel(t, at, std::min(end, at + size), m.idle.data());
     }
   }
 
-  // Where several claims share a row of a dense gradient, none of them could tell whether all of it is zero.
+  // Where several items share a row of a dense gradient, none of them could tell whether all of it is zero.
   void look_at_long_rows(int threads) {
     for (Member& m : members_) {
-      if (m.parts == 1 || m.list || m.tensor.row < 0) continue;
+      if (m.parts == 1 || m.list || m.tensor.coefficients < 0) continue;
       m.takes_part.assign(m.rows, 0);
-      parallel_claims(m.rows * m.parts, threads, [&m](int64_t claim) {
-        uint8_t* found = &m.takes_part[claim / m.parts];
-        const int64_t begin = claim / m.parts * m.columns + claim % m.parts * claim_size;
-        const int64_t end = std::min((claim / m.parts + 1) * m.columns, begin + claim_size);
+      parallel_items(m.rows * m.parts, threads, [&m](int64_t item) {
+        uint8_t* found = &m.takes_part[item / m.parts];
+        const int64_t begin = item / m.parts * m.columns + item % m.parts * item_size;
+        const int64_t end = std::min((item / m.parts + 1) * m.columns, begin + item_size);
         if (__atomic_load_n(found, __ATOMIC_RELAXED) || !any_nonzero(m.tensor.g, begin, end)) return;
         __atomic_store_n(found, 1, __ATOMIC_RELAXED);
       });
@@ -284,7 +284,7 @@ class LazyTensors {
   }
 
   std::vector<Member> members_;
-  int64_t claims_ = 0;
+  int64_t items_ = 0;
 };
 
 }  // namespace danlu

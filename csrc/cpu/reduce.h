@@ -2,9 +2,9 @@
 //
 // A rule may have statistics (statistic(), average...(): sums of its gradient along the rows or the columns
 // of a matrix, from which its reduced states and what stands in their place for each row or column follow),
-// and sums (measures(), measure(), settle(): over a whole tensor, or over each of its rows where the rule
-// says row_by_row, from which the factors of its step follow). Sums of a tile are fp32 sums of up to 4,096
-// elements, each position of a block by itself; everything after that is float64, in a fixed order.
+// and sums (needs_norms(), reduce_norms(), finalize(): over a whole tensor, or over each of its rows where
+// the rule says row_by_row, from which the scales of its step follow). Sums of a tile are fp32 sums of up to
+// 4,096 elements, each position of a block by itself; everything after that is float64, in a fixed order.
 #pragma once
 #include "../common/rule_traits.h"
 #include "engine.h"
@@ -18,11 +18,11 @@ typedef double Doubles __attribute__((vector_size(64)));
 typedef float HalfFloats __attribute__((vector_size(32), aligned(4)));
 
 template <class Rule>
-struct Row {
-  RowHeader header;
+struct Coefficients {
+  CoefficientsHeader header;
   typename Rule::Coeffs k;
 
-  explicit Row(const float* row) {
+  explicit Coefficients(const float* row) {
     __builtin_memcpy(&header, row, sizeof header);
     __builtin_memcpy(&k, row + sizeof header / sizeof(float), sizeof k);
   }
@@ -94,47 +94,49 @@ RULE_FN void load_states(float (&s)[Rule::num_states], const Block& b, int64_t i
 // vectorise.
 
 template <class Rule>
-void collect_block(const float* __restrict g, int64_t n, const Row<Rule>& row_, float* __restrict squares,
-                   float* __restrict column_sums) {
-  const Row<Rule> row = row_;
+void reduce_gradient_block(const float* __restrict g, int64_t n, const Coefficients<Rule>& coefficients_,
+                           float* __restrict squares, float* __restrict column_sums) {
+  const Coefficients<Rule> coefficients = coefficients_;
   for (int64_t i = 0; i < n; i++) {
-    const float square = Rule::statistic(row.header.factor * g[i], row.k);
+    const float square = Rule::statistic(coefficients.header.factor * g[i], coefficients.k);
     if constexpr (Statistics<Rule>::along != Along::columns) squares[i] = square;
     if constexpr (Statistics<Rule>::along != Along::rows) column_sums[i] += square;
   }
 }
 
 template <class Rule, bool narrow>
-void measure_block(const Block& block, const Row<Rule>& row_, float (*sums)[tiles::width]) {
+void reduce_norms_block(const Block& block, const Coefficients<Rule>& coefficients_,
+                        float (*sums)[tiles::width]) {
   const Block b = block;
-  const Row<Rule> row = row_;
+  const Coefficients<Rule> coefficients = coefficients_;
   float* first = sums[0];
   float* second = sums[Rule::num_sums - 1];
 #pragma GCC ivdep
   for (int64_t i = 0; i < b.n; i++) {
     float s[Rule::num_states], terms[Rule::num_sums];
     load_states<Rule, narrow>(s, b, i);
-    Rule::measure(b.p[i], row.header.factor * b.g[i], s, row.k, terms);
+    Rule::norm_terms(b.p[i], coefficients.header.factor * b.g[i], s, coefficients.k, terms);
     first[i] += terms[0];
     if constexpr (Rule::num_sums > 1) second[i] += terms[1];
   }
 }
 
 template <class Rule, bool narrow, bool store_params>
-void step_block(const Block& block, const Row<Rule>& row_, const typename Sums<Rule>::Factors& factors) {
+void apply_block(const Block& block, const Coefficients<Rule>& coefficients_,
+                 const typename Sums<Rule>::StepScales& scales) {
   using Kinds = StateKinds<Rule>;
   const Block b = block;
-  const Row<Rule> row = row_;
-  const typename Sums<Rule>::Factors f = factors;
+  const Coefficients<Rule> coefficients = coefficients_;
+  const typename Sums<Rule>::StepScales f = scales;
 #pragma GCC ivdep
   for (int64_t i = 0; i < b.n; i++) {
     float s[Rule::num_states], amount;
     load_states<Rule, narrow>(s, b, i);
-    const float p = b.p[i], g = row.header.factor * b.g[i];
+    const float p = b.p[i], g = coefficients.header.factor * b.g[i];
     if constexpr (Sums<Rule>::count > 0)
-      amount = Rule::step(p, g, s, row.k, f);
+      amount = Rule::step(p, g, s, coefficients.k, f);
     else
-      amount = Rule::step(p, g, s, row.k);
+      amount = Rule::step(p, g, s, coefficients.k);
     if constexpr (store_params) b.p[i] = p - amount;
 #pragma GCC unroll 3
     for (int j = 0; j < Kinds::elementwise; j++) b.element[j][i] = s[Kinds::of_rows + Kinds::of_columns + j];
@@ -155,7 +157,7 @@ class Blocks {
     bool states, params;
   };
 
-  Blocks(const Work& w, Stores stores)
+  Blocks(const Operands& w, Stores stores)
       : w_(w),
         t_(w.tiling),
         stores_(stores),
@@ -173,8 +175,8 @@ class Blocks {
       const int64_t row = tile.matrix * t_.rows + r;
       for (int64_t c = tile.column; c < tile.column + tile.columns; c += tiles::width) {
         Block b;
-        for (int j = 0; j < Kinds::of_rows; j++) b.of_row[j] = along_rows(j) + row;
-        for (int j = 0; j < Kinds::of_columns; j++) b.of_column[j] = along_columns(j, tile.matrix) + c;
+        for (int j = 0; j < Kinds::of_rows; j++) b.of_row[j] = row_factors(j) + row;
+        for (int j = 0; j < Kinds::of_columns; j++) b.of_column[j] = column_factors(j, tile.matrix) + c;
         b.n = at_most(tile.column + tile.columns - c, tiles::width);
         open(b, row * t_.columns + c, body, Constant<false>());
       }
@@ -193,14 +195,14 @@ class Blocks {
     alignas(64) float spread[2][tiles::narrow_width], repeated[2][tiles::narrow_width];
     for (int j = 0; j < Kinds::of_columns; j++)
       for (int64_t k = 0; k < at_most(height, rows); k++)
-        __builtin_memcpy(repeated[j] + k * t_.columns, along_columns(j, tile.matrix),
+        __builtin_memcpy(repeated[j] + k * t_.columns, column_factors(j, tile.matrix),
                          t_.columns * sizeof(float));
     for (int64_t r = first_row; r < last; r += height) {
       const int64_t row = tile.matrix * t_.rows + r, here = at_most(last - r, height);
       Block b;
       for (int j = 0; j < Kinds::of_rows; j++) {
         for (int64_t k = 0; k < here; k++) {
-          const float x = along_rows(j)[row + k];
+          const float x = row_factors(j)[row + k];
           float* to = spread[j] + k * t_.columns;
           for (int64_t c = 0; c < t_.columns; c++) to[c] = x;
         }
@@ -228,12 +230,12 @@ class Blocks {
   Storage state(int j) const {
     return j < Kinds::elementwise ? w_.tensor.states[first_element + j] : Storage{nullptr, Dtype::f32};
   }
-  const float* along_rows(int j) const { return w_.scratch.along_rows + j * t_.batch * t_.rows; }
-  const float* along_columns(int j, int64_t matrix) const {
-    return w_.scratch.along_columns + (j * t_.batch + matrix) * t_.columns;
+  const float* row_factors(int j) const { return w_.scratch.row_factors + j * t_.batch * t_.rows; }
+  const float* column_factors(int j, int64_t matrix) const {
+    return w_.scratch.column_factors + (j * t_.batch + matrix) * t_.columns;
   }
 
-  const Work& w_;
+  const Operands& w_;
   const Tiling& t_;
   const Stores stores_;
   Lane p_, g_, elements_[3];
@@ -248,10 +250,10 @@ static inline void add_rows(const float* __restrict x, int64_t rows, int64_t col
 }
 
 template <class Rule>
-void collect(const Work& w, int64_t index) {
+void reduce_gradient(const Operands& w, int64_t index) {
   constexpr bool of_rows = Statistics<Rule>::along != Along::columns;
   constexpr bool of_columns = Statistics<Rule>::along != Along::rows;
-  const Row<Rule> row(w.row);
+  const Coefficients<Rule> coefficients(w.coefficients);
   const Tiling& t = w.tiling;
   const Tile tile = tile_at(t, index);
   Lane lane(w.tensor.g);
@@ -273,7 +275,7 @@ void collect(const Work& w, int64_t index) {
       const int64_t n = height > 1 ? rows * tile.columns : at_most(tile.columns - c, tiles::width);
       const int64_t at = from * t.columns + tile.column + c;
       if (w.fits_caches) ask_for(w.tensor.p, at, n);
-      collect_block<Rule>(lane.load(at, n), n, row, squares, columns + c);
+      reduce_gradient_block<Rule>(lane.load(at, n), n, coefficients, squares, columns + c);
       if (of_rows && height == 1) sum += lane_sum(squares, n);
     }
     if (of_rows && height == 1) *row_sums = sum;
@@ -285,7 +287,7 @@ void collect(const Work& w, int64_t index) {
 }
 
 // Adds up what the tiles have left of each row.
-static inline void sum_row_tiles(const Work& w) {
+static inline void sum_row_tiles(const Operands& w) {
   const Tiling& t = w.tiling;
   for (int64_t r = 0; r < t.batch * t.rows; r += tiles::width) {
     const int64_t n = at_most(t.batch * t.rows - r, tiles::width);
@@ -298,7 +300,7 @@ static inline void sum_row_tiles(const Work& w) {
 }
 
 // ... and of each column.
-static inline void sum_column_tiles(const Work& w) {
+static inline void sum_column_tiles(const Operands& w) {
   const Tiling& t = w.tiling;
   for (int64_t matrix = 0; matrix < t.batch; matrix++)
     for (int64_t c = 0; c < t.columns; c += tiles::width) {
@@ -313,7 +315,7 @@ static inline void sum_column_tiles(const Work& w) {
 }
 
 template <class Rule>
-void sum_statistics(const Work& w) {
+void sum_statistics(const Operands& w) {
   const Tiling& t = w.tiling;
   const Scratch& s = w.scratch;
   if constexpr (Statistics<Rule>::along != Along::columns) sum_row_tiles(w);
@@ -328,37 +330,39 @@ void sum_statistics(const Work& w) {
 }
 
 template <class Rule>
-void finish(const Work& w) {
-  const Row<Rule> row(w.row);
+void update_factors(const Operands& w) {
+  const Coefficients<Rule> coefficients(w.coefficients);
   const Tiling& t = w.tiling;
   const Scratch& s = w.scratch;
   const int64_t rows = t.batch * t.rows, columns = t.batch * t.columns;
   float* first = static_cast<float*>(w.tensor.states[0].data);
   float* second = static_cast<float*>(w.tensor.states[1].data);
-  float *x = s.along_rows, *y = s.along_columns;
+  float *x = s.row_factors, *y = s.column_factors;
   if (w.counts.rows * w.counts.columns == 0) return;  // there is no mean
   const double of_row = double(w.counts.columns), of_column = double(w.counts.rows);
   if constexpr (Statistics<Rule>::along == Along::both) {
-    for (int64_t r = 0; r < rows; r++) Rule::average(first[r], s.of_rows[r] / of_row, row.k);
+    for (int64_t r = 0; r < rows; r++) Rule::average(first[r], s.of_rows[r] / of_row, coefficients.k);
     for (int64_t matrix = 0; matrix < t.batch; matrix++) {
       const float* averages = first + matrix * t.rows;
       double mean = wide_sum(averages, t.rows) / double(t.rows);
       if (w.counts.rows != t.rows) {  // others have more rows; the mean of averages moves as they do
         float moved = float(s.average_sums[matrix] / of_column);
-        Rule::average(moved, s.of_matrices[matrix] / (of_row * of_column), row.k);
+        Rule::average(moved, s.of_matrices[matrix] / (of_row * of_column), coefficients.k);
         mean = moved;
       }
       for (int64_t r = 0; r < t.rows; r++)
-        x[matrix * t.rows + r] = Rule::along_rows(averages[r], mean, row.k);
+        x[matrix * t.rows + r] = Rule::row_factor(averages[r], mean, coefficients.k);
     }
-    for (int64_t c = 0; c < columns; c++) Rule::average(second[c], s.of_columns[c] / of_column, row.k);
-    for (int64_t c = 0; c < columns; c++) y[c] = Rule::along_columns(second[c], row.k);
+    for (int64_t c = 0; c < columns; c++)
+      Rule::average(second[c], s.of_columns[c] / of_column, coefficients.k);
+    for (int64_t c = 0; c < columns; c++) y[c] = Rule::column_factor(second[c], coefficients.k);
   } else if constexpr (Statistics<Rule>::along == Along::rows) {
     for (int64_t r = 0; r < rows; r++)
-      Rule::average_pair(first[r], second[r], s.of_rows[r] / of_row, row.k, x[r], x[rows + r]);
+      Rule::average_pair(first[r], second[r], s.of_rows[r] / of_row, coefficients.k, x[r], x[rows + r]);
   } else if constexpr (Statistics<Rule>::along == Along::columns) {
     for (int64_t c = 0; c < columns; c++)
-      Rule::average_pair(first[c], second[c], s.of_columns[c] / of_column, row.k, y[c], y[columns + c]);
+      Rule::average_pair(first[c], second[c], s.of_columns[c] / of_column, coefficients.k, y[c],
+                         y[columns + c]);
   }
 }
 
@@ -381,133 +385,135 @@ struct Accumulators {
 };
 
 template <class Rule>
-bool measures(const float* row) {
-  return Rule::measures(Row<Rule>(row).k);
+bool needs_norms(const float* coefficients) {
+  return Rule::needs_norms(Coefficients<Rule>(coefficients).k);
 }
 
 template <class Rule>
-void measure(const Work& w, int64_t index) {
-  const Row<Rule> row(w.row);
+void reduce_norms(const Operands& w, int64_t index) {
+  const Coefficients<Rule> coefficients(w.coefficients);
   const Tile tile = tile_at(w.tiling, index);
   Blocks<Rule> blocks(w, {false, false});
   Accumulators<Rule> sums(w.tiling);
-  blocks.visit(tile, tile.row, tile.rows,
-               [&](const Block& b, auto narrow) { measure_block<Rule, narrow.value>(b, row, sums.sums); });
+  blocks.visit(tile, tile.row, tile.rows, [&](const Block& b, auto narrow) {
+    reduce_norms_block<Rule, narrow.value>(b, coefficients, sums.sums);
+  });
   double totals[Rule::num_sums];
   sums.total(totals);
   for (int j = 0; j < Rule::num_sums; j++) w.scratch.tile_sums[index * Rule::num_sums + j] = totals[j];
 }
 
 template <class Rule>
-void sum_tiles(const Work& w) {
-  const Row<Rule> row(w.row);
+void sum_tiles(const Operands& w) {
+  const Coefficients<Rule> coefficients(w.coefficients);
   const Tiling& t = w.tiling;
   double totals[Rule::num_sums] = {};
-  if (Rule::measures(row.k))
+  if (Rule::needs_norms(coefficients.k))
     for (int64_t i = 0; i < count(t); i++)
       for (int j = 0; j < Rule::num_sums; j++) totals[j] += w.scratch.tile_sums[i * Rule::num_sums + j];
   for (int j = 0; j < Rule::num_sums; j++) w.scratch.of_tensor[j] = totals[j];
 }
 
-// The factors of a step that follow from sums over n elements.
+// The scales of a step that follow from sums over n elements.
 template <class Rule>
-typename Rule::Factors settled(const double* sums, int64_t n, const Row<Rule>& row) {
+typename Rule::StepScales finalized(const double* sums, int64_t n, const Coefficients<Rule>& coefficients) {
   double totals[Rule::num_sums];
   for (int j = 0; j < Rule::num_sums; j++) totals[j] = sums[j];
-  return Rule::settle(totals, n, row.k);
+  return Rule::finalize(totals, n, coefficients.k);
 }
 
 template <class Rule>
-void settle(const Work& w) {
-  const auto factors = settled<Rule>(w.scratch.of_tensor, w.counts.size, Row<Rule>(w.row));
-  __builtin_memcpy(w.scratch.factors, &factors, sizeof factors);
+void finalize(const Operands& w) {
+  const auto scales = finalized<Rule>(w.scratch.of_tensor, w.counts.size, Coefficients<Rule>(w.coefficients));
+  __builtin_memcpy(w.scratch.scales, &scales, sizeof scales);
 }
 
 // Sums over one row of a tile.
 template <class Rule>
-void measure_row(Blocks<Rule>& blocks, const Work& w, const Tile& tile, int64_t r, const Row<Rule>& row,
-                 double (&totals)[Rule::num_sums]) {
+void reduce_row(Blocks<Rule>& blocks, const Operands& w, const Tile& tile, int64_t r,
+                const Coefficients<Rule>& coefficients, double (&totals)[Rule::num_sums]) {
   Accumulators<Rule> sums(w.tiling);
-  blocks.visit(tile, r, 1,
-               [&](const Block& b, auto narrow) { measure_block<Rule, narrow.value>(b, row, sums.sums); });
+  blocks.visit(tile, r, 1, [&](const Block& b, auto narrow) {
+    reduce_norms_block<Rule, narrow.value>(b, coefficients, sums.sums);
+  });
   sums.total(totals);
 }
 
 template <class Rule>
-void measure_rows(const Work& w, int64_t index) {
-  const Row<Rule> row(w.row);
+void reduce_row_norms(const Operands& w, int64_t index) {
+  const Coefficients<Rule> coefficients(w.coefficients);
   const Tile tile = tile_at(w.tiling, index);
   Blocks<Rule> blocks(w, {false, false});
   for (int64_t r = tile.row; r < tile.row + tile.rows; r++) {
     double totals[Rule::num_sums];
-    measure_row(blocks, w, tile, r, row, totals);
+    reduce_row(blocks, w, tile, r, coefficients, totals);
     const int64_t at = (tile.matrix * w.tiling.rows + r) * Rule::num_sums;
     for (int j = 0; j < Rule::num_sums; j++) w.scratch.of_tensor[at + j] = totals[j];
   }
 }
 
-// measured: of a rule that takes each row by itself, the rows' sums are there.
+// reduced: of a rule that takes each row by itself, the rows' sums are there.
 template <class Rule, bool store_params>
-void step_tile(const Work& w, const Tile& tile, const Row<Rule>& row, bool measured) {
-  typename Sums<Rule>::Factors factors;
+void apply_tile(const Operands& w, const Tile& tile, const Coefficients<Rule>& coefficients, bool reduced) {
+  typename Sums<Rule>::StepScales scales;
   Blocks<Rule> blocks(w, {true, store_params});
   const auto update = [&](const Block& b, auto narrow) {
-    step_block<Rule, narrow.value, store_params>(b, row, factors);
+    apply_block<Rule, narrow.value, store_params>(b, coefficients, scales);
   };
   if constexpr (RowByRow<Rule>::value) {
     Blocks<Rule> unchanged(w, {false, false});
     for (int64_t r = tile.row; r < tile.row + tile.rows; r++) {
       double totals[Rule::num_sums];
       const double* sums = totals;
-      if (measured)
+      if (reduced)
         sums = w.scratch.of_tensor + (tile.matrix * w.tiling.rows + r) * Rule::num_sums;
       else
-        measure_row(unchanged, w, tile, r, row, totals);
-      factors = settled<Rule>(sums, w.counts.columns, row);
+        reduce_row(unchanged, w, tile, r, coefficients, totals);
+      scales = finalized<Rule>(sums, w.counts.columns, coefficients);
       blocks.visit(tile, r, 1, update);
     }
   } else {
-    if constexpr (Sums<Rule>::count > 0) __builtin_memcpy(&factors, w.scratch.factors, sizeof factors);
+    if constexpr (Sums<Rule>::count > 0) __builtin_memcpy(&scales, w.scratch.scales, sizeof scales);
     blocks.visit(tile, tile.row, tile.rows, update);
   }
 }
 
-template <class Rule, bool measured>
-void step(const Work& w, int64_t index) {
-  const Row<Rule> row(w.row);
+template <class Rule, bool reduced>
+void apply(const Operands& w, int64_t index) {
+  const Coefficients<Rule> coefficients(w.coefficients);
   const Tile tile = tile_at(w.tiling, index);
-  if (row.header.store_params != 0.f)
-    step_tile<Rule, true>(w, tile, row, measured);
+  if (coefficients.header.store_params != 0.f)
+    apply_tile<Rule, true>(w, tile, coefficients, reduced);
   else
-    step_tile<Rule, false>(w, tile, row, measured);
+    apply_tile<Rule, false>(w, tile, coefficients, reduced);
 }
 
 template <class Rule>
 CpuRule describe_reducing(const char* name) {
   using Kinds = StateKinds<Rule>;
   constexpr Along along = Statistics<Rule>::along;
-  static_assert(sizeof(typename Sums<Rule>::Factors) <= Reducer::max_factors * sizeof(float));
+  static_assert(sizeof(typename Sums<Rule>::StepScales) <= Reducer::max_scales * sizeof(float));
   Reducer r = {};
   r.row_arrays = Kinds::of_rows;
   r.column_arrays = Kinds::of_columns;
   r.row_sums = along == Along::rows || along == Along::both;
   r.column_sums = along == Along::columns || along == Along::both;
   if constexpr (along != Along::none) {
-    r.collect = collect<Rule>;
+    r.reduce_gradient = reduce_gradient<Rule>;
     r.sum_statistics = sum_statistics<Rule>;
-    r.finish = finish<Rule>;
+    r.update_factors = update_factors<Rule>;
   }
   r.num_sums = Sums<Rule>::count;
   r.whole_rows = RowByRow<Rule>::value;
-  r.step = r.step_measured = step<Rule, false>;
+  r.apply = r.apply_reduced = apply<Rule, false>;
   if constexpr (RowByRow<Rule>::value) {
-    r.measure_rows = measure_rows<Rule>;
-    r.step_measured = step<Rule, true>;
+    r.reduce_row_norms = reduce_row_norms<Rule>;
+    r.apply_reduced = apply<Rule, true>;
   } else if constexpr (Sums<Rule>::count > 0) {
-    r.measures = measures<Rule>;
-    r.measure = measure<Rule>;
+    r.needs_norms = needs_norms<Rule>;
+    r.reduce_norms = reduce_norms<Rule>;
     r.sum_tiles = sum_tiles<Rule>;
-    r.settle = settle<Rule>;
+    r.finalize = finalize<Rule>;
   }
   return {rule_info<Rule>(name), nullptr, r};
 }

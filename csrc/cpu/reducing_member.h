@@ -11,7 +11,7 @@ namespace danlu {
 struct ReducingMember {
   int tensor;  // its place among those of the step
   const Reducer* reducer;
-  Work work;
+  Operands operands;
   bool active;
 
   // matrix: batch, rows, columns. A tensor without elements has no tiles, and sums of 0.
@@ -19,18 +19,18 @@ struct ReducingMember {
     ReducingMember m = {};
     m.tensor = tensor;
     m.reducer = &reducer;
-    m.work.tiling = {matrix[0], matrix[1], matrix[2], 1, 1, 0, 0};
-    if (m.elements() > 0) m.work.tiling = tiling_of(matrix[0], matrix[1], matrix[2], reducer.whole_rows);
-    m.work.counts = {matrix[1], matrix[2], m.elements()};
-    m.work.fits_caches = m.elements() <= tiles::size;
+    m.operands.tiling = {matrix[0], matrix[1], matrix[2], 1, 1, 0, 0};
+    if (m.elements() > 0) m.operands.tiling = tiling_of(matrix[0], matrix[1], matrix[2], reducer.whole_rows);
+    m.operands.counts = {matrix[1], matrix[2], m.elements()};
+    m.operands.fits_caches = m.elements() <= tiles::size;
     return m;
   }
 
-  int64_t elements() const { return work.tiling.batch * work.tiling.rows * work.tiling.columns; }
-  int64_t tiles() const { return count(work.tiling); }
+  int64_t elements() const { return operands.tiling.batch * operands.tiling.rows * operands.tiling.columns; }
+  int64_t tiles() const { return count(operands.tiling); }
 
-  bool collects() const { return reducer->collect; }
-  bool measures() const { return reducer->measure && reducer->measures(work.row); }
+  bool collects() const { return reducer->reduce_gradient; }
+  bool needs_norms() const { return reducer->reduce_norms && reducer->needs_norms(operands.coefficients); }
 
   // Of float64 numbers; stops: with the sums that those who stop between passes have to see.
   size_t scratch_doubles(bool stops) const {
@@ -41,7 +41,7 @@ struct ReducingMember {
   }
 
   void place(double* room, bool stops) {
-    for_arrays(work.scratch, stops, [&](auto*& array, int64_t count) {
+    for_arrays(operands.scratch, stops, [&](auto*& array, int64_t count) {
       array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(room);
       room += doubles(array, count);
     });
@@ -51,7 +51,7 @@ struct ReducingMember {
   // Calls take(pointer, count) for each array of a scratch.
   template <class Take>
   void for_arrays(Scratch& s, bool stops, const Take& take) const {
-    const Tiling& t = work.tiling;
+    const Tiling& t = operands.tiling;
     const Reducer& r = *reducer;
     const bool both = r.row_sums && r.column_sums;
     take(s.row_sums, r.row_sums * t.batch * t.rows * t.column_tiles);
@@ -62,9 +62,9 @@ struct ReducingMember {
     take(s.of_matrices, both * t.batch);
     take(s.average_sums, both * t.batch);
     take(s.of_tensor, r.num_sums * (r.whole_rows ? stops * t.batch * t.rows : 1));
-    take(s.along_rows, r.row_arrays * t.batch * t.rows);
-    take(s.along_columns, r.column_arrays * t.batch * t.columns);
-    take(s.factors, Reducer::max_factors);
+    take(s.row_factors, r.row_arrays * t.batch * t.rows);
+    take(s.column_factors, r.column_arrays * t.batch * t.columns);
+    take(s.scales, Reducer::max_scales);
   }
 
   template <class T>

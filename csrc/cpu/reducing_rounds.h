@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../common/coefficient_rows.h"
+#include "../common/coefficient_table.h"
 #include "reducing_member.h"
 #include "threads.h"
 
@@ -24,11 +24,12 @@ class ReducingRounds {
 
   void add(int tensor, const Reducer& reducer, const std::array<int64_t, 3>& matrix) {
     members_.push_back(ReducingMember::of(tensor, reducer, matrix));
-    own_.push_back(members_.back().work.counts);
+    own_.push_back(members_.back().operands.counts);
   }
 
   // To the first stop: sums of statistics, or sums over tensors of rules that have none.
-  void reduce_gradient(const std::vector<Tensor>& tensors, const CoefficientRows& rows, int threads) {
+  void reduce_gradient(const std::vector<Tensor>& tensors, const CoefficientTable& coefficients,
+                       int threads) {
     size_t total = 0;
     for (const ReducingMember& m : members_) total += m.scratch_doubles(true);
     scratch_.assign(total, 0.0);
@@ -37,25 +38,26 @@ class ReducingRounds {
       ReducingMember& m = members_[i];
       m.place(room, true);
       room += m.scratch_doubles(true);
-      m.work.tensor = tensors[m.tensor];
-      m.work.counts = own_[i];
-      m.active = m.work.tensor.row >= 0;
-      if (m.active) m.work.row = rows[m.work.tensor.row];
+      m.operands.tensor = tensors[m.tensor];
+      m.operands.counts = own_[i];
+      m.active = m.operands.tensor.coefficients >= 0;
+      if (m.active) m.operands.coefficients = coefficients[m.operands.tensor.coefficients];
     }
     for_tiles(threads, [](const ReducingMember& m, int64_t tile) {
-      m.collects() ? m.reducer->collect(m.work, tile) : measure(m, tile);
+      m.collects() ? m.reducer->reduce_gradient(m.operands, tile) : reduce_norms(m, tile);
     });
-    for_members(threads,
-                [](const ReducingMember& m) { m.collects() ? m.reducer->sum_statistics(m.work) : sum(m); });
+    for_members(threads, [](const ReducingMember& m) {
+      m.collects() ? m.reducer->sum_statistics(m.operands) : sum(m);
+    });
   }
 
   // To the second stop: sums over tensors of rules that have statistics, too.
   void reduce_norms(int threads) {
     for_members(threads, [](const ReducingMember& m) {
-      if (m.collects()) m.reducer->finish(m.work);
+      if (m.collects()) m.reducer->update_factors(m.operands);
     });
     for_tiles(threads, [](const ReducingMember& m, int64_t tile) {
-      if (m.collects()) measure(m, tile);
+      if (m.collects()) reduce_norms(m, tile);
     });
     for_members(threads, [](const ReducingMember& m) {
       if (m.collects()) sum(m);
@@ -65,17 +67,18 @@ class ReducingRounds {
   // To the end.
   void apply(int threads) {
     for_members(threads, [](const ReducingMember& m) {
-      if (m.reducer->settle) m.reducer->settle(m.work);
+      if (m.reducer->finalize) m.reducer->finalize(m.operands);
     });
-    for_tiles(threads, [](const ReducingMember& m, int64_t tile) { m.reducer->step_measured(m.work, tile); });
+    for_tiles(threads,
+              [](const ReducingMember& m, int64_t tile) { m.reducer->apply_reduced(m.operands, tile); });
   }
 
   // What a tensor leaves at a stop, 0 or 1; nothing where it passes by.
   std::vector<Array> sums(int tensor, int stop) {
     for (ReducingMember& m : members_) {
       if (m.tensor != tensor || !m.active) continue;
-      const Tiling& t = m.work.tiling;
-      const Scratch& s = m.work.scratch;
+      const Tiling& t = m.operands.tiling;
+      const Scratch& s = m.operands.scratch;
       std::vector<Array> found;
       const auto take = [&](const char* of, double* values, int64_t count) {
         found.push_back({of, values, count});
@@ -101,22 +104,22 @@ class ReducingRounds {
   // The sums of a tensor are those of a larger one from now on.
   void count(int tensor, const Counts& counts) {
     for (ReducingMember& m : members_)
-      if (m.tensor == tensor) m.work.counts = counts;
+      if (m.tensor == tensor) m.operands.counts = counts;
   }
 
  private:
-  static void measure(const ReducingMember& m, int64_t tile) {
-    if (m.reducer->measure_rows) m.reducer->measure_rows(m.work, tile);
-    if (m.measures()) m.reducer->measure(m.work, tile);
+  static void reduce_norms(const ReducingMember& m, int64_t tile) {
+    if (m.reducer->reduce_row_norms) m.reducer->reduce_row_norms(m.operands, tile);
+    if (m.needs_norms()) m.reducer->reduce_norms(m.operands, tile);
   }
 
   static void sum(const ReducingMember& m) {
-    if (m.reducer->sum_tiles) m.reducer->sum_tiles(m.work);
+    if (m.reducer->sum_tiles) m.reducer->sum_tiles(m.operands);
   }
 
   template <class See>
   void for_members(int threads, const See& see) {
-    parallel_claims(int64_t(members_.size()), threads, [&](int64_t i) {
+    parallel_items(int64_t(members_.size()), threads, [&](int64_t i) {
       if (members_[i].active) see(members_[i]);
     });
   }
@@ -125,9 +128,9 @@ class ReducingRounds {
   void for_tiles(int threads, const See& see) {
     first_.assign(1, 0);
     for (const ReducingMember& m : members_) first_.push_back(first_.back() + (m.active ? m.tiles() : 0));
-    parallel_claims(first_.back(), threads, [&](int64_t claim) {
-      const size_t i = std::upper_bound(first_.begin(), first_.end(), claim) - first_.begin() - 1;
-      see(members_[i], claim - first_[i]);
+    parallel_items(first_.back(), threads, [&](int64_t item) {
+      const size_t i = std::upper_bound(first_.begin(), first_.end(), item) - first_.begin() - 1;
+      see(members_[i], item - first_[i]);
     });
   }
 

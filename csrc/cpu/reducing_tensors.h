@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "../common/coefficient_rows.h"
+#include "../common/coefficient_table.h"
 #include "reducing_member.h"
 
 namespace danlu {
@@ -25,11 +25,11 @@ class ReducingTensors {
 
   // After the last add().
   void bind() {
-    claims_.clear();
+    items_.clear();
     std::vector<int> alone;
     int shared = 0;
     for (size_t i = 0; i < members_.size(); i++) {
-      const Tiling& t = members_[i].work.tiling;
+      const Tiling& t = members_[i].operands.tiling;
       size_t& room = is_shared(t) ? shared_doubles_ : own_doubles_;
       room = std::max(room, members_[i].scratch_doubles(false));
       if (!is_shared(t)) {
@@ -39,7 +39,7 @@ class ReducingTensors {
       const int order = shared++;
       for (int pass = 0; pass < passes; pass++)
         for (int64_t tile = 0; tile < count(t); tile++)
-          claims_.push_back({int(i), 1, pass, pass == 1 ? count(t) - 1 - tile : tile, order});
+          items_.push_back({int(i), 1, pass, pass == 1 ? count(t) - 1 - tile : tile, order});
     }
     progress_.reset(new Progress[shared]);
     // the largest first, so that all threads end together; small ones in memory's order, in groups
@@ -52,56 +52,56 @@ class ReducingTensors {
     for (size_t i = 0; i < alone.size(); i++) {
       const int64_t size = members_[alone[i]].elements();
       if (i > 0 && filled + size <= group_size) {
-        claims_.back().members++;
+        items_.back().members++;
         filled += size;
       } else {
-        claims_.push_back({int(i), 1, every_pass, 0, 0});
+        items_.push_back({int(i), 1, every_pass, 0, 0});
         filled = size;
       }
     }
     shared_scratch_.assign(size_t(std::min(shared, most_shared)) * shared_doubles_, 0.0);
   }
 
-  int64_t claims() const { return int64_t(claims_.size()); }
+  int64_t items() const { return int64_t(items_.size()); }
 
   // Bytes that the passes need beside the tensors.
   int64_t scratch_bytes(int threads) const {
     return int64_t(sizeof(double)) * (shared_scratch_.size() + size_t(threads) * own_doubles_);
   }
 
-  // Before the claims of a step.
-  void start(const std::vector<Tensor>& tensors, const CoefficientRows& rows, int threads) {
+  // Before the items of a step.
+  void start(const std::vector<Tensor>& tensors, const CoefficientTable& coefficients, int threads) {
     own_scratch_.resize(std::max(own_scratch_.size(), size_t(threads) * own_doubles_));
     int shared = 0;
     for (Member& m : members_) {
-      m.work.tensor = tensors[m.tensor];
-      m.active = m.work.tensor.row >= 0;
-      if (m.active) m.work.row = rows[m.work.tensor.row];
-      if (!is_shared(m.work.tiling)) continue;
+      m.operands.tensor = tensors[m.tensor];
+      m.active = m.operands.tensor.coefficients >= 0;
+      if (m.active) m.operands.coefficients = coefficients[m.operands.tensor.coefficients];
+      if (!is_shared(m.operands.tiling)) continue;
       m.place(&shared_scratch_[size_t(shared % most_shared) * shared_doubles_], false);
-      progress_[shared].left = count(m.work.tiling);
+      progress_[shared].left = count(m.operands.tiling);
       progress_[shared++].pass = m.active ? 0 : passes;
     }
   }
 
   void work(int64_t index) {
-    const Claim& claim = claims_[index];
-    if (claim.pass != every_pass) {
-      work_together(claim);
+    const WorkItem& item = items_[index];
+    if (item.pass != every_pass) {
+      work_together(item);
       return;
     }
     double* scratch = own_scratch_.data() + size_t(omp_get_thread_num()) * own_doubles_;
-    for (int i = claim.first; i < claim.first + claim.members; i++) {
+    for (int i = item.first; i < item.first + item.members; i++) {
       Member& m = members_[order_[i]];
       if (!m.active) continue;
       m.place(scratch, false);
-      m.work.next = {};
-      if (i + 1 < claim.first + claim.members && members_[order_[i + 1]].active) {
-        const Work& next = members_[order_[i + 1]].work;
-        m.work.next = next.fits_caches ? next.tensor.g : Storage{};
-        m.work.next_size = next.tensor.size;
+      m.operands.next = {};
+      if (i + 1 < item.first + item.members && members_[order_[i + 1]].active) {
+        const Operands& next = members_[order_[i + 1]].operands;
+        m.operands.next = next.fits_caches ? next.tensor.g : Storage{};
+        m.operands.next_size = next.tensor.size;
       }
-      const int64_t tiles = count(m.work.tiling);
+      const int64_t tiles = count(m.operands.tiling);
       for (int pass = 0; pass < passes; pass++) {
         // each pass begins where the last one ended, at what is still in the caches
         for (int64_t tile = 0; tile < tiles; tile++) visit(m, pass, pass == 1 ? tiles - 1 - tile : tile);
@@ -117,7 +117,7 @@ class ReducingTensors {
 
   using Member = ReducingMember;
 
-  struct Claim {
+  struct WorkItem {
     int first, members;  // of order_, or one of members_ if it is shared
     int pass;
     int64_t tile;
@@ -133,35 +133,35 @@ class ReducingTensors {
 
   static void visit(const Member& m, int pass, int64_t tile) {
     const Reducer& r = *m.reducer;
-    if (pass == 0 && m.collects()) r.collect(m.work, tile);
-    if (pass == 1 && m.measures()) r.measure(m.work, tile);
-    if (pass == 2) r.step(m.work, tile);
+    if (pass == 0 && m.collects()) r.reduce_gradient(m.operands, tile);
+    if (pass == 1 && m.needs_norms()) r.reduce_norms(m.operands, tile);
+    if (pass == 2) r.apply(m.operands, tile);
   }
 
   static void conclude(const Member& m, int pass) {
     const Reducer& r = *m.reducer;
     if (pass == 0 && m.collects()) {
-      r.sum_statistics(m.work);
-      r.finish(m.work);
+      r.sum_statistics(m.operands);
+      r.update_factors(m.operands);
     }
-    if (pass == 1 && r.settle) {
-      r.sum_tiles(m.work);
-      r.settle(m.work);
+    if (pass == 1 && r.finalize) {
+      r.sum_tiles(m.operands);
+      r.finalize(m.operands);
     }
   }
 
-  // A claim waits only for claims that were taken before it.
-  void work_together(const Claim& claim) {
-    const Member& m = members_[claim.first];
+  // A item waits only for items that were taken before it.
+  void work_together(const WorkItem& item) {
+    const Member& m = members_[item.first];
     if (!m.active) return;
-    Progress& progress = progress_[claim.order];
-    if (claim.order >= most_shared) wait(progress_[claim.order - most_shared], passes);  // has its scratch
-    wait(progress, claim.pass);
-    visit(m, claim.pass, claim.tile);
+    Progress& progress = progress_[item.order];
+    if (item.order >= most_shared) wait(progress_[item.order - most_shared], passes);  // has its scratch
+    wait(progress, item.pass);
+    visit(m, item.pass, item.tile);
     if (progress.left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    conclude(m, claim.pass);
-    progress.left.store(count(m.work.tiling), std::memory_order_relaxed);
-    progress.pass.store(claim.pass + 1, std::memory_order_release);
+    conclude(m, item.pass);
+    progress.left.store(count(m.operands.tiling), std::memory_order_relaxed);
+    progress.pass.store(item.pass + 1, std::memory_order_release);
   }
 
   static void wait(const Progress& progress, int pass) {
@@ -171,7 +171,7 @@ class ReducingTensors {
 
   std::vector<Member> members_;
   std::vector<int> order_;  // those that are not shared, the largest first
-  std::vector<Claim> claims_;
+  std::vector<WorkItem> items_;
   std::unique_ptr<Progress[]> progress_;
   std::vector<double> shared_scratch_, own_scratch_;
   size_t shared_doubles_ = 0, own_doubles_ = 0;

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../common/coefficient_rows.h"
+#include "../common/coefficient_table.h"
 #include "../common/listed_rows.h"
 #include "kernel.h"
 #include "lazy_tensors.h"
@@ -38,23 +38,23 @@ class ParallelStep {
     kernels_.push_back(nullptr);
   }
 
-  // After the last one: cuts the tensors into claims of about claim_size elements, small tensors together.
+  // After the last one: cuts the tensors into items of about item_size elements, small tensors together.
   void bind(const std::vector<Tensor>& tensors) {
     reducing_.bind();
     chunks_.clear();
-    claims_ = {0};
+    items_ = {0};
     int64_t filled = 0;
     for (size_t i = 0; i < tensors.size(); i++)
-      for (int64_t begin = 0; begin < tensors[i].size; begin += claim_size) {
-        const int64_t end = std::min(tensors[i].size, begin + claim_size);
-        if (filled + end - begin > claim_size && filled > 0) {
-          claims_.push_back(chunks_.size());
+      for (int64_t begin = 0; begin < tensors[i].size; begin += item_size) {
+        const int64_t end = std::min(tensors[i].size, begin + item_size);
+        if (filled + end - begin > item_size && filled > 0) {
+          items_.push_back(chunks_.size());
           filled = 0;
         }
         chunks_.push_back({kernels_[i], int32_t(i), begin, end});
         filled += end - begin;
       }
-    if (filled > 0) claims_.push_back(chunks_.size());
+    if (filled > 0) items_.push_back(chunks_.size());
   }
 
   // Of the gradients, in an order that does not depend on the threads.
@@ -63,16 +63,16 @@ class ParallelStep {
     const auto lists = [&](int tensor) {
       return std::any_of(listed.begin(), listed.end(), [&](const auto& l) { return l.tensor == tensor; });
     };
-    const int64_t claims = int64_t(claims_.size()) - 1;
+    const int64_t items = int64_t(items_.size()) - 1;
     // a core that only reads reaches its speed after some hundred KB
     constexpr int64_t together = 4;
-    partial_sums_.assign(claims, 0.0);
-    parallel_claims(divided_up(claims, together), threads, [&](int64_t first) {
-      for (int64_t claim = first * together; claim < std::min(claims, (first + 1) * together); claim++)
-        for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
+    partial_sums_.assign(items, 0.0);
+    parallel_items(divided_up(items, together), threads, [&](int64_t first) {
+      for (int64_t item = first * together; item < std::min(items, (first + 1) * together); item++)
+        for (size_t c = items_[item]; c < items_[item + 1]; c++) {
           const Tensor& t = tensors[chunks_[c].tensor];
-          if (t.row >= 0 && !lists(chunks_[c].tensor))
-            partial_sums_[claim] += sum_squares(t.g, chunks_[c].begin, chunks_[c].end);
+          if (t.coefficients >= 0 && !lists(chunks_[c].tensor))
+            partial_sums_[item] += sum_squares(t.g, chunks_[c].begin, chunks_[c].end);
         }
     });
     const double of_lists = lazy_.squares(tensors, listed, threads);
@@ -80,26 +80,26 @@ class ParallelStep {
   }
 
   void run(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
-           const CoefficientRows& rows, int threads) {
-    reducing_.start(tensors, rows, threads);
-    run_claims(tensors, listed, rows, threads, reducing_.claims());
+           const CoefficientTable& coefficients, int threads) {
+    reducing_.start(tensors, coefficients, threads);
+    run_items(tensors, listed, coefficients, threads, reducing_.items());
   }
 
-  // The same in three parts, between which somebody may change the sums of rules that reduce. The rows stay
-  // where they are from the first to the last.
+  // The same in three parts, between which somebody may change the sums of rules that reduce. The
+  // coefficients stay where they are from the first to the last.
   ReducingRounds& rounds() { return rounds_; }
 
   void apply(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
-             const CoefficientRows& rows, int threads) {
+             const CoefficientTable& coefficients, int threads) {
     rounds_.apply(threads);
-    run_claims(tensors, listed, rows, threads, 0);
+    run_items(tensors, listed, coefficients, threads, 0);
   }
 
   // Beside parameters, gradients and states.
   int64_t scratch_bytes(int threads) const { return reducing_.scratch_bytes(threads); }
 
  private:
-  static constexpr int64_t claim_size = 65536;
+  static constexpr int64_t item_size = 65536;
 
   struct Chunk {
     Kernel kernel;
@@ -107,21 +107,22 @@ class ParallelStep {
     int64_t begin, end;
   };
 
-  // The first `reducing` claims are those of reducing_.
-  void run_claims(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
-                  const CoefficientRows& rows, int threads, int64_t reducing) {
-    lazy_.start(tensors, listed, rows, threads);
-    const int64_t lazy = lazy_.claims();
-    const int64_t elementwise = elementwise_ ? int64_t(claims_.size()) - 1 : 0;
-    parallel_claims(reducing + lazy + elementwise, threads, [&](int64_t claim) {
-      if (claim < reducing) return reducing_.work(claim);
-      claim -= reducing;
-      if (claim < lazy) return lazy_.work(claim);
-      claim -= lazy;
-      for (size_t c = claims_[claim]; c < claims_[claim + 1]; c++) {
+  // The first `reducing` items are those of reducing_.
+  void run_items(const std::vector<Tensor>& tensors, const std::vector<ListedRows>& listed,
+                 const CoefficientTable& coefficients, int threads, int64_t reducing) {
+    lazy_.start(tensors, listed, coefficients, threads);
+    const int64_t lazy = lazy_.items();
+    const int64_t elementwise = elementwise_ ? int64_t(items_.size()) - 1 : 0;
+    parallel_items(reducing + lazy + elementwise, threads, [&](int64_t item) {
+      if (item < reducing) return reducing_.work(item);
+      item -= reducing;
+      if (item < lazy) return lazy_.work(item);
+      item -= lazy;
+      for (size_t c = items_[item]; c < items_[item + 1]; c++) {
         const Chunk& chunk = chunks_[c];
         const Tensor& t = tensors[chunk.tensor];
-        if (t.row >= 0 && chunk.kernel) chunk.kernel(t, chunk.begin, chunk.end, rows[t.row]);
+        if (t.coefficients >= 0 && chunk.kernel)
+          chunk.kernel(t, chunk.begin, chunk.end, coefficients[t.coefficients]);
       }
     });
   }
@@ -132,8 +133,8 @@ class ParallelStep {
   ReducingRounds rounds_;
   LazyTensors lazy_;
   std::vector<Chunk> chunks_;
-  std::vector<size_t> claims_;        // claim i is chunks [claims_[i], claims_[i + 1])
-  std::vector<double> partial_sums_;  // of each claim
+  std::vector<size_t> items_;         // item i is chunks [items_[i], items_[i + 1])
+  std::vector<double> partial_sums_;  // of each item
 };
 
 }  // namespace danlu

@@ -11,7 +11,7 @@ namespace danlu {
 namespace stream_detail {
 constexpr int64_t chunk = 65536;
 
-// at most 256 bits, so that the figures of all machines have one measure
+// at most 256 bits, so that the figures of all machines have one reduce_norms
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define YARDSTICK __attribute__((target_clones("avx2", "default")))
 #else
@@ -51,8 +51,8 @@ inline uint32_t read_through(uintptr_t address, int64_t size, int threads) {
   constexpr int64_t chunk = 4 * stream_detail::chunk;
   const uint32_t* x = reinterpret_cast<const uint32_t*>(address);
   std::atomic<uint32_t> all{0};
-  parallel_claims((size + chunk - 1) / chunk, threads, [&](int64_t claim) {
-    all ^= stream_detail::combine(x + claim * chunk, std::min(size - claim * chunk, chunk));
+  parallel_items((size + chunk - 1) / chunk, threads, [&](int64_t item) {
+    all ^= stream_detail::combine(x + item * chunk, std::min(size - item * chunk, chunk));
   });
   return all;
 }
@@ -65,8 +65,8 @@ inline void stream(const std::vector<uintptr_t>& written, uintptr_t read, int64_
   for (size_t i = 0; i < written.size(); i++) arrays[i] = reinterpret_cast<float*>(written[i]);
   const float* g = reinterpret_cast<const float*>(read);
   const auto shift = [](float* base, int64_t by) { return base ? base + by : nullptr; };
-  parallel_claims((size + stream_detail::chunk - 1) / stream_detail::chunk, threads, [&](int64_t claim) {
-    const int64_t at = claim * stream_detail::chunk, n = std::min(size - at, stream_detail::chunk);
+  parallel_items((size + stream_detail::chunk - 1) / stream_detail::chunk, threads, [&](int64_t item) {
+    const int64_t at = item * stream_detail::chunk, n = std::min(size - at, stream_detail::chunk);
     stream_detail::update(arrays[0] + at, shift(arrays[1], at), shift(arrays[2], at), g + at, n);
   });
 }

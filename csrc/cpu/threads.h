@@ -11,9 +11,9 @@
 
 namespace danlu {
 
-// Calls work(i) for every i in [0, count) from at most `threads` threads, which claim one i after the other.
+// Calls work(i) for every i in [0, count) from at most `threads` threads, which item one i after the other.
 template <class Work>
-void parallel_claims(int64_t count, int threads, const Work& work) {
+void parallel_items(int64_t count, int threads, const Work& work) {
   // OpenMP hangs in a forked child whose parent had a team
   static const pid_t creator = getpid();
   const int team = getpid() == creator ? int(std::min<int64_t>(threads, count)) : 1;

@@ -73,11 +73,11 @@ struct Elements {
     if constexpr (second_moment) store_values(s.v + at, v);
   }
 
-  __device__ __forceinline__ void update(int j, const Row<Rule>& row) {
+  __device__ __forceinline__ void update(int j, const Coefficients<Rule>& coefficients) {
     float s[Rule::num_states];
     s[0] = m[j];
     if constexpr (second_moment) s[1] = v[j];
-    p[j] = outcome<Rule>(p[j], Rule::step(p[j], row.header.factor * g[j], s, row.k));
+    p[j] = outcome<Rule>(p[j], Rule::step(p[j], coefficients.header.factor * g[j], s, coefficients.k));
     m[j] = s[0];
     if constexpr (second_moment) v[j] = s[1];
   }
@@ -108,18 +108,19 @@ __device__ __forceinline__ Span<Rule, F> span_of(const List& list, const Chunk& 
 }
 
 template <class Rule, class List>
-__device__ __forceinline__ Row<Rule> load_row(const List& list, int row) {
-  if (list.device_rows) return row_at<Rule>(list.device_rows + int64_t(row) * list.row_stride, list.clip);
-  return row_at<Rule>(list.host_row(row), list.clip);
+__device__ __forceinline__ Coefficients<Rule> load_coefficients(const List& list, int set) {
+  if (list.device_coefficients)
+    return coefficients_at<Rule>(list.device_coefficients + int64_t(set) * list.stride, list.clip);
+  return coefficients_at<Rule>(list.host_coefficients(set), list.clip);
 }
 
 template <class Rule, class F, class S, class List>
-__global__ void __launch_bounds__(S::threads, S::min_blocks) step_kernel(const List __grid_constant__ list) {
+__global__ void __launch_bounds__(S::threads, S::min_blocks) apply_kernel(const List __grid_constant__ list) {
   if (list.found_inf && *list.found_inf != 0.f) return;
   const Chunk chunk = find_chunk<Rule::num_states>(list, blockIdx.x, gridDim.x, S::chunk_size);
   const Span<Rule, F> span = span_of<Rule, F>(list, chunk);
-  const Row<Rule> row = load_row<Rule>(list, chunk.row);
-  const bool store_params = row.header.store_params != 0.f;
+  const Coefficients<Rule> coefficients = load_coefficients<Rule>(list, chunk.set);
+  const bool store_params = coefficients.header.store_params != 0.f;
 
   // Neighbouring threads take neighbouring packs.
   constexpr int width = S::elements < Span<Rule, F>::width ? S::elements : Span<Rule, F>::width;
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(S::threads, S::min_blocks) step_kernel(const L
     for (int i = 0; i < packs; i++) {
       if (first + i * stride >= vector_end) break;
 #pragma unroll
-      for (int j = 0; j < width; j++) e[i].update(j, row);
+      for (int j = 0; j < width; j++) e[i].update(j, coefficients);
       e[i].store_all(span, first + i * stride, store_params);
     }
   }
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(S::threads, S::min_blocks) step_kernel(const L
   for (int at = vector_end + threadIdx.x; at < span.size; at += S::threads) {
     Elements<Rule, 1> e;
     e.load_all(span, at);
-    e.update(0, row);
+    e.update(0, coefficients);
     e.store_all(span, at, store_params);
   }
 }
@@ -155,7 +156,7 @@ template <class Rule, class F, class S = DefaultShape>
 cudaError_t launch(LaunchPacker& packer, cudaStream_t stream) {
   return packer.launch([&](auto& list, unsigned blocks) {
     void* arguments[] = {&list};
-    return cudaLaunchKernel(step_kernel<Rule, F, S, std::decay_t<decltype(list)>>, dim3(blocks),
+    return cudaLaunchKernel(apply_kernel<Rule, F, S, std::decay_t<decltype(list)>>, dim3(blocks),
                             dim3(S::threads), arguments, 0, stream);
   });
 }

@@ -1,4 +1,4 @@
-// What all kernels have in common: storage formats, coefficient rows.
+// What all kernels have in common: storage formats, coefficients.
 #pragma once
 #include <initializer_list>
 #include <type_traits>
@@ -31,8 +31,8 @@ constexpr int pack_width(std::initializer_list<size_t> sizes) {
 }
 
 template <class Rule>
-struct Row {
-  RowHeader header;
+struct Coefficients {
+  CoefficientsHeader header;
   typename Rule::Coeffs k;
 };
 
@@ -50,10 +50,10 @@ __device__ __forceinline__ T read_floats(const float* from) {
 
 // clip: null, or multiplies every gradient
 template <class Rule>
-__device__ __forceinline__ Row<Rule> row_at(const float* from, const float* clip) {
-  Row<Rule> row = read_floats<Row<Rule>>(from);
-  if (clip) row.header.factor *= *clip;
-  return row;
+__device__ __forceinline__ Coefficients<Rule> coefficients_at(const float* from, const float* clip) {
+  Coefficients<Rule> coefficients = read_floats<Coefficients<Rule>>(from);
+  if (clip) coefficients.header.factor *= *clip;
+  return coefficients;
 }
 
 }  // namespace danlu

@@ -1,5 +1,5 @@
 // What one launch sees of its tensors, by value: the most that a kernel's parameters hold, or a tenth of it,
-// since a launch copies all of them. A packed list of tensors grows from the front, coefficient rows grow
+// since a launch copies all of them. A packed list of tensors grows from the front, coefficients grow
 // from the back. There is no map from blocks to tensors: a block finds its tensor by binary search, so that
 // the size of tensors does not count, only their number.
 #pragma once
@@ -14,7 +14,7 @@
 namespace danlu {
 
 // A tensor takes as many words as it has pointers (parameter, gradient, states), and one for
-// {first chunk: 32 bits, row: 16, size of its last chunk - 1: 16}.
+// {first chunk: 32 bits, set of coefficients: 16, size of its last chunk - 1: 16}.
 __host__ __device__ constexpr int words_of_tensor(int num_states) { return 2 + num_states + 1; }
 
 // CUDA 12.1 and newer allow 32,764 bytes. On sm_90 parameters begin at c[0x0][0x210], and ptxas leaves
@@ -23,11 +23,11 @@ __host__ __device__ constexpr int words_of_tensor(int num_states) { return 2 + n
 constexpr int long_list = 31 * 1024, short_list = 4 * 1024;
 
 struct LaunchHead {
-  const float* device_rows;  // coefficient rows computed on the device, or null: they stand in the list
-  const float* found_inf;    // or null; where it is not 0 the launch does nothing
-  const float* clip;         // or null; multiplies every gradient
+  const float* device_coefficients;  // coefficients computed on the device, or null: they stand in the list
+  const float* found_inf;            // or null; where it is not 0 the launch does nothing
+  const float* clip;                 // or null; multiplies every gradient
   int32_t num_tensors;
-  int32_t row_stride;  // floats from one coefficient row to the next
+  int32_t stride;  // floats from one coefficients to the next
 };
 
 template <int bytes>
@@ -50,12 +50,12 @@ struct LaunchList : LaunchHead {
     return uint32_t(packed<num_states>(tensor) >> 32);
   }
 
-  __host__ __device__ static int row(uint64_t packed) { return int((packed >> 16) & 0xffff); }
+  __host__ __device__ static int set(uint64_t packed) { return int((packed >> 16) & 0xffff); }
   __host__ __device__ static int last_size(uint64_t packed) { return int(packed & 0xffff) + 1; }
 
-  // Row 0 ends where the list ends.
-  __host__ __device__ const float* host_row(int row) const {
-    return reinterpret_cast<const float*>(words + num_words) - int64_t(row + 1) * row_stride;
+  // Set 0 ends where the list ends.
+  __host__ __device__ const float* host_coefficients(int set) const {
+    return reinterpret_cast<const float*>(words + num_words) - int64_t(set + 1) * stride;
   }
 };
 
@@ -63,7 +63,7 @@ static_assert(sizeof(LaunchList<long_list>) <= long_list && sizeof(LaunchList<sh
 
 // The part of a tensor that one block has.
 struct Chunk {
-  int tensor, row;
+  int tensor, set;
   int64_t offset;  // of its first element
   int size;
 };
@@ -84,7 +84,7 @@ __host__ __device__ inline Chunk find_chunk(const List& list, uint32_t block, ui
       tensor + 1 < list.num_tensors ? list.template first_chunk<num_states>(tensor + 1) : blocks;
   const int64_t offset = int64_t(block - uint32_t(packed >> 32)) * chunk_size;
   const int size = block + 1 < next ? chunk_size : List::last_size(packed);
-  return {tensor, List::row(packed), offset, size};
+  return {tensor, List::set(packed), offset, size};
 }
 
 // Fills one launch's list after the other.
@@ -92,10 +92,13 @@ class LaunchPacker {
  public:
   static constexpr int64_t max_blocks = (int64_t{1} << 31) - 1;
 
-  // row_length: floats of a coefficient row; device_rows: where they are if the device computed them, with
-  // row_length as stride
-  LaunchPacker(int num_states, int row_length, int chunk_size, const float* device_rows)
-      : num_states_(num_states), row_length_(row_length), chunk_size_(chunk_size), device_rows_(device_rows) {
+  // num_floats: floats of a coefficients; device_coefficients: where they are if the device computed them,
+  // with num_floats as stride
+  LaunchPacker(int num_states, int num_floats, int chunk_size, const float* device_coefficients)
+      : num_states_(num_states),
+        num_floats_(num_floats),
+        chunk_size_(chunk_size),
+        device_coefficients_(device_coefficients) {
     clear();
   }
 
@@ -104,12 +107,14 @@ class LaunchPacker {
   bool add(const Tensor& t, const float* coefficients) {
     const int64_t chunks = (t.size + chunk_size_ - 1) / chunk_size_;
     if (num_blocks_ > 0 && num_blocks_ + chunks > max_blocks) return false;
-    if (list_.num_tensors == 0) first_row_ = t.row;
-    const bool new_row = !device_rows_ && place_of(t.row) < 0;
-    const int64_t row = device_rows_ ? t.row - first_row_ : new_row ? num_rows_ : place_of(t.row);
-    if (row < 0 || row > 0xffff) return false;
+    if (list_.num_tensors == 0) first_set_ = t.coefficients;
+    const bool new_set = !device_coefficients_ && place_of(t.coefficients) < 0;
+    const int64_t set = device_coefficients_ ? t.coefficients - first_set_
+                        : new_set            ? num_sets_
+                                             : place_of(t.coefficients);
+    if (set < 0 || set > 0xffff) return false;
     const int words = words_of_tensor(num_states_);
-    const int64_t more = int64_t(list_.num_tensors + 1) * words + words_of_rows(num_rows_ + new_row);
+    const int64_t more = int64_t(list_.num_tensors + 1) * words + words_of_sets(num_sets_ + new_set);
     if (more > list_.num_words) return false;
 
     uint64_t* w = list_.words + list_.num_tensors * words;
@@ -117,22 +122,22 @@ class LaunchPacker {
     *w++ = reinterpret_cast<uint64_t>(t.g.data);
     for (int i = 0; i < num_states_; i++) *w++ = reinterpret_cast<uint64_t>(t.states[i].data);
     *w =
-        uint64_t(num_blocks_) << 32 | uint64_t(row) << 16 | uint64_t(t.size - (chunks - 1) * chunk_size_ - 1);
+        uint64_t(num_blocks_) << 32 | uint64_t(set) << 16 | uint64_t(t.size - (chunks - 1) * chunk_size_ - 1);
     list_.num_tensors++;
     num_blocks_ += chunks;
-    if (new_row) {
-      place_of(t.row) = num_rows_++;
-      float* to = const_cast<float*>(list_.host_row(int(row)));
-      for (int i = 0; i < row_length_; i++) to[i] = coefficients[i];
+    if (new_set) {
+      place_of(t.coefficients) = num_sets_++;
+      float* to = const_cast<float*>(list_.host_coefficients(int(set)));
+      for (int i = 0; i < num_floats_; i++) to[i] = coefficients[i];
     }
     return true;
   }
 
   void clear() {
     list_.num_tensors = 0;
-    list_.row_stride = row_length_;
+    list_.stride = num_floats_;
     num_blocks_ = 0;
-    num_rows_ = 0;
+    num_sets_ = 0;
     places_.clear();
   }
 
@@ -144,31 +149,34 @@ class LaunchPacker {
   // Calls launch(list, blocks) with the short list if everything fits into it, with the long one else.
   template <class Launch>
   cudaError_t launch(const Launch& launch) {
-    list_.device_rows = device_rows_ ? device_rows_ + int64_t(first_row_) * row_length_ : nullptr;
+    list_.device_coefficients =
+        device_coefficients_ ? device_coefficients_ + int64_t(first_set_) * num_floats_ : nullptr;
     const int64_t tensors = int64_t(list_.num_tensors) * words_of_tensor(num_states_);
-    const int64_t rows = words_of_rows(num_rows_);
-    if (tensors + rows > LaunchList<short_list>::num_words) return launch(list_, unsigned(num_blocks_));
+    const int64_t sets = words_of_sets(num_sets_);
+    if (tensors + sets > LaunchList<short_list>::num_words) return launch(list_, unsigned(num_blocks_));
     LaunchList<short_list> list;
     static_cast<LaunchHead&>(list) = list_;
     std::copy_n(list_.words, tensors, list.words);
-    std::copy_n(std::end(list_.words) - rows, rows, std::end(list.words) - rows);
+    std::copy_n(std::end(list_.words) - sets, sets, std::end(list.words) - sets);
     return launch(list, unsigned(num_blocks_));
   }
 
  private:
-  int64_t words_of_rows(int rows) const { return device_rows_ ? 0 : (int64_t(rows) * row_length_ + 1) / 2; }
-
-  // Where this launch has a coefficient row; -1: nowhere yet.
-  int& place_of(int row) {
-    if (row >= int(places_.size())) places_.resize(row + 1, -1);
-    return places_[row];
+  int64_t words_of_sets(int sets) const {
+    return device_coefficients_ ? 0 : (int64_t(sets) * num_floats_ + 1) / 2;
   }
 
-  const int num_states_, row_length_, chunk_size_;
-  const float* const device_rows_;
+  // Where this launch has a coefficients; -1: nowhere yet.
+  int& place_of(int set) {
+    if (set >= int(places_.size())) places_.resize(set + 1, -1);
+    return places_[set];
+  }
+
+  const int num_states_, num_floats_, chunk_size_;
+  const float* const device_coefficients_;
   LaunchList<long_list> list_;
   int64_t num_blocks_;
-  int num_rows_, first_row_ = 0;
+  int num_sets_, first_set_ = 0;
   std::vector<int> places_;
 };
 

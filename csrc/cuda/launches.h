@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "../common/coefficient_rows.h"
+#include "../common/coefficient_table.h"
 #include "../common/lazy_rows.h"
 #include "device.h"
 #include "kernels.h"
@@ -30,9 +30,9 @@ inline const CudaKernel* find_kernel(const CudaRule& rule, const std::vector<std
 
 // Numbers of one step, by their addresses on the device.
 struct StepNumbers {
-  const float* rows;       // a coefficient row for each tensor, or null: the host has them
-  const float* clip;       // or null; multiplies every gradient
-  const float* found_inf;  // or null; where it is not 0 nothing is written
+  const float* coefficients;  // a coefficients for each tensor, or null: the host has them
+  const float* clip;          // or null; multiplies every gradient
+  const float* found_inf;     // or null; where it is not 0 nothing is written
 };
 
 class Launches {
@@ -55,15 +55,15 @@ class Launches {
   }
 
   // Enqueues the step on a stream; returns the number of launches, with the `made` of this step before.
-  // rows: from the host, where the device has none. resting, zeros: as LaunchedTensors::for_each().
-  int run(const LaunchedTensors& launched, const CoefficientRows& rows, int row_stride,
-          const StepNumbers& numbers, cudaStream_t stream, int resting, uintptr_t zeros, int made) {
+  // coefficients: from the host, where the device has none. idle, zeros: as LaunchedTensors::for_each().
+  int run(const LaunchedTensors& launched, const CoefficientTable& coefficients, int stride,
+          const StepNumbers& numbers, cudaStream_t stream, int idle, uintptr_t zeros, int made) {
     const DeviceGuard guard(device_);
     for (size_t next = 0, end; next < order_.size(); next = end) {
       const auto [rule, kernel] = kernels_[order_[next]];
       const int num_states = rule->info.num_states;
-      LaunchPacker packer(num_states, numbers.rows ? row_stride : rule->info.row_length(), rule->chunk_size,
-                          numbers.rows);
+      LaunchPacker packer(num_states, numbers.coefficients ? stride : rule->info.num_floats(),
+                          rule->chunk_size, numbers.coefficients);
       packer.head().clip = numbers.clip;
       packer.head().found_inf = numbers.found_inf;
       size_t first = 0;  // of the launch that is being packed
@@ -72,12 +72,12 @@ class Launches {
         packer.clear();
       };
       for (end = next; end < order_.size() && kernels_[order_[end]].second == kernel;) end++;
-      launched.for_each(order_.begin() + next, order_.begin() + end, num_states, resting, zeros,
+      launched.for_each(order_.begin() + next, order_.begin() + end, num_states, idle, zeros,
                         [&](const Tensor& t, size_t i) {
-                          const float* row = numbers.rows ? nullptr : rows[t.row];
-                          if (!packer.add(t, row)) {
+                          const float* own = numbers.coefficients ? nullptr : coefficients[t.coefficients];
+                          if (!packer.add(t, own)) {
                             enqueue();
-                            packer.add(t, row);
+                            packer.add(t, own);
                           }
                           if (packer.num_tensors() == 1) first = i;
                         });
@@ -109,7 +109,7 @@ class Launches {
       };
       for (size_t i = 0; i < launched.tensors.size(); i++) {
         const Tensor& t = launched.tensors[i];
-        if (t.row < 0 || t.g.dtype != dtype) continue;
+        if (t.coefficients < 0 || t.g.dtype != dtype) continue;
         Tensor with_sums = {};
         with_sums.p.data = next;
         with_sums.g = t.g;
@@ -136,23 +136,23 @@ class Launches {
   std::vector<size_t> order_;  // tensors with elements, those of one kernel together
 };
 
-// What run() would launch for tensors of these sizes with these coefficient rows: (tensors, blocks) each.
+// What run() would launch for tensors of these sizes with these coefficients: (tensors, blocks) each.
 inline std::vector<std::pair<int, int64_t>> launch_plan(const CudaRule& rule,
                                                         const std::vector<int64_t>& sizes,
-                                                        const std::vector<int>& rows, bool rows_on_device) {
-  const std::vector<float> row(rule.info.row_length());
-  LaunchPacker packer(rule.info.num_states, int(row.size()), rule.chunk_size,
-                      rows_on_device ? row.data() : nullptr);
+                                                        const std::vector<int>& sets, bool on_device) {
+  const std::vector<float> coefficients(rule.info.num_floats());
+  LaunchPacker packer(rule.info.num_states, int(coefficients.size()), rule.chunk_size,
+                      on_device ? coefficients.data() : nullptr);
   std::vector<std::pair<int, int64_t>> launches;
   for (size_t i = 0; i < sizes.size(); i++) {
     if (sizes[i] == 0) continue;
     Tensor t = {};
     t.size = sizes[i];
-    t.row = rows[i];
-    if (packer.add(t, row.data())) continue;
+    t.coefficients = sets[i];
+    if (packer.add(t, coefficients.data())) continue;
     launches.emplace_back(packer.num_tensors(), packer.num_blocks());
     packer.clear();
-    packer.add(t, row.data());
+    packer.add(t, coefficients.data());
   }
   if (!packer.empty()) launches.emplace_back(packer.num_tensors(), packer.num_blocks());
   return launches;

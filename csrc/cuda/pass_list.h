@@ -71,9 +71,9 @@ class PassList {
     launches_.push_back({launch, pass, unsigned(count)});
   }
 
-  // Enqueues them on a stream and returns their number, with the `made` of this step before. addresses, rows:
-  // tables on the device; clip, found_inf: addresses of fp32 numbers on the device, or 0.
-  int run(uintptr_t stream, uintptr_t addresses, uintptr_t rows, int row_stride, uintptr_t clip,
+  // Enqueues them on a stream and returns their number, with the `made` of this step before. addresses,
+  // coefficients: tables on the device; clip, found_inf: addresses of fp32 numbers on the device, or 0.
+  int run(uintptr_t stream, uintptr_t addresses, uintptr_t coefficients, int stride, uintptr_t clip,
           uintptr_t found_inf, int made) {
     const DeviceGuard guard(device_);
     for (size_t i = 0; i < launches_.size(); i++) {
@@ -81,8 +81,8 @@ class PassList {
       launch.pass.early = dependent && i > 0;
       launch.pass.followed = dependent && i + 1 < launches_.size();
       launch.pass.addresses = reinterpret_cast<const int64_t*>(addresses);
-      launch.pass.rows = reinterpret_cast<const float*>(rows);
-      launch.pass.row_stride = row_stride;
+      launch.pass.coefficients = reinterpret_cast<const float*>(coefficients);
+      launch.pass.stride = stride;
       launch.pass.clip = reinterpret_cast<const float*>(clip);
       launch.pass.found_inf = reinterpret_cast<const float*>(found_inf);
       check_launch(launch.kernel(launch.pass, launch.blocks, reinterpret_cast<cudaStream_t>(stream)), name_,

@@ -16,18 +16,18 @@ namespace danlu {
   };                     \
   constexpr const char* geometry_fields = #__VA_ARGS__
 GEOMETRY(size, batch, rows, columns, lanes, warps, tile_rows, tile_columns, row_tiles, column_tiles, parts,
-         row_sums, column_sums, part_sums, of_rows, of_columns, sums, factors);
+         row_sums, column_sums, part_sums, row_factors, column_factors, sums, scales);
 
 // The arguments of one launch.
 struct Pass {
-  const int64_t* addresses;    // a row for each of parameter, gradient and states, then indices into rows
-  const Geometry* geometries;  // of each tensor
+  const int64_t* addresses;  // a row for each of parameter, gradient and states, then indices of coefficients
+  const Geometry* geometries;        // of each tensor
   const int32_t *tensors, *indices;  // of each block; null where a block is a tensor
-  const float* rows;                 // coefficient rows
+  const float* coefficients;         // coefficients
   const float* clip;                 // or null; multiplies every gradient
   const float* found_inf;            // or null; where it is not 0 the launch does nothing
   double* scratch;
-  int32_t num_tensors, row_stride;
+  int32_t num_tensors, stride;
   int32_t first_tensor;  // where a block is a tensor
   bool reverse;          // the last block first
   bool early;            // may start while the launch before it ends
@@ -37,17 +37,18 @@ struct Pass {
 using PassLauncher = cudaError_t (*)(const Pass&, unsigned blocks, cudaStream_t);
 
 enum PassKind {
-  collect_pass,
-  average_pass,
-  spread_pass,
-  measure_pass,
-  settle_pass,
-  step_pass,
-  rows_pass,
+  reduce_gradient_pass,
+  update_factors_pass,
+  update_row_factors_pass,
+  reduce_norms_pass,
+  finalize_pass,
+  apply_pass,
+  apply_by_row_pass,
   num_passes
 };
-constexpr const char* pass_names[num_passes] = {"collect", "average", "spread", "measure",
-                                                "settle",  "step",    "rows"};
+constexpr const char* pass_names[num_passes] = {"reduce_gradient", "update_factors", "update_row_factors",
+                                                "reduce_norms",    "finalize",       "apply",
+                                                "apply_by_row"};
 
 // The passes that one combination of storage formats has; null where the rule lacks one.
 struct PassKernels {

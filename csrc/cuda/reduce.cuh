@@ -2,11 +2,11 @@
 // optimizer. All sums are taken in an order that follows from the shapes: up to 512 elements in fp32,
 // everything after that in float64.
 #pragma once
-#include "reduce/average.cuh"
-#include "reduce/collect.cuh"
-#include "reduce/measure.cuh"
-#include "reduce/rows.cuh"
-#include "reduce/step.cuh"
+#include "reduce/apply.cuh"
+#include "reduce/apply_by_row.cuh"
+#include "reduce/reduce_gradient.cuh"
+#include "reduce/reduce_norms.cuh"
+#include "reduce/update_factors.cuh"
 
 namespace danlu {
 namespace DANLU_ISA {
@@ -30,18 +30,19 @@ PassKernels pass_kernels() {
   constexpr Along along = Statistics<Rule>::along;
   PassKernels k = {dtype_of<typename F::P>, dtype_of<typename F::G>, dtype_of<typename F::M>, {}};
   if constexpr (RowByRow<Rule>::value) {
-    k.launch[rows_pass] = enqueue<rows_kernel<Rule, F>>;
+    k.launch[apply_by_row_pass] = enqueue<apply_by_row_kernel<Rule, F>>;
   } else {
     if constexpr (along != Along::none) {
-      k.launch[collect_pass] = enqueue<collect_kernel<Rule, typename F::G>>;
-      k.launch[average_pass] = enqueue<average_kernel<Rule>>;
+      k.launch[reduce_gradient_pass] = enqueue<reduce_gradient_kernel<Rule, typename F::G>>;
+      k.launch[update_factors_pass] = enqueue<update_factors_kernel<Rule>>;
     }
-    if constexpr (along == Along::both) k.launch[spread_pass] = enqueue<spread_kernel<Rule>>;
+    if constexpr (along == Along::both)
+      k.launch[update_row_factors_pass] = enqueue<update_row_factors_kernel<Rule>>;
     if constexpr (Sums<Rule>::count > 0) {
-      k.launch[measure_pass] = enqueue<measure_kernel<Rule, F>>;
-      k.launch[settle_pass] = enqueue<settle_kernel<Rule>>;
+      k.launch[reduce_norms_pass] = enqueue<reduce_norms_kernel<Rule, F>>;
+      k.launch[finalize_pass] = enqueue<finalize_kernel<Rule>>;
     }
-    k.launch[step_pass] = enqueue<step_kernel<Rule, F>>;
+    k.launch[apply_pass] = enqueue<apply_kernel<Rule, F>>;
   }
   return k;
 }

@@ -1,4 +1,4 @@
-// The host's half of a step for kernels that are launched from Python: addresses and coefficient rows as
+// The host's half of a step for kernels that are launched from Python: addresses and coefficients as
 // plain tables.
 #pragma once
 #include <pybind11/pybind11.h>
@@ -23,15 +23,15 @@ class AddressList : public StepList {
       : StepList(exchange_api, torch, sharded_type, Device{device.first, device.second},
                  counters_on_device ? Counters::on_device : Counters::on_host) {}
 
-  void add(const py::object& entry) {
-    const int num_states = int(py::len(entry.attr("dtypes"))) - 2;
+  void add(const py::object& spec) {
+    const int num_states = int(py::len(spec.attr("dtypes"))) - 2;
     if (num_states > max_states) throw py::value_error("more states than a native list holds");
-    StepList::add(entry, num_states);
+    StepList::add(spec, num_states);
     num_states_.push_back(num_states);
-    const py::object lazy = entry.attr("lazy");
+    const py::object lazy = spec.attr("sparse_mode");
     if (lazy.is_none()) return lazy_shapes_.push_back({});
     needs_list();
-    const auto shape = entry.attr("shape").cast<std::vector<int64_t>>();
+    const auto shape = spec.attr("shape").cast<std::vector<int64_t>>();
     lazy_shapes_.push_back({shape[0], elements_of_row(shape), lazy.cast<std::string>() == "params"});
   }
 
@@ -41,8 +41,8 @@ class AddressList : public StepList {
     return int(selections_.size()) - 1;
   }
 
-  // What gather() read of a selection: a row of addresses for each of parameter, gradient and states, then
-  // the indices of coefficient rows, -1 where there is no gradient; as bytes of int64.
+  // What refresh() read of a selection: a row of addresses for each of parameter, gradient and states, then
+  // the indices of coefficients, -1 where there is no gradient; as bytes of int64.
   py::bytes table(int selection) const {
     const std::vector<int>& indices = selections_.at(selection);
     return table_of(indices.size(), num_states_of(selection),
@@ -51,10 +51,10 @@ class AddressList : public StepList {
 
   // Of a selection of lazy parameters, whose tensors are runs of their rows: table(), then for each tensor
   // how many elements it has (int64), then for each chunk of chunk_size elements its tensor and which of its
-  // chunks it is (int32). resting: how far behind the coefficient row of listed rows that of the others is;
+  // chunks it is (int32). idle: how far behind the coefficients of listed rows that of the others is;
   // zeros: the address of num_zeros fp32 zeros on the device.
   std::tuple<py::bytes, py::bytes, py::bytes, py::bytes> lazy_table(int selection, int64_t chunk_size,
-                                                                    int resting, uintptr_t zeros) const {
+                                                                    int idle, uintptr_t zeros) const {
     const int num_states = num_states_of(selection);
     std::vector<Tensor> runs;
     std::vector<int64_t> sizes;
@@ -68,7 +68,7 @@ class AddressList : public StepList {
       sizes.push_back(run.size);
     };
     const std::vector<int>& indices = selections_.at(selection);
-    launched().for_each(indices.begin(), indices.end(), num_states, resting, zeros, add);
+    launched().for_each(indices.begin(), indices.end(), num_states, idle, zeros, add);
     const auto run_at = [&](size_t i) -> const Tensor& { return runs[i]; };
     return {table_of(runs.size(), num_states, run_at), as_bytes(sizes), as_bytes(chunk_tensors),
             as_bytes(chunk_indices)};
@@ -80,7 +80,7 @@ class AddressList : public StepList {
     std::vector<int64_t> values, sizes;
     for (const int i : selections_.at(selection)) {
       const Tensor& t = tensors()[i];
-      values.push_back(t.row < 0 ? 0 : int64_t(reinterpret_cast<uintptr_t>(t.g.data)));
+      values.push_back(t.coefficients < 0 ? 0 : int64_t(reinterpret_cast<uintptr_t>(t.g.data)));
       sizes.push_back(launched().gradient_size(i));
     }
     if (values.size() % 2) values.push_back(0);
@@ -108,7 +108,7 @@ class AddressList : public StepList {
       put(0, t.p.data);
       put(1, t.g.data);
       for (int j = 0; j < num_states; j++) put(2 + j, t.states[j].data);
-      values[(2 + num_states) * n + i] = t.row;
+      values[(2 + num_states) * n + i] = t.coefficients;
     }
     return as_bytes(values);
   }

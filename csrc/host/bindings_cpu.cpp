@@ -22,20 +22,20 @@ class CpuStep : public StepList {
       : StepList(exchange_api, torch, sharded_type, Device{dlpack::cpu, 0}, Counters::on_host),
         isa_(std::move(isa)) {}
 
-  void add(const py::object& entry) {
-    const auto name = entry.attr("rule").cast<std::string>();
+  void add(const py::object& spec) {
+    const auto name = spec.attr("rule").cast<std::string>();
     const CpuRule* rule = find_rule(name, isa_);
     if (!rule) throw py::value_error("no native rule " + name);
-    StepList::add(entry, rule->info.num_states);
-    row_stride_ = std::max(row_stride_, rule->info.row_length());
-    const py::object lazy = entry.attr("lazy");
+    StepList::add(spec, rule->info.num_states);
+    stride_ = std::max(stride_, rule->info.num_floats());
+    const py::object lazy = spec.attr("sparse_mode");
     if (!lazy.is_none())
-      step_.add_lazy(rule->kernel, entry.attr("shape").cast<std::vector<int64_t>>(),
+      step_.add_lazy(rule->kernel, spec.attr("shape").cast<std::vector<int64_t>>(),
                      lazy.cast<std::string>() == "params");
     else if (rule->kernel)
       step_.add_elementwise(rule->kernel);
     else
-      step_.add_reducing(rule->reducer, entry.attr("matrix").cast<std::array<int64_t, 3>>());
+      step_.add_reducing(rule->reducer, spec.attr("matrix").cast<std::array<int64_t, 3>>());
   }
 
   // After the last add().
@@ -44,26 +44,26 @@ class CpuStep : public StepList {
     step_.bind(tensors());
   }
 
-  // Of the gradients that gather() found.
+  // Of the gradients that refresh() found.
   double gradient_squares(int threads) {
     const py::gil_scoped_release nogil;
     return step_.gradient_squares(tensors(), listed(), threads);
   }
 
-  // rows: one sequence of float64 numbers for each key that gather() gave, in its order; each is rounded once
-  // to fp32.
-  void run(const py::list& rows, int threads) {
-    read_rows(rows, row_stride_, rows_);
+  // coefficients: one sequence of float64 numbers for each key that refresh() gave, in its order; each is
+  // rounded once to fp32.
+  void run(const py::list& coefficients, int threads) {
+    read_coefficients(coefficients, stride_, coefficients_);
     const py::gil_scoped_release nogil;
     advance();
-    step_.run(tensors(), listed(), rows_, threads);
+    step_.run(tensors(), listed(), coefficients_, threads);
   }
 
   // run() in three parts: between them sums() shows the sums of rules that reduce, which may be changed.
-  void reduce_gradient(const py::list& rows, int threads) {
-    read_rows(rows, row_stride_, rows_);
+  void reduce_gradient(const py::list& coefficients, int threads) {
+    read_coefficients(coefficients, stride_, coefficients_);
     const py::gil_scoped_release nogil;
-    step_.rounds().reduce_gradient(tensors(), rows_, threads);
+    step_.rounds().reduce_gradient(tensors(), coefficients_, threads);
   }
 
   void reduce_norms(int threads) {
@@ -74,7 +74,7 @@ class CpuStep : public StepList {
   void apply(int threads) {
     const py::gil_scoped_release nogil;
     advance();
-    step_.apply(tensors(), listed(), rows_, threads);
+    step_.apply(tensors(), listed(), coefficients_, threads);
   }
 
   // What a tensor leaves after reduce_gradient() (stop 0) or reduce_norms() (1), valid until the step ends:
@@ -96,9 +96,9 @@ class CpuStep : public StepList {
 
  private:
   std::string isa_;
-  int row_stride_ = 0;  // the longest row's length
+  int stride_ = 0;  // floats of the longest set
   ParallelStep step_;
-  CoefficientRows rows_;
+  CoefficientTable coefficients_;
 };
 
 std::vector<std::string> instruction_set_names() {
@@ -125,7 +125,8 @@ PYBIND11_MODULE(_cpu, m) {
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
   m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),
         "Reads an fp32 array and returns the exclusive or of its elements' bits; another yardstick.");
-  m.def("rounded_rows", &rounded_rows, "Rows of numbers as bytes of fp32, padded to a length.");
+  m.def("rounded_coefficients", &rounded_coefficients,
+        "Rows of numbers as bytes of fp32, padded to a length.");
   step_list_class<AddressList>(m, "AddressList")
       .def(py::init<py::object, py::module_, py::object, std::pair<int, int>, bool>())
       .def("advance", &AddressList::advance)

@@ -42,20 +42,20 @@ class CudaStep : public AddressList {
                     counters_on_device),
         launches_(std::max(device_index, 0)) {}
 
-  // A tensor whose rule reduces is only gathered and counted here: a PassList launches its kernels.
-  void add(const py::object& entry) {
-    const auto name = entry.attr("rule").cast<std::string>();
+  // A tensor whose rule reduces is only refreshed and counted here: a PassList launches its kernels.
+  void add(const py::object& spec) {
+    const auto name = spec.attr("rule").cast<std::string>();
     const CudaRule* rule = find_rule(name);
     const CudaKernel* kernel = nullptr;
     if (rule) {
-      kernel = find_kernel(*rule, entry.attr("dtypes").cast<std::vector<std::string>>());
+      kernel = find_kernel(*rule, spec.attr("dtypes").cast<std::vector<std::string>>());
       if (!kernel) throw py::value_error("no CUDA kernel of " + name + " for these dtypes");
     } else if (!find_info(name)) {
       throw py::value_error("no CUDA rule " + name);
     }
-    AddressList::add(entry);
-    launches_.add(entry.attr("name").cast<std::string>(), rule, kernel);
-    row_stride_ = std::max(row_stride_, find_info(name)->row_length());
+    AddressList::add(spec);
+    launches_.add(spec.attr("name").cast<std::string>(), rule, kernel);
+    stride_ = std::max(stride_, find_info(name)->num_floats());
   }
 
   // After the last add().
@@ -67,8 +67,8 @@ class CudaStep : public AddressList {
   // How many float64 numbers norm() needs.
   int64_t num_squares() const { return Launches::num_squares(tensors()); }
 
-  // Enqueues the norm over all gradients that gather() read. squares: the address of num_squares() numbers on
-  // the device, norm: of a Norm there, grad_scale: of an fp32 number there, or 0.
+  // Enqueues the norm over all gradients that refresh() read. squares: the address of num_squares() numbers
+  // on the device, norm: of a Norm there, grad_scale: of an fp32 number there, or 0.
   void norm(uintptr_t stream, uintptr_t squares, uintptr_t norm, double max_norm, uintptr_t grad_scale) {
     const py::gil_scoped_release nogil;
     launches_.norm(launched(), at<CUstream_st>(stream), at<double>(squares), at<Norm>(norm), max_norm,
@@ -77,26 +77,26 @@ class CudaStep : public AddressList {
 
   // Enqueues the element-wise step on a stream, counts the step for all tensors, and returns the number of
   // launches, with the `launches` that were made before. rows: as CpuStep::run, without counters on the
-  // device; then device_rows is the address of an fp32 row for each tensor added. clip, found_inf: addresses
-  // of fp32 numbers on the device, or 0. With lazy parameters whose moments all move, resting is how far
-  // behind the coefficient row of their listed rows that of the others is, and zeros the address of num_zeros
-  // fp32 zeros on the device.
-  int run(const py::list& rows, uintptr_t stream, uintptr_t device_rows, uintptr_t clip, uintptr_t found_inf,
-          int resting, uintptr_t zeros, int launches) {
-    read_rows(rows, row_stride_, rows_);
+  // device; then device_coefficients is the address of an fp32 row for each tensor added. clip, found_inf:
+  // addresses of fp32 numbers on the device, or 0. With lazy parameters whose moments all move, idle is how
+  // far behind the coefficients of their listed rows that of the others is, and zeros the address of
+  // num_zeros fp32 zeros on the device.
+  int run(const py::list& coefficients, uintptr_t stream, uintptr_t device_coefficients, uintptr_t clip,
+          uintptr_t found_inf, int idle, uintptr_t zeros, int launches) {
+    read_coefficients(coefficients, stride_, coefficients_);
     const py::gil_scoped_release nogil;
-    const StepNumbers numbers = {at<const float>(device_rows), at<const float>(clip),
+    const StepNumbers numbers = {at<const float>(device_coefficients), at<const float>(clip),
                                  at<const float>(found_inf)};
-    launches = launches_.run(launched(), rows_, row_stride_, numbers, at<CUstream_st>(stream), resting, zeros,
-                             launches);
+    launches = launches_.run(launched(), coefficients_, stride_, numbers, at<CUstream_st>(stream), idle,
+                             zeros, launches);
     advance();
     return launches;
   }
 
  private:
   Launches launches_;
-  CoefficientRows rows_;
-  int row_stride_ = 0;  // the longest row's length
+  CoefficientTable coefficients_;
+  int stride_ = 0;  // floats of the longest set
 };
 
 py::object why_unavailable() {
@@ -123,11 +123,11 @@ py::object reduction(const std::string& rule) {
 }
 
 std::vector<std::pair<int, int64_t>> planned(const std::string& rule, const std::vector<int64_t>& sizes,
-                                             const std::vector<int>& rows, bool rows_on_device) {
+                                             const std::vector<int>& sets, bool on_device) {
   const CudaRule* found = find_rule(rule);
-  if (!found || sizes.size() != rows.size())
-    throw py::value_error("no such rule, or not a row for each size");
-  return launch_plan(*found, sizes, rows, rows_on_device);
+  if (!found || sizes.size() != sets.size())
+    throw py::value_error("no such rule, or not a set for each size");
+  return launch_plan(*found, sizes, sets, on_device);
 }
 
 }  // namespace danlu
@@ -141,7 +141,7 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
   m.def("coefficient_names", &coefficient_names,
         "The coefficients of a rule in order; None if there is no such rule.");
   m.def("has_kernel", &has_kernel, "Whether a rule was compiled for dtypes of parameter, gradient, states.");
-  m.def("launch_plan", &planned, "(tensors, blocks) of each launch over tensors of these sizes and rows.");
+  m.def("launch_plan", &planned, "(tensors, blocks) of each launch over tensors of these sizes and sets.");
   m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
         "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
   m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../common/coefficient_rows.h"
+#include "../common/coefficient_table.h"
 #include "../common/ieee.h"
 
 namespace danlu {
@@ -30,21 +30,21 @@ inline py::tuple split_names(const char* names) {
   return py::tuple(py::cast(split));
 }
 
-// rows: sequences of float64 numbers, each rounded once to fp32.
-inline void read_rows(const py::list& rows, int stride, CoefficientRows& to) {
+// coefficients: sequences of float64 numbers, each rounded once to fp32.
+inline void read_coefficients(const py::list& coefficients, int stride, CoefficientTable& to) {
   const IeeeArithmetic scope;
-  to.reset(rows.size(), stride);
+  to.reset(coefficients.size(), stride);
   size_t at = 0;
-  for (const py::handle row : rows) {
-    float* values = to.row(at++);
-    for (const py::handle value : row) *values++ = float(value.cast<double>());
+  for (const py::handle set : coefficients) {
+    float* values = to[at++];
+    for (const py::handle value : set) *values++ = float(value.cast<double>());
   }
 }
 
-// As read_rows(), padded to a length; as bytes of fp32.
-inline py::bytes rounded_rows(const py::list& rows, int length) {
-  CoefficientRows rounded;
-  read_rows(rows, length, rounded);
+// As read_coefficients(), padded to a length; as bytes of fp32.
+inline py::bytes rounded_coefficients(const py::list& coefficients, int length) {
+  CoefficientTable rounded;
+  read_coefficients(coefficients, length, rounded);
   return as_bytes(rounded.values());
 }
 

@@ -35,34 +35,34 @@ class StepList {
         plain_type_(torch.attr("Tensor")),
         sharded_type_(sharded_type) {}
 
-  // `entry` is a danlu.spec.ParamSpec and stays alive, with all that it refers to, as long as this list: its
+  // `spec` is a danlu.spec.ParamSpec and stays alive, with all that it refers to, as long as this list: its
   // owner in Python holds it, so that the garbage collector sees the references.
-  void add(const py::object& entry, int num_states) {
+  void add(const py::object& spec, int num_states) {
     Record r;
-    r.param = entry.attr("param").ptr();
-    r.state = entry.attr("state").ptr();
-    r.row_set = entry.attr("row_set").cast<int>();
-    r.cycle = entry.attr("cycle").cast<int>();
-    r.sharded = entry.attr("sharded").cast<bool>();
-    r.takes_gradient = entry.attr("takes_gradient").cast<bool>();
+    r.param = spec.attr("param").ptr();
+    r.state = spec.attr("state").ptr();
+    r.coefficients_index = spec.attr("coefficients_index").cast<int>();
+    r.accumulation_steps = spec.attr("accumulation_steps").cast<int>();
+    r.sharded = spec.attr("sharded").cast<bool>();
+    r.takes_gradient = spec.attr("takes_gradient").cast<bool>();
     r.num_states = num_states;
-    const auto shape = entry.attr("shape").cast<std::vector<int64_t>>();
+    const auto shape = spec.attr("shape").cast<std::vector<int64_t>>();
     r.ndim = int(shape.size());
     r.first_dim = dims_.size();
     dims_.insert(dims_.end(), shape.begin(), shape.end());
-    for (const py::handle stride : entry.attr("strides")) dims_.push_back(stride.cast<int64_t>());
+    for (const py::handle stride : spec.attr("strides")) dims_.push_back(stride.cast<int64_t>());
 
-    const auto dtypes = entry.attr("dtypes").cast<std::vector<std::string>>();  // parameter, gradient, states
+    const auto dtypes = spec.attr("dtypes").cast<std::vector<std::string>>();  // parameter, gradient, states
     Tensor t = {};
     t.size = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
-    t.row = -1;
+    t.coefficients = -1;
     t.p.dtype = dtype_of(dtypes.at(0));
     t.g.dtype = dtype_of(dtypes.at(1));
-    const py::dict state = entry.attr("state");
+    const py::dict state = spec.attr("state");
     r.first_tensor = state_tensors_.size();
     r.first_line = lines_.size();
-    add_lines(entry.attr("param"), r.sharded);
-    for (const py::handle name : entry.attr("state_names")) {
+    add_lines(spec.attr("param"), r.sharded);
+    for (const py::handle name : spec.attr("state_names")) {
       const py::object tensor = state[name];
       const int i = r.num_tensors++;
       StateTensor stored{name.ptr(), tensor.ptr(), 0, r.first_dim};
@@ -88,33 +88,33 @@ class StepList {
   // tensors.
   void bind(const py::dict& state) { note_order(state); }
 
-  // Reads everything, writes nothing. None if anything differs from the records; else the coefficient rows
-  // that this step needs, as tuples (row set, step that is being made, micro-step). With counters on the
-  // device there are none: then a tensor's row is its index.
-  // listed: of gradients of which some rows take part, in the order of the tensors, the members of ListedRows
-  // as numbers; their owner in Python has compared them with the plan.
-  // copy_gradient: called with a tensor's index where its gradient does not look as recorded; gives a tensor
-  // of those dtype and strides to read in its place, or None if there is none.
-  py::object gather(const py::dict& state, const std::vector<Listing>& listed,
-                    const py::object& copy_gradient) {
+  // Reads everything, writes nothing. None if anything differs from the records; else the coefficients
+  // that this step needs, as tuples (index of coefficients, step that is being made, micro-step). With
+  // counters on the device there are none: then their index is the tensor's. listed: of gradients of which
+  // some rows take part, in the order of the tensors, the members of ListedRows as numbers; their owner in
+  // Python has compared them with the plan. copy_gradient: called with a tensor's index where its gradient
+  // does not look as recorded; gives a tensor of those dtype and strides to read in its place, or None if
+  // there is none.
+  py::object refresh(const py::dict& state, const std::vector<Listing>& listed,
+                     const py::object& copy_gradient) {
     release();
     const auto numbers = [](uintptr_t address) { return reinterpret_cast<const int64_t*>(address); };
-    for (const auto& [tensor, values, num_values, rows, count, order, ends] : listed)
+    for (const auto& [tensor, values, num_values, rows, count, permutation, offsets] : listed)
       listed_.push_back({tensor, reinterpret_cast<void*>(values), num_values, numbers(rows), count,
-                         numbers(order), numbers(ends)});
-    row_of_.clear();
+                         numbers(permutation), numbers(offsets)});
+    indices_.clear();
     // the first step of other groups adds their states
     if (!same_states(state) && !(note_order(state) && same_states(state))) return py::none();
     py::list keys;
     Key last{-1, 0.f, 0.f};
-    int last_row = -1;
+    int coefficients = -1;
     static PyObject* const grad = PyUnicode_InternFromString("grad");
     auto list = listed_.begin();
     for (size_t i = 0; i < records_.size(); i++) {
       if (i + lookahead < records_.size()) prefetch(records_[i + lookahead]);
       Record& r = records_[i];
       Tensor& t = tensors_[i];
-      t.row = -1;
+      t.coefficients = -1;
       const bool lists = list != listed_.end() && list->tensor == int(i);
       PyObject* g = r.takes_gradient && !lists ? hold(PyObject_GetAttr(r.param, grad)) : nullptr;
       if (g == Py_None) continue;
@@ -128,17 +128,18 @@ class StepList {
       }
       if (lists) t.g.data = (list++)->values;
       if (counters_ == Counters::on_device) {
-        t.row = int(i);
+        t.coefficients = int(i);
         continue;
       }
-      const Key key{r.row_set, number(r.step) + 1.f, r.cycle > 1 ? number(r.micro_step) : 0.f};
+      const Key key{r.coefficients_index, number(r.step) + 1.f,
+                    r.accumulation_steps > 1 ? number(r.micro_step) : 0.f};
       if (key != last) {
-        const auto [found, fresh] = row_of_.try_emplace(key, int(row_of_.size()));
+        const auto [found, fresh] = indices_.try_emplace(key, int(indices_.size()));
         if (fresh) keys.append(py::make_tuple(std::get<0>(key), std::get<1>(key), std::get<2>(key)));
         last = key;
-        last_row = found->second;
+        coefficients = found->second;
       }
-      t.row = last_row;
+      t.coefficients = coefficients;
     }
     if (moved_) {
       moved_ = false;
@@ -153,13 +154,13 @@ class StepList {
   // How many parameters have a gradient in this step.
   int active() const {
     int count = 0;
-    for (const Tensor& t : tensors_) count += t.row >= 0;
+    for (const Tensor& t : tensors_) count += t.coefficients >= 0;
     return count;
   }
 
   std::vector<bool> mask() const {
     std::vector<bool> out;
-    for (const Tensor& t : tensors_) out.push_back(t.row >= 0);
+    for (const Tensor& t : tensors_) out.push_back(t.coefficients >= 0);
     return out;
   }
 
@@ -167,11 +168,11 @@ class StepList {
   void advance() {
     if (counters_ == Counters::on_device) return;
     for (size_t i = 0; i < records_.size(); i++) {
-      if (tensors_[i].row < 0) continue;
+      if (tensors_[i].coefficients < 0) continue;
       const Record& r = records_[i];
-      if (r.cycle > 1) {
+      if (r.accumulation_steps > 1) {
         float& micro_step = number(r.micro_step);
-        micro_step = micro_step + 1.f < float(r.cycle) ? micro_step + 1.f : 0.f;
+        micro_step = micro_step + 1.f < float(r.accumulation_steps) ? micro_step + 1.f : 0.f;
         if (micro_step != 0.f) continue;
       }
       number(r.step) += 1.f;
@@ -199,7 +200,7 @@ class StepList {
   using Key = std::tuple<int, float, float>;
 
   // The kernels push torch's own records out of the caches at every step; asking for those of a parameter
-  // some turns ahead takes a third off the gather of thousands.
+  // some turns ahead takes a third off the refresh of thousands.
   static constexpr size_t lookahead = 6;
 
   struct StateTensor {
@@ -208,17 +209,17 @@ class StepList {
     size_t first_dim;  // the parameter's, but where a state has a shape of its own
   };
 
-  // Small and without pointers to memory of its own: with thousands of parameters the time of a gather is
+  // Small and without pointers to memory of its own: with thousands of parameters the time of a refresh is
   // that of its cache misses.
   struct Record {
     PyObject *param, *state;
     void *step = nullptr, *micro_step = nullptr;  // addresses of their numbers
     size_t first_tensor, first_dim, first_line;   // of its states, its shape and strides, its cache lines
     int num_tensors = 0;  // moments, then step, then micro_step where there is a cycle
-    int num_states, num_lines, ndim, row_set;
-    int cycle;            // gradients for one update
-    bool sharded;         // a DTensor: the local tensors are what is updated
-    bool takes_gradient;  // else every step takes the parameter, and reads no gradient
+    int num_states, num_lines, ndim, coefficients_index;
+    int accumulation_steps;  // gradients for one update
+    bool sharded;            // a DTensor: the local tensors are what is updated
+    bool takes_gradient;     // else every step takes the parameter, and reads no gradient
     bool needs_list = false;
   };
 
@@ -325,7 +326,7 @@ class StepList {
         return false;
     }
     if (!counter_viewer_.address(tensors[r.num_states].tensor, Dtype::f32, Layout(), &r.step)) return false;
-    return r.cycle == 1 ||
+    return r.accumulation_steps == 1 ||
            counter_viewer_.address(tensors[r.num_states + 1].tensor, Dtype::f32, Layout(), &r.micro_step);
   }
 
@@ -365,7 +366,7 @@ class StepList {
   bool moved_ = false;  // a parameter has another address than in the step before
   std::vector<PyObject*> held_;
   std::vector<ListedRows> listed_;
-  std::map<Key, int> row_of_;
+  std::map<Key, int> indices_;
 };
 
 // The Python class of a list, with what all of them have; the way in and run() are each one's own.
@@ -374,7 +375,7 @@ py::class_<List> step_list_class(py::module_& m, const char* name) {
   return py::class_<List>(m, name, py::module_local())
       .def("add", &List::add)
       .def("bind", &List::bind)
-      .def("gather", &List::gather, py::arg("state"), py::arg("listed") = std::vector<StepList::Listing>(),
+      .def("refresh", &List::refresh, py::arg("state"), py::arg("listed") = std::vector<StepList::Listing>(),
            py::arg("copy_gradient") = py::none())
       .def("active", &List::active)
       .def("mask", &List::mask)

@@ -38,11 +38,11 @@ struct FactoredAverages : AdafactorCoeffs {
   }
 
   // A row of zeros beside gradients of 1e10: the quotient is below fp32's range, its inverse root is not.
-  RULE_FN float along_rows(float r, double mean, const Coeffs& k) {
+  RULE_FN float row_factor(float r, double mean, const Coeffs& k) {
     return float(1 / square_root(double(r) / larger(mean, double(k.floor))));
   }
 
-  RULE_FN float along_columns(float c, const Coeffs&) { return float(1 / square_root(double(c))); }
+  RULE_FN float column_factor(float c, const Coeffs&) { return float(1 / square_root(double(c))); }
 };
 
 struct FactoredVariance : FactoredAverages {
@@ -72,21 +72,22 @@ struct AdafactorOf : Variance {
   static constexpr int num_states = Variance::variance_states + has_momentum, num_sums = 2;
   static constexpr int first_moment = has_momentum ? num_states - 1 : -1;
   using Coeffs = typename Variance::Coeffs;
-  struct Factors {
+  struct StepScales {
     float inner, outer, decay;  // of the direction before and after the momentum, of p
   };
 
-  RULE_FN bool measures(const Coeffs& k) { return k.scaled != 0.f || k.clip < infinity; }
-  // whether measure() needs p; never the momentum
-  RULE_FN bool measures_p(const Coeffs& k) { return k.scaled != 0.f; }
+  RULE_FN bool needs_norms(const Coeffs& k) { return k.scaled != 0.f || k.clip < infinity; }
+  // whether norm_terms() needs p; never the momentum
+  RULE_FN bool norms_need_p(const Coeffs& k) { return k.scaled != 0.f; }
 
-  RULE_FN void measure(float p, float g, float (&s)[num_states], const Coeffs& k, float (&terms)[num_sums]) {
+  RULE_FN void norm_terms(float p, float g, float (&s)[num_states], const Coeffs& k,
+                          float (&terms)[num_sums]) {
     const float u = Variance::direction(g, s, k);
     terms[0] = p * p;
     terms[1] = u * u;
   }
 
-  RULE_FN Factors settle(const double (&sums)[num_sums], int64_t n, const Coeffs& k) {
+  RULE_FN StepScales finalize(const double (&sums)[num_sums], int64_t n, const Coeffs& k) {
     const double clipped = 1 / larger(1.0, square_root(sums[1] / double(n)) / double(k.clip));
     double alpha = double(k.rho);
     if (k.scaled != 0.f) alpha *= larger(double(k.eps2), square_root(sums[0] / double(n)));
@@ -95,7 +96,7 @@ struct AdafactorOf : Variance {
     return {float(alpha * clipped), 1.f, decay};
   }
 
-  RULE_FN float step(float p, float g, float (&s)[num_states], const Coeffs& k, const Factors& f) {
+  RULE_FN float step(float p, float g, float (&s)[num_states], const Coeffs& k, const StepScales& f) {
     float u = f.inner * Variance::direction(g, s, k);
     if constexpr (has_momentum) {
       float& m = s[num_states - 1];

@@ -27,25 +27,26 @@ struct LayerAdapted {
   };
   static constexpr LayerNames<Rule> names = {};
   static constexpr const char* coeff_names = names.text;
-  struct Factors {
+  struct StepScales {
     float ratio;
   };
 
-  RULE_FN bool measures(const Coeffs&) { return true; }
+  RULE_FN bool needs_norms(const Coeffs&) { return true; }
 
-  RULE_FN void measure(float p, float g, float (&s)[num_states], const Coeffs& k, float (&terms)[num_sums]) {
+  RULE_FN void norm_terms(float p, float g, float (&s)[num_states], const Coeffs& k,
+                          float (&terms)[num_sums]) {
     const float amount = Rule::step(p, g, s, k);
     terms[0] = p * p;
     terms[1] = amount * amount;
   }
 
   // lr may be 0, and the amount then is: the norms are tested before anything is divided
-  RULE_FN Factors settle(const double (&sums)[num_sums], int64_t, const Coeffs& k) {
+  RULE_FN StepScales finalize(const double (&sums)[num_sums], int64_t, const Coeffs& k) {
     if (!(sums[0] > 0 && sums[1] > 0)) return {1.f};
     return {float(square_root(sums[0]) * double(k.group_lr) / square_root(sums[1]))};
   }
 
-  RULE_FN float step(float p, float g, float (&s)[num_states], const Coeffs& k, const Factors& f) {
+  RULE_FN float step(float p, float g, float (&s)[num_states], const Coeffs& k, const StepScales& f) {
     return f.ratio * Rule::step(p, g, s, k);
   }
 };

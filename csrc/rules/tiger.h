@@ -20,23 +20,23 @@ struct Tiger {
 struct TigerMatrix {
   static constexpr int num_states = 1, num_sums = 1, first_moment = 0;
   COEFFS(keep, weight, lr, weight_decay);
-  struct Factors {
+  struct StepScales {
     float eta, decay;
   };
 
-  static constexpr bool measures_p_alone = true;
-  RULE_FN bool measures(const Coeffs&) { return true; }
+  static constexpr bool norms_need_p_alone = true;
+  RULE_FN bool needs_norms(const Coeffs&) { return true; }
 
-  RULE_FN void measure(float p, float, float (&)[num_states], const Coeffs&, float (&terms)[num_sums]) {
+  RULE_FN void norm_terms(float p, float, float (&)[num_states], const Coeffs&, float (&terms)[num_sums]) {
     terms[0] = p * p;
   }
 
-  RULE_FN Factors settle(const double (&sums)[num_sums], int64_t n, const Coeffs& k) {
+  RULE_FN StepScales finalize(const double (&sums)[num_sums], int64_t n, const Coeffs& k) {
     const float eta = k.lr * float(square_root(sums[0] / double(n)));
     return {eta, eta * k.weight_decay};
   }
 
-  RULE_FN float step(float p, float g, float (&s)[num_states], const Coeffs& k, const Factors& f) {
+  RULE_FN float step(float p, float g, float (&s)[num_states], const Coeffs& k, const StepScales& f) {
     float& m = s[0];
     m = k.keep * m + k.weight * g;
     return f.eta * sign(m) + f.decay * p;

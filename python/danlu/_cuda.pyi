@@ -12,7 +12,7 @@ def coefficient_names(rule: str) -> tuple[str, ...] | None: ...
 def reduction(rule: str) -> tuple[str, int, bool] | None: ...
 def has_kernel(rule: str, dtypes: Sequence[str]) -> bool: ...
 def launch_plan(
-    rule: str, sizes: Sequence[int], rows: Sequence[int], rows_on_device: bool
+    rule: str, sizes: Sequence[int], sets: Sequence[int], on_device: bool
 ) -> list[tuple[int, int]]: ...
 def stream(written: Sequence[int], read: int, size: int, device: int, cuda_stream: int) -> None: ...
 def read_through(address: int, size: int, device: int, cuda_stream: int) -> None: ...
@@ -32,12 +32,12 @@ class Step(StepList):
     def norm(self, stream: int, squares: int, norm: int, max_norm: float, grad_scale: int) -> None: ...
     def run(
         self,
-        rows: Sequence[Sequence[float]],
+        coefficients: Sequence[Sequence[float]],
         stream: int,
-        device_rows: int,
+        device_coefficients: int,
         clip: int,
         found_inf: int,
-        resting: int,
+        idle: int,
         zeros: int,
         launches: int,
     ) -> int: ...
@@ -58,7 +58,7 @@ class PassList:
         self,
         stream: int,
         addresses: int,
-        rows: int,
+        coefficients: int,
         row_stride: int,
         clip: int,
         found_inf: int,

@@ -8,9 +8,9 @@ import torch
 from .spec import ParamSpec
 
 class StepList:
-    def add(self, entry: ParamSpec) -> None: ...
+    def add(self, spec: ParamSpec) -> None: ...
     def bind(self, state: dict[Any, Any]) -> None: ...
-    def gather(
+    def refresh(
         self,
         state: dict[Any, Any],
         listed: Sequence[tuple[int, int, int, int, int, int, int]] = ...,

@@ -8,16 +8,18 @@ import torch
 
 
 class ListedRows(NamedTuple):
-    """The rows of a gradient that take part. rows: int64, ascending, each once. values: contiguous, rows of
-    the gradient: of one that lists rows its entries, in the order in which they are listed. order, ends:
-    int64; those of rows[i] are values[order[ends[i - 1]:ends[i]]]. ends is None where each row has one, order
+    """The rows of a gradient that take part.
+
+    rows: int64, ascending, each once. values: contiguous, rows of the gradient; of a gradient that lists rows
+    its entries, in the order in which they are listed. permutation, offsets: int64; those of rows[i] are
+    values[permutation[offsets[i - 1]:offsets[i]]]. offsets is None where each row has one entry, permutation
     where rows[i] has values[i].
     """
 
     rows: torch.Tensor
     values: torch.Tensor
-    order: torch.Tensor | None
-    ends: torch.Tensor | None
+    permutation: torch.Tensor | None
+    offsets: torch.Tensor | None
 
 
 def listed_rows(g: torch.Tensor) -> ListedRows:
@@ -26,12 +28,12 @@ def listed_rows(g: torch.Tensor) -> ListedRows:
 
 
 def in_order(rows: torch.Tensor, values: torch.Tensor) -> ListedRows:
-    """Of a row number for each row of values; rows, order and ends are where the numbers are."""
+    """Of a row number for each row of values; rows, permutation and offsets are where the numbers are."""
     if bool((rows.diff() > 0).all()):
         return ListedRows(rows.contiguous(), values, None, None)
-    ascending, order = rows.sort(stable=True)
+    ascending, permutation = rows.sort(stable=True)
     rows, counts = torch.unique_consecutive(ascending, return_counts=True)
-    return ListedRows(rows, values, order, counts.cumsum(0) if len(rows) < len(order) else None)
+    return ListedRows(rows, values, permutation, counts.cumsum(0) if len(rows) < len(permutation) else None)
 
 
 class SummedRows(NamedTuple):
@@ -51,15 +53,15 @@ def summed(listed: ListedRows) -> SummedRows:
 
     Not by `coalesce`, which sums three entries and more in an order that the processor decides.
     """
-    rows, values, order, ends = listed
-    if order is None:
+    rows, values, permutation, offsets = listed
+    if permutation is None:
         return SummedRows(rows, values)
-    if ends is None:
-        return SummedRows(rows, values[order.to(values.device)])
+    if offsets is None:
+        return SummedRows(rows, values[permutation.to(values.device)])
     where = values.device if values.device.type in ("cpu", "cuda") else torch.device("cpu")
     # a dimension more, since sums of numbers alone are taken in another order on a GPU
-    entries = values[order.to(values.device)].unsqueeze(-1).to(where)
-    lengths = ends.diff(prepend=ends.new_zeros(1)).to(where)
+    entries = values[permutation.to(values.device)].unsqueeze(-1).to(where)
+    lengths = offsets.diff(prepend=offsets.new_zeros(1)).to(where)
     # -0.0 changes no number that is added to it
     sums = torch.segment_reduce(entries, "sum", lengths=lengths, unsafe=True, initial=-0.0)
     return SummedRows(rows, sums.squeeze(-1).to(values.device))

@@ -185,13 +185,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def structure(self, group: dict[str, Any]) -> Hashable:
         """The settings of a group that a plan depends on: when they change, a new one is made."""
-        return self.rule(group, ()), self.cycle(group)
+        return self.rule(group, ()), self.accumulation_steps(group)
 
-    def cycle(self, group: dict[str, Any]) -> int:
+    def accumulation_steps(self, group: dict[str, Any]) -> int:
         """Gradients that make one update; more than one gives every parameter a state `micro_step`."""
         return 1
 
-    def laziness(self, group: dict[str, Any]) -> str | None:
+    def sparse_mode(self, group: dict[str, Any]) -> str | None:
         """Which part of an update is left out for rows (along the first dimension) that take no part in a
         gradient: "rows" all of it, "params" that of the parameter. None: no row is told from another.
         """

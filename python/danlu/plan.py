@@ -39,19 +39,19 @@ class Plan:
             if left_alone(optimizer, group, name, p):
                 self._left_alone.append((p, _look(p)))
                 continue
-            entry = describe(optimizer, group, name, p)
-            described.append(entry)
-            chosen.append(choose(optimizer, entry)[0])
-        self._stepped = [entry.param for entry in described]
+            spec = describe(optimizer, group, name, p)
+            described.append(spec)
+            chosen.append(choose(optimizer, spec)[0])
+        self._stepped = [spec.param for spec in described]
         in_order = [backend is backends.REFERENCE for backend in chosen]
         turns = shared_memory.turns(described, in_order)
         taken: dict[tuple[int, Backend, torch.device], list[ParamSpec]] = {}
-        for turn, backend, entry in zip(turns, chosen, described, strict=True):
-            entry.state = state.ensure(optimizer, entry.param, optimizer.param_groups[entry.group])
-            taken.setdefault((turn, backend, entry.param.device), []).append(entry)
+        for turn, backend, spec in zip(turns, chosen, described, strict=True):
+            spec.state = state.ensure(optimizer, spec.param, optimizer.param_groups[spec.group])
+            taken.setdefault((turn, backend, spec.param.device), []).append(spec)
         self._slow = list(itertools.compress(described, in_order))
         in_turn = sorted(taken.items(), key=lambda item: item[0][0])
-        self._executors = [backend.executor(optimizer, entries) for (_, backend, _), entries in in_turn]
+        self._executors = [backend.executor(optimizer, specs) for (_, backend, _), specs in in_turn]
 
     @property
     def captured(self) -> bool:
@@ -64,7 +64,7 @@ class Plan:
         Raises for a tensor or a hyper-parameter that cannot be stepped, with nothing written.
         """
         try:
-            if not self._gather(optimizer):
+            if not self._refresh(optimizer):
                 return False
             if any(executor.reads_host for executor in self._executors) and scaling.skips():
                 return True
@@ -91,13 +91,13 @@ class Plan:
                 return False
         return True
 
-    def _gather(self, optimizer: StepRule) -> bool:
+    def _refresh(self, optimizer: StepRule) -> bool:
         if any(p.grad is not None for p in self._waiting):
             return False
         if any(_look(p) != look for p, look in self._left_alone):
             return False
         return self._slow_still_slow(optimizer) and all(
-            executor.gather(optimizer) for executor in self._executors
+            executor.refresh(optimizer) for executor in self._executors
         )
 
     def _scales(self, scaling: Scaling) -> list[StepScale]:
@@ -131,16 +131,20 @@ class Plan:
 
     def _slow_still_slow(self, optimizer: StepRule) -> bool:
         """Validates again what the reference takes, and looks whether something faster can take it by now."""
-        for entry in self._slow:
-            held = optimizer.state.get(entry.param)
-            if held is not entry.state or any(name not in held for name in entry.state_names):
+        for spec in self._slow:
+            held = optimizer.state.get(spec.param)
+            if held is not spec.state or any(name not in held for name in spec.state_names):
                 return False
-            if entry.gradient is None:
+            if spec.gradient is None:
                 continue
-            now = describe(optimizer, entry.group, entry.name, entry.param)
+            now = describe(optimizer, spec.group, spec.name, spec.param)
             if choose(optimizer, now)[0] is not backends.REFERENCE:
                 return False
-            if (now.cycle, now.lazy, now.state_names) != (entry.cycle, entry.lazy, entry.state_names):
+            if (now.accumulation_steps, now.sparse_mode, now.state_names) != (
+                spec.accumulation_steps,
+                spec.sparse_mode,
+                spec.state_names,
+            ):
                 return False
         shared_memory.turns(self._slow, [True] * len(self._slow))  # raises
         return True
@@ -191,7 +195,7 @@ def _look(p: torch.Tensor) -> Hashable:
 def _refuse_parameter(optimizer: StepRule, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
     """Raises if the optimizer cannot step the parameter, whatever its gradient and states."""
     checks.parameter(name, local(p))
-    if optimizer.laziness(group) is not None:
+    if optimizer.sparse_mode(group) is not None:
         checks.has_rows(name, p)
     refuse_pieces(optimizer, group, name, p)
 
@@ -201,7 +205,7 @@ def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) 
     group = optimizer.param_groups[group_index]
     shard, held = local(p), optimizer.state.get(p, {})
     g = p.grad if optimizer.takes_gradients else None
-    lazy = optimizer.laziness(group)
+    lazy = optimizer.sparse_mode(group)
     _refuse_parameter(optimizer, group, name, p)
     if g is not None:
         if not sharded_alike(p, g):
@@ -241,7 +245,7 @@ def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) 
         name=name,
         group=group_index,
         rule=optimizer.rule(group, tuple(shard.shape)),
-        cycle=optimizer.cycle(group),
+        accumulation_steps=optimizer.accumulation_steps(group),
         takes_gradient=optimizer.takes_gradients,
         sharded=is_sharded(p),
         fake=is_fake(shard),
@@ -249,7 +253,7 @@ def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) 
         strides=tuple(shard.stride()),
         reduces=optimizer.reduces,
         matrix=optimizer.matrix(group, tuple(shard.shape)),
-        lazy=lazy,
+        sparse_mode=lazy,
         variant=optimizer.variant(group, p),
         dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in dtypes),
         state_names=tuple(shapes),
@@ -257,21 +261,21 @@ def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) 
     )
 
 
-def choose(optimizer: StepRule, entry: ParamSpec) -> tuple[Backend, str]:
+def choose(optimizer: StepRule, spec: ParamSpec) -> tuple[Backend, str]:
     """The backend that takes the parameter, and why; raises if the one asked for cannot reach its device."""
-    if entry.fake:
+    if spec.fake:
         return backends.REFERENCE, "it is a fake tensor, which has no data"
-    device = entry.param.device
+    device = spec.param.device
     refusals: list[str] = []
     for backend in backends.candidates(optimizer.backend, device):
-        refusal = backend.refusal(entry)
+        refusal = backend.refusal(spec)
         if refusal is None:
             if backend is backends.REFERENCE and optimizer.capturable and device.type != "cpu":
                 raise ValueError(
-                    f"{entry.name}: capturable=True needs native kernels on {device}; " + "; ".join(refusals)
+                    f"{spec.name}: capturable=True needs native kernels on {device}; " + "; ".join(refusals)
                 )
             return backend, "; ".join(refusals) or backend.reason
         if device.type not in backend.device_types:
-            raise ValueError(f"{entry.name}: {refusal}")
+            raise ValueError(f"{spec.name}: {refusal}")
         refusals.append(f"not {backend.name}: {refusal}")
     raise AssertionError("the reference refuses nothing")

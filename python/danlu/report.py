@@ -38,11 +38,11 @@ class BackendReport(list[BackendChoice]):
                 dtype = str(p.dtype).removeprefix("torch.")
                 rows.append(BackendChoice(name, shape, (dtype,), "none", f"left alone: {alone}"))
                 continue
-            entry = describe(optimizer, group, name, p)
-            backend, reason = choose(optimizer, entry)
-            if backend is not REFERENCE and copies_gradient(entry):
+            spec = describe(optimizer, group, name, p)
+            backend, reason = choose(optimizer, spec)
+            if backend is not REFERENCE and copies_gradient(spec):
                 reason += ", the gradient is copied to the parameter's strides"
-            rows.append(BackendChoice(name, entry.shape, entry.dtypes, backend.name, reason))
+            rows.append(BackendChoice(name, spec.shape, spec.dtypes, backend.name, reason))
         return rows
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ ROWS_OF_LANE = 8  # whose sums it has at once
 LANES, WARPS = 32, 8
 ROWS_OF_PART = 256  # of a matrix, averaged by one warp
 COLUMNS_OF_BLOCK = 256  # of all matrices of a tensor, averaged by one block
-FACTORS = 4  # fp32 numbers at most that a tensor's sums become
+SCALES = 4  # fp32 numbers at most that a tensor's sums become
 MOST_BATCHES = 8  # of rows in a tile: more leave fewer sums of columns
 WANTED_ROW_TILES = 128
 ELEMENTS_OF_WARP = 16384  # where a tile may be long
@@ -34,12 +34,12 @@ class Reduction:
     row_by_row: bool = False  # over each row in place of the tensor, by the block that updates it
 
     @property
-    def of_rows(self) -> int:
+    def row_factors(self) -> int:
         """Arrays that stand in the place of states along rows."""
         return {"rows": 2, "both": 1}.get(self.along, 0)
 
     @property
-    def of_columns(self) -> int:
+    def column_factors(self) -> int:
         return {"columns": 2, "both": 1}.get(self.along, 0)
 
 
@@ -63,10 +63,10 @@ class Geometry:
     row_sums: int  # float64 [column_tiles][batch * rows]
     column_sums: int  # float64 [batch][row_tiles][columns]
     part_sums: int  # float64 [batch][parts]
-    of_rows: int  # fp32, one or two arrays of batch * rows
-    of_columns: int  # fp32, one or two arrays of batch * columns
+    row_factors: int  # fp32, one or two arrays of batch * rows
+    column_factors: int  # fp32, one or two arrays of batch * columns
     sums: int  # float64 [chunks][sums]
-    factors: int  # fp32
+    scales: int  # fp32
 
     @property
     def chunks(self) -> int:
@@ -78,7 +78,7 @@ class Geometry:
 
     @property
     def row_blocks(self) -> int:
-        """Of average and spread: those in front of the blocks that average columns."""
+        """Of update_factors and update_row_factors: those in front of the blocks that average columns."""
         return _divided_up(self.batch * self.parts, WARPS)
 
 
@@ -87,7 +87,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Geometry))
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a pass: `count` blocks of its map from `first` on; of settle, tensors."""
+    """One launch of a pass: `count` blocks of its map from `first` on; of finalize, tensors."""
 
     kernel: str  # the pass
     first: int
@@ -116,13 +116,14 @@ class Schedule:
     matrices: (batch, rows, columns) of each, none of them empty. group_bytes: of gradients that shall stay in
     the L2 cache; a rule without statistics of the gradient has one group. The passes, in their order:
 
-        collect  tiles     sums of the statistic along rows and columns
-        average  averages  from these the reduced states, and what stands in the place of all but row averages
-        spread   parts     what stands in the place of a row's average, beside the mean over its matrix
-        measure  chunks    sums over whole tensors
-        settle             from these the factors of each tensor's step
-        step     chunks    new parameters and states
-        rows     rows      measure, settle and step of each row by itself
+        reduce_gradient     tiles     sums of the statistic along rows and columns
+        update_factors      averages  from these the reduced states and their factors; not those of rows
+                                      where columns are averaged, too
+        update_row_factors  parts     these, which need the mean over a matrix
+        reduce_norms        chunks    sums over whole tensors
+        finalize                      from these each tensor's step scales
+        apply               chunks    new parameters and states
+        apply_by_row        rows      reduce_norms, finalize and apply of each row by itself
     """
 
     def __init__(
@@ -133,7 +134,10 @@ class Schedule:
         group_bytes: float = math.inf,
     ) -> None:
         self.reduction = reduction
-        self.maps = {kernel: Map() for kernel in ("collect", "average", "spread", "step", "rows")}
+        self.maps = {
+            kernel: Map()
+            for kernel in ("reduce_gradient", "update_factors", "update_row_factors", "apply", "apply_by_row")
+        }
         self.geometries: list[Geometry] = []
         self.groups: list[list[Launch]] = []
         self.scratch_bytes = 0
@@ -150,39 +154,39 @@ class Schedule:
         self.scratch_bytes = max(self.scratch_bytes, 8 * room.taken)
 
         def launch(kernel: str, reverse: bool = False) -> Launch:
-            of = "step" if kernel == "measure" else kernel
+            of = "apply" if kernel == "reduce_norms" else kernel
             return Launch(kernel, before[of], len(self.maps[of]) - before[of], reverse)
 
         launches = []
         if self.reduction.row_by_row:
-            launches = [launch("rows")]
+            launches = [launch("apply_by_row")]
         else:
             back = False
             if self.reduction.along != "none":
-                launches += [launch("collect"), launch("average")]
-                launches += [launch("spread")] if self.reduction.along == "both" else []
+                launches += [launch("reduce_gradient"), launch("update_factors")]
+                launches += [launch("update_row_factors")] if self.reduction.along == "both" else []
                 back = True
             if self.reduction.sums:
-                launches += [launch("measure", back), Launch("settle", first, len(members))]
+                launches += [launch("reduce_norms", back), Launch("finalize", first, len(members))]
                 back = not back
-            launches.append(launch("step", back))
+            launches.append(launch("apply", back))
         self.groups.append(launches)
 
     def _add_blocks(self, g: Geometry) -> None:
         tensor, along, maps = len(self.geometries), self.reduction.along, self.maps
         self.geometries.append(g)
         if self.reduction.row_by_row:
-            maps["rows"].add(tensor, _divided_up(g.batch * g.rows, WARPS))
+            maps["apply_by_row"].add(tensor, _divided_up(g.batch * g.rows, WARPS))
             return
-        maps["step"].add(tensor, g.chunks)
+        maps["apply"].add(tensor, g.chunks)
         if along == "none":
             return
-        maps["collect"].add(tensor, _divided_up(g.tiles * g.warps, WARPS))
+        maps["reduce_gradient"].add(tensor, _divided_up(g.tiles * g.warps, WARPS))
         of_rows = 0 if along == "columns" else g.row_blocks
         of_columns = 0 if along == "rows" else _divided_up(g.batch * g.columns, COLUMNS_OF_BLOCK)
-        maps["average"].add(tensor, of_rows + of_columns)
+        maps["update_factors"].add(tensor, of_rows + of_columns)
         if along == "both":
-            maps["spread"].add(tensor, of_rows)
+            maps["update_row_factors"].add(tensor, of_rows)
 
 
 class _Room:
@@ -228,10 +232,10 @@ def _geometry(matrix: tuple[int, int, int], reduction: Reduction, room: _Room) -
         row_sums=room.take(along_rows * batch * rows * column_tiles),
         column_sums=room.take(along_columns * batch * row_tiles * columns),
         part_sums=room.take((reduction.along == "both") * batch * parts),
-        of_rows=room.take(reduction.of_rows * batch * rows, 4),
-        of_columns=room.take(reduction.of_columns * batch * columns, 4),
+        row_factors=room.take(reduction.row_factors * batch * rows, 4),
+        column_factors=room.take(reduction.column_factors * batch * columns, 4),
         sums=room.take(sums * _divided_up(size, CHUNK_SIZE)),
-        factors=room.take(FACTORS if sums else 0, 4),
+        scales=room.take(SCALES if sums else 0, 4),
     )
 
 

@@ -50,7 +50,7 @@ def flattened_by(p: torch.Tensor) -> str | None:
 def refuse_pieces(optimizer: StepRule, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
     """Raises ValueError if the step needs more of a parameter, or of all gradients, than `p` has here."""
     kind = type(optimizer).__name__
-    lazy = optimizer.laziness(group) is not None
+    lazy = optimizer.sparse_mode(group) is not None
     if is_sharded(p):
         if optimizer.reduces or lazy:
             needs = "sums over whole tensors" if optimizer.reduces else "steps whole rows"

@@ -21,7 +21,7 @@ class ParamSpec:
     name: str
     group: int
     rule: str
-    cycle: int  # gradients for one update
+    accumulation_steps: int  # gradients for one update
     takes_gradient: bool
     sharded: bool
     fake: bool
@@ -29,12 +29,12 @@ class ParamSpec:
     strides: tuple[int, ...]
     reduces: bool  # whether the rule sums over tensors
     matrix: tuple[int, int, int] | None  # batch, rows, columns, where the rule reduces
-    lazy: str | None  # what rows without a gradient keep, see `FusedOptimizer.laziness`
+    sparse_mode: str | None  # what rows without a gradient keep, see `FusedOptimizer.sparse_mode`
     variant: Hashable  # parameters of a group that differ in it have coefficients of their own
     dtypes: tuple[str, ...]  # parameter, gradient, states
     state_names: tuple[str, ...]
     state: dict[str, Any]
-    row_set: int = -1  # the backend's number for group and variant
+    coefficients_index: int = -1  # the backend's number for group and variant
 
     @property
     def gradient(self) -> torch.Tensor | None:
@@ -61,12 +61,12 @@ class Executor(Protocol):
         """Whether the host has to know if the step counts; else a device decides."""
         ...
 
-    def gather(self, optimizer: StepRule) -> bool:
+    def refresh(self, optimizer: StepRule) -> bool:
         """Reads and validates what the step needs, writes nothing; False if the plan is out of date."""
         ...
 
     def gradient_squares(self) -> torch.Tensor | float:
-        """The sum of squares of all gradients that `gather` found, in float64."""
+        """The sum of squares of all gradients that `refresh` found, in float64."""
         ...
 
     def clip_factor(self, grad_scale: torch.Tensor | None) -> torch.Tensor | None:

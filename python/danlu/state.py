@@ -16,7 +16,7 @@ COUNTERS = ("step", "micro_step")
 
 def shapes(optimizer: StepRule, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """The state of a parameter of that shape: what the rule takes, then the counters."""
-    counters = COUNTERS if optimizer.cycle(group) > 1 else COUNTERS[:1]
+    counters = COUNTERS if optimizer.accumulation_steps(group) > 1 else COUNTERS[:1]
     return {**optimizer.states(group, shape), **dict.fromkeys(counters, ())}
 
 

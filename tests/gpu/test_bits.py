@@ -83,7 +83,7 @@ def test_any_bit_patterns(case: Case, backend: str, device: torch.device) -> Non
         opt.state[p] = {"step": torch.tensor(3.0), "exp_avg": moment.to(where, copy=True)}
         if "exp_avg_sq" in opt.state_names:
             opt.state[p]["exp_avg_sq"] = square.to(where, copy=True)
-        if opt.cycle(opt.param_groups[0]) > 1:
+        if opt.accumulation_steps(opt.param_groups[0]) > 1:
             opt.state[p]["micro_step"] = torch.tensor(2.0)
         opt.step()
         results.append([p.detach(), *(opt.state[p][name] for name in opt.state_names)])

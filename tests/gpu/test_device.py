@@ -49,7 +49,7 @@ def test_one_launch_and_no_synchronization(backend: str, gpu: torch.device) -> N
     )
     assert {row.backend for row in opt.backend_report()} == {backend}
     (name,) = kernels(opt.step)
-    assert "step_kernel" in name
+    assert "apply_kernel" in name
     assert_waits_for_nothing(opt.step)
 
 

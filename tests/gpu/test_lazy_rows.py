@@ -49,4 +49,4 @@ def test_the_kernels_are_those_of_whole_tensors(mode: str, backend: str, gpu: to
     launches = 1
     if (backend, mode) == ("cuda", "params"):
         launches = 2  # of at most 791 runs
-    assert sum("step_kernel" in name for name in kernels(opt.step)) == launches
+    assert sum("apply_kernel" in name for name in kernels(opt.step)) == launches

@@ -269,11 +269,11 @@ def test_the_norm_of_all_gradients(max_norm: float, backend: str, device: torch.
     opt.step()
     squares = math.fsum(g.double().square().sum().item() for g in gradients)
     assert opt._plan is not None
-    (part,) = opt._plan._executors
-    assert isinstance(part, GpuExecutor)
-    assert part._norm[0].item() == pytest.approx(squares, rel=1e-12)
+    (executor,) = opt._plan._executors
+    assert isinstance(executor, GpuExecutor)
+    assert executor._norm[0].item() == pytest.approx(squares, rel=1e-12)
     factor = 1 / max(1.0, math.sqrt(squares) / max_norm)
-    assert part._norm.view(F32)[2].item() == pytest.approx(factor, rel=1e-7)
+    assert executor._norm.view(F32)[2].item() == pytest.approx(factor, rel=1e-7)
 
 
 @by_case([CASE["adafactor-momentum"], CASE["lamb"], CASE["amos"]])

@@ -118,11 +118,11 @@ def test_offsets_beyond_32_bits(size: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert p[5].item() == 0.0
 
 
-def part_of(opt: danlu.FusedOptimizer) -> TritonExecutor:
+def executor_of(opt: danlu.FusedOptimizer) -> TritonExecutor:
     assert opt._plan is not None
-    (part,) = opt._plan._executors
-    assert isinstance(part, TritonExecutor)
-    return part
+    (executor,) = opt._plan._executors
+    assert isinstance(executor, TritonExecutor)
+    return executor
 
 
 def test_one_launch_for_each_combination_of_dtypes() -> None:
@@ -133,7 +133,7 @@ def test_one_launch_for_each_combination_of_dtypes() -> None:
         for i, p in enumerate(params):
             p.grad = values(p.shape, 10 * t + i, wild=False).to(p.dtype)
         opt.step()
-    assert [launch.programs for launch in part_of(opt).launches] == [3, 2]
+    assert [launch.programs for launch in executor_of(opt).launches] == [3, 2]
 
 
 def test_tables_travel_only_when_they_change() -> None:
@@ -141,18 +141,18 @@ def test_tables_travel_only_when_they_change() -> None:
     give_gradients(parameters(opt), 0)
     for _ in range(4):
         opt.step()
-    part = part_of(opt)
-    (launch,) = part.launches
-    assert (launch.table.sent, part._row_mirror.sent) == (1, 1)
+    executor = executor_of(opt)
+    (launch,) = executor.launches
+    assert (launch.table.sent, executor._staged_coefficients.sent) == (1, 1)
     opt.param_groups[0]["lr"] = 0.5
     opt.step()
-    assert (launch.table.sent, part._row_mirror.sent) == (1, 2)
+    assert (launch.table.sent, executor._staged_coefficients.sent) == (1, 2)
     parameters(opt)[1].grad = values(parameters(opt)[1].shape, 3)
     opt.step()
-    assert (launch.table.sent, part._row_mirror.sent) == (2, 2)
+    assert (launch.table.sent, executor._staged_coefficients.sent) == (2, 2)
     parameters(opt)[0].grad = None
     opt.step()
-    assert (launch.table.sent, part._row_mirror.sent) == (3, 2)
+    assert (launch.table.sent, executor._staged_coefficients.sent) == (3, 2)
 
 
 @every_case

@@ -18,18 +18,18 @@ from test_cuda_norm import squares_of, with_gradients
 CHUNK = 16384
 
 
-def part_of(opt: danlu.FusedOptimizer) -> TritonExecutor:
+def executor_of(opt: danlu.FusedOptimizer) -> TritonExecutor:
     assert opt._plan is not None
-    part = opt._plan._executors[0]
-    assert isinstance(part, TritonExecutor)
-    return part
+    executor = opt._plan._executors[0]
+    assert isinstance(executor, TritonExecutor)
+    return executor
 
 
 def measured(gradients: list[torch.Tensor | None], max_norm: float = 1.0) -> tuple[float, float]:
     """The squares and the factor."""
     opt = danlu.Lion(with_gradients(gradients), backend="triton", max_grad_norm=max_norm)
     opt.step()
-    result = part_of(opt)._norm
+    result = executor_of(opt)._norm
     return result[0].item(), result.view(F32)[2].item()
 
 
@@ -72,7 +72,7 @@ def test_a_gradient_that_goes_away_no_longer_counts() -> None:
     opt.step()
     params[0].grad = None
     opt.step()
-    assert part_of(opt)._norm[0] == 9.0
+    assert executor_of(opt)._norm[0] == 9.0
 
 
 def test_with_parameters_elsewhere_and_a_scale() -> None:
@@ -83,7 +83,7 @@ def test_with_parameters_elsewhere_and_a_scale() -> None:
     opt = danlu.Lion([plain, strided], backend="triton", max_grad_norm=1.0)
     opt.step()
     assert {row.backend for row in opt.backend_report()} == {"triton", "reference"}
-    clip = part_of(opt)._clip
+    clip = executor_of(opt)._clip
     assert clip is not None
     assert clip.item() == pytest.approx(1 / math.sqrt(5 + 96), rel=1e-7)
 
@@ -93,7 +93,7 @@ def test_with_parameters_elsewhere_and_a_scale() -> None:
         opt.grad_scale = torch.tensor([1024.0])  # type: ignore[attr-defined]
         opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
         opt.step()
-        assert part_of(opt)._clip == factor / 1024
+        assert executor_of(opt)._clip == factor / 1024
 
 
 @pytest.mark.parametrize("count", [3, 4])

@@ -19,7 +19,7 @@ from danlu.backends.triton import TritonExecutor
 from danlu.backends.triton_reduce import ReducingLaunches
 from danlu.schedule import CHUNK_SIZE, WANTED_ROW_TILES
 from danlu.testing import same_bits
-from danlu.triton_kernels.reduce.stand_ins import wraps
+from danlu.triton_kernels.reduce.factors import wraps
 from layouts import Layout, offset
 from runs import Result, run
 from test_reducing import assert_close
@@ -106,9 +106,9 @@ def test_the_same_bits_again_and_with_coefficients_from_the_device(case: Case) -
 
 def launches_of(opt: danlu.FusedOptimizer) -> list[ReducingLaunches]:
     assert opt._plan is not None
-    (part,) = opt._plan._executors
-    assert isinstance(part, TritonExecutor)
-    return [launch for launch in part.launches if isinstance(launch, ReducingLaunches)]
+    (executor,) = opt._plan._executors
+    assert isinstance(executor, TritonExecutor)
+    return [launch for launch in executor.launches if isinstance(launch, ReducingLaunches)]
 
 
 @each_kind
@@ -130,10 +130,13 @@ def test_groups_and_launches(monkeypatch: pytest.MonkeyPatch) -> None:
         (launches,) = launches_of(opt)
         return [call.launch.kernel for call in launches._calls]
 
-    passes = ["collect", "average", "spread", "measure", "settle", "step"]
+    passes = ["reduce_gradient", "update_factors", "update_row_factors", "reduce_norms", "finalize", "apply"]
     assert launched([(3, 260), (4, 270)], math.inf) == passes
     assert launched([(3, 260), (4, 270)], 1.0) == 2 * passes
-    assert launched([(3, 260), (4, 5), (3, 290)], math.inf) == ["collect", *passes]  # one for each width
+    assert launched([(3, 260), (4, 5), (3, 290)], math.inf) == [
+        "reduce_gradient",
+        *passes,
+    ]  # one for each width
 
 
 def test_tiles_of_several_batches_of_rows() -> None:

@@ -1,17 +1,17 @@
 """The passes of rules that reduce, as python/danlu/schedule.py divides them. Knows no optimizer."""
 
-from .average import average, spread
-from .collect import collect
-from .measure import measure, settle
-from .rows import rows_kernel
-from .step import step
+from .apply import apply
+from .apply_by_row import apply_by_row
+from .reduce_gradient import reduce_gradient
+from .reduce_norms import finalize, reduce_norms
+from .update_factors import update_factors, update_row_factors
 
 KERNELS = dict(
-    collect=collect,
-    average=average,
-    spread=spread,
-    measure=measure,
-    settle=settle,
-    step=step,
-    rows=rows_kernel,
+    reduce_gradient=reduce_gradient,
+    update_factors=update_factors,
+    update_row_factors=update_row_factors,
+    reduce_norms=reduce_norms,
+    finalize=finalize,
+    apply=apply,
+    apply_by_row=apply_by_row,
 )

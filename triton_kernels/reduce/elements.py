@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from ..storage import load
-from .job import COLUMNS
-from .stand_ins import EIGHT, reduced_states
+from .factors import EIGHT, reduced_states
+from .work_item import COLUMNS
 
 
 @triton.jit
@@ -39,9 +39,9 @@ def ends_of(bits, left, geometry, ALONG: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def states_of(arrays, stand_ins, offsets, mask, ALONG: tl.constexpr, EVEN: tl.constexpr):
+def states_of(arrays, factors, offsets, mask, ALONG: tl.constexpr, EVEN: tl.constexpr):
     """A rule's states: what stands in the place of the reduced ones, then the elementwise ones."""
-    states = reduced_states(stand_ins, offsets, mask, ALONG, EVEN)
+    states = reduced_states(factors, offsets, mask, ALONG, EVEN)
     for i in tl.static_range(len(arrays) - 2):
         states = states + (load(arrays[2 + i] + offsets, mask),)
     return states

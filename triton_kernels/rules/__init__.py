@@ -19,7 +19,7 @@ from .lookahead import lookahead
 class Rule(NamedTuple):
     """`function` is the step. The others belong to rules that reduce, see csrc/cpu/reduce.h.
 
-    With sums the step takes their factors as a fifth argument. States that are reduced are what stands in
+    With sums the step takes their step scales as a fifth argument. States that are reduced are what stands in
     their place, and are given back unchanged.
     """
 
@@ -28,13 +28,13 @@ class Rule(NamedTuple):
     reduction: Reduction | None = None
     statistic: Any = None  # (g, coefficients) -> what is averaged
     average: Any = None  # along both: (v, mean, coefficients) -> v, else (v, b, ...) -> v, b, of p, of g
-    along_rows: Any = None  # (average of a row, mean over rows, coefficients) -> what stands in its place
-    along_columns: Any = None  # (average of a column, coefficients) -> what stands in its place
-    measures: Any = None  # (coefficients) -> whether sums are needed
-    measures_p: Any = None  # (coefficients) -> whether p is; None: always
-    measure: Any = None  # (p, g, states, coefficients) -> terms
-    settle: Any = None  # (sums, size, coefficients) -> factors
-    factors: int = 0
+    row_factor: Any = None  # (average of a row, mean over rows, coefficients) -> what stands in its place
+    column_factor: Any = None  # (average of a column, coefficients) -> what stands in its place
+    needs_norms: Any = None  # (coefficients) -> whether sums are needed
+    norms_need_p: Any = None  # (coefficients) -> whether p is; None: always
+    norm_terms: Any = None  # (p, g, states, coefficients) -> terms
+    finalize: Any = None  # (sums, size, coefficients) -> step scales
+    scales: int = 0
     outcome: str = "subtracted"  # what becomes of the step: that, or "assigned" to the parameter, or "none"
 
 
@@ -57,30 +57,30 @@ def _tiger_scaled(reduction: Reduction) -> Rule:
         tigers.step,
         _TIGER,
         reduction,
-        measures=tigers.measures,
-        measure=tigers.measure,
-        settle=tigers.settle,
-        factors=2,
+        needs_norms=tigers.needs_norms,
+        norm_terms=tigers.norm_terms,
+        finalize=tigers.finalize,
+        scales=2,
     )
 
 
-def _adafactor(step: Any, measure: Any, along: str = "none") -> Rule:
+def _adafactor(step: Any, norm_terms: Any, along: str = "none") -> Rule:
     averages = dict(
         statistic=adafactor.statistic,
         average=adafactor.average,
-        along_rows=adafactor.along_rows,
-        along_columns=adafactor.along_columns,
+        row_factor=adafactor.row_factor,
+        column_factor=adafactor.column_factor,
     )
     return Rule(
         step,
         _ADAFACTOR,
         Reduction(along, sums=2),
         **(averages if along == "both" else {}),
-        measures=adafactor.measures,
-        measures_p=adafactor.measures_p,
-        measure=measure,
-        settle=adafactor.settle,
-        factors=3,
+        needs_norms=adafactor.needs_norms,
+        norms_need_p=adafactor.norms_need_p,
+        norm_terms=norm_terms,
+        finalize=adafactor.finalize,
+        scales=3,
     )
 
 
@@ -112,22 +112,22 @@ RULES = {
         lamb.step,
         (*_LAMB, "max_ratio"),
         Reduction("none", sums=2),
-        measures=lamb.measures,
-        measure=lamb.measure,
-        settle=lamb.settle,
-        factors=1,
+        needs_norms=lamb.needs_norms,
+        norm_terms=lamb.norm_terms,
+        finalize=lamb.finalize,
+        scales=1,
     ),
-    "adafactor": _adafactor(adafactor.step_full, adafactor.measure_full),
-    "adafactor_momentum": _adafactor(adafactor.step_full_momentum, adafactor.measure_full),
-    "adafactor_factored": _adafactor(adafactor.step_factored, adafactor.measure_factored, "both"),
+    "adafactor": _adafactor(adafactor.step_full, adafactor.norm_terms_full),
+    "adafactor_momentum": _adafactor(adafactor.step_full_momentum, adafactor.norm_terms_full),
+    "adafactor_factored": _adafactor(adafactor.step_factored, adafactor.norm_terms_factored, "both"),
     "adafactor_factored_momentum": _adafactor(
-        adafactor.step_factored_momentum, adafactor.measure_factored, "both"
+        adafactor.step_factored_momentum, adafactor.norm_terms_factored, "both"
     ),
     "adafactor_factored_root": _adafactor(
-        adafactor.step_factored_root, adafactor.measure_factored_root, "both"
+        adafactor.step_factored_root, adafactor.norm_terms_factored_root, "both"
     ),
     "adafactor_factored_root_momentum": _adafactor(
-        adafactor.step_factored_root_momentum, adafactor.measure_factored_root, "both"
+        adafactor.step_factored_root_momentum, adafactor.norm_terms_factored_root, "both"
     ),
     "amos_elementwise": Rule(amos.elementwise, _AMOS),
     "amos_elementwise_momentum": Rule(amos.elementwise_momentum, _AMOS),

@@ -43,14 +43,14 @@ def average(v, mean, coefficients):
 
 
 @triton.jit
-def along_rows(r, mean, coefficients):
+def row_factor(r, mean, coefficients):
     """In float64: a quotient may be below fp32's range where its inverse root is not."""
     _, _, _, floor, _, _, _, _, _, _, _, _, _, _ = coefficients
     return (1.0 / tl.sqrt(r.to(tl.float64) / larger(mean, floor.to(tl.float64)))).to(tl.float32)
 
 
 @triton.jit
-def along_columns(c, coefficients):
+def column_factor(c, coefficients):
     return (1.0 / tl.sqrt(c.to(tl.float64))).to(tl.float32)
 
 
@@ -71,42 +71,42 @@ def factored_root(g, states, coefficients):
     return tl.div_rn((g * x) * y, tl.sqrt_rn(1.0 + z * z)), (x, y)
 
 
-# measure and step of each
+# norm_terms and step of each
 
 
 @triton.jit
-def measures(coefficients):
+def needs_norms(coefficients):
     _, _, _, _, _, clip, _, _, scaled, _, _, _, _, _ = coefficients
     return (scaled != 0) | (clip < float("inf"))
 
 
 @triton.jit
-def measures_p(coefficients):
+def norms_need_p(coefficients):
     _, _, _, _, _, _, _, _, scaled, _, _, _, _, _ = coefficients
     return scaled != 0
 
 
 @triton.jit
-def measure_full(p, g, states, coefficients):
+def norm_terms_full(p, g, states, coefficients):
     u, _ = full(g, states, coefficients)
     return p * p, u * u
 
 
 @triton.jit
-def measure_factored(p, g, states, coefficients):
+def norm_terms_factored(p, g, states, coefficients):
     u, _ = factored(g, states, coefficients)
     return p * p, u * u
 
 
 @triton.jit
-def measure_factored_root(p, g, states, coefficients):
+def norm_terms_factored_root(p, g, states, coefficients):
     u, _ = factored_root(g, states, coefficients)
     return p * p, u * u
 
 
 @triton.jit
-def settle(sums, n, coefficients):
-    """Factors of the direction before and after the momentum, and of p."""
+def finalize(sums, n, coefficients):
+    """Scales of the direction before and after the momentum, and of p."""
     _, _, _, _, _, clip, rho, eps2, scaled, late, _, _, decay, decay_alpha = coefficients
     of_p, of_u = sums
     size = n.to(tl.float64)
@@ -120,53 +120,53 @@ def settle(sums, n, coefficients):
 
 
 @triton.jit
-def _plain(p, u, factors):
-    inner, outer, decay = factors
+def _plain(p, u, scales):
+    inner, outer, decay = scales
     return outer * (inner * u) + decay * p
 
 
 @triton.jit
-def _with_momentum(p, u, m, coefficients, factors):
+def _with_momentum(p, u, m, coefficients, scales):
     _, _, _, _, _, _, _, _, _, _, beta1, weight1, _, _ = coefficients
-    inner, outer, decay = factors
+    inner, outer, decay = scales
     m = beta1 * m + weight1 * (inner * u)
     return outer * m + decay * p, m
 
 
 @triton.jit
-def step_full(p, g, states, coefficients, factors):
+def step_full(p, g, states, coefficients, scales):
     u, states = full(g, states, coefficients)
-    return _plain(p, u, factors), states
+    return _plain(p, u, scales), states
 
 
 @triton.jit
-def step_full_momentum(p, g, states, coefficients, factors):
+def step_full_momentum(p, g, states, coefficients, scales):
     u, (v,) = full(g, states, coefficients)
-    amount, m = _with_momentum(p, u, states[1], coefficients, factors)
+    amount, m = _with_momentum(p, u, states[1], coefficients, scales)
     return amount, (v, m)
 
 
 @triton.jit
-def step_factored(p, g, states, coefficients, factors):
+def step_factored(p, g, states, coefficients, scales):
     u, states = factored(g, states, coefficients)
-    return _plain(p, u, factors), states
+    return _plain(p, u, scales), states
 
 
 @triton.jit
-def step_factored_momentum(p, g, states, coefficients, factors):
+def step_factored_momentum(p, g, states, coefficients, scales):
     u, (x, y) = factored(g, states, coefficients)
-    amount, m = _with_momentum(p, u, states[2], coefficients, factors)
+    amount, m = _with_momentum(p, u, states[2], coefficients, scales)
     return amount, (x, y, m)
 
 
 @triton.jit
-def step_factored_root(p, g, states, coefficients, factors):
+def step_factored_root(p, g, states, coefficients, scales):
     u, states = factored_root(g, states, coefficients)
-    return _plain(p, u, factors), states
+    return _plain(p, u, scales), states
 
 
 @triton.jit
-def step_factored_root_momentum(p, g, states, coefficients, factors):
+def step_factored_root_momentum(p, g, states, coefficients, scales):
     u, (x, y) = factored_root(g, states, coefficients)
-    amount, m = _with_momentum(p, u, states[2], coefficients, factors)
+    amount, m = _with_momentum(p, u, states[2], coefficients, scales)
     return amount, (x, y, m)

@@ -17,19 +17,19 @@ def _update(p, g, states, coefficients):
 
 
 @triton.jit
-def measures(coefficients):
+def needs_norms(coefficients):
     _, _, _, _, _, _, _, _, _, adapt, _ = coefficients
     return adapt != 0
 
 
 @triton.jit
-def measure(p, g, states, coefficients):
+def norm_terms(p, g, states, coefficients):
     u, _ = _update(p, g, states, coefficients)
     return p * p, u * u
 
 
 @triton.jit
-def settle(sums, n, coefficients):
+def finalize(sums, n, coefficients):
     _, _, _, _, _, _, _, _, lr, _, max_ratio = coefficients
     of_p, of_u = sums
     found = (of_p > 0) & (of_u > 0)
@@ -39,7 +39,7 @@ def settle(sums, n, coefficients):
 
 
 @triton.jit
-def step(p, g, states, coefficients, factors):
-    (lr,) = factors
+def step(p, g, states, coefficients, scales):
+    (lr,) = scales
     u, states = _update(p, g, states, coefficients)
     return lr * u, states

@@ -20,20 +20,20 @@ def layer_adapted(rule: Any) -> Any:
         function=_calling(rule.function, _step),
         coefficients=(*rule.coefficients, "group_lr"),
         reduction=Reduction("none", sums=2),
-        measures=measures,
-        measure=_calling(rule.function, _measure),
-        settle=settle,
-        factors=1,
+        needs_norms=needs_norms,
+        norm_terms=_calling(rule.function, _measure),
+        finalize=finalize,
+        scales=1,
     )
 
 
 @triton.jit
-def measures(coefficients):
+def needs_norms(coefficients):
     return True
 
 
 @triton.jit
-def settle(sums, n, coefficients):
+def finalize(sums, n, coefficients):
     """lr may be 0, and the amount then is: the norms are tested before anything is divided."""
     group_lr = coefficients[-1]
     of_p, of_amount = sums
@@ -50,8 +50,8 @@ def _measure(p, g, states, coefficients):
     return p * p, amount * amount
 
 
-def _step(p, g, states, coefficients, factors):
-    (ratio,) = factors
+def _step(p, g, states, coefficients, scales):
+    (ratio,) = scales
     amount, states = RULE(p, g, states, coefficients[:-1])
     return ratio * amount, states
 

@@ -20,17 +20,17 @@ def tiger(p, g, states, coefficients):
 
 
 @triton.jit
-def measures(coefficients):
+def needs_norms(coefficients):
     return True
 
 
 @triton.jit
-def measure(p, g, states, coefficients):
+def norm_terms(p, g, states, coefficients):
     return (p * p,)
 
 
 @triton.jit
-def settle(sums, n, coefficients):
+def finalize(sums, n, coefficients):
     _, _, lr, weight_decay = coefficients
     (of_p,) = sums
     eta = lr * tl.sqrt(of_p / n.to(tl.float64)).to(tl.float32)
@@ -38,9 +38,9 @@ def settle(sums, n, coefficients):
 
 
 @triton.jit
-def step(p, g, states, coefficients, factors):
+def step(p, g, states, coefficients, scales):
     (m,) = states
     keep, weight, _, _ = coefficients
-    eta, decay = factors
+    eta, decay = scales
     m = keep * m + weight * g
     return eta * sign(m) + decay * p, (m,)

@@ -2,7 +2,7 @@
 #pragma once
 #include <type_traits>
 
-#include "stand_ins.cuh"
+#include "factors.cuh"
 
 namespace danlu {
 namespace DANLU_ISA {
@@ -104,30 +104,32 @@ struct Elements {
     store_states(a, at);
   }
 
-  __device__ __forceinline__ void measure(const Row<Rule>& row, float (&sums)[Sums<Rule>::count]) const {
-    Cases<Rule>::call(row.k, [&](const auto& k) {
+  __device__ __forceinline__ void add_norms(const Coefficients<Rule>& coefficients,
+                                            float (&sums)[Sums<Rule>::count]) const {
+    Cases<Rule>::call(coefficients.k, [&](const auto& k) {
 #pragma unroll
       for (int i = 0; i < n; i++) {
         float s[Rule::num_states], terms[Sums<Rule>::count];
 #pragma unroll
         for (int j = 0; j < Rule::num_states; j++) s[j] = states[j][i];
-        Rule::measure(p[i], row.header.factor * g[i], s, k, terms);
+        Rule::norm_terms(p[i], coefficients.header.factor * g[i], s, k, terms);
 #pragma unroll
         for (int j = 0; j < Sums<Rule>::count; j++) sums[j] += terms[j];
       }
     });
   }
 
-  __device__ __forceinline__ void update(const Row<Rule>& row, const typename Sums<Rule>::Factors& factors) {
-    Cases<Rule>::call(row.k, [&](const auto& k) {
+  __device__ __forceinline__ void update(const Coefficients<Rule>& coefficients,
+                                         const typename Sums<Rule>::StepScales& scales) {
+    Cases<Rule>::call(coefficients.k, [&](const auto& k) {
 #pragma unroll
       for (int i = 0; i < n; i++) {
         float s[Rule::num_states];
 #pragma unroll
         for (int j = 0; j < Rule::num_states; j++) s[j] = states[j][i];
-        const float scaled = row.header.factor * g[i];
+        const float scaled = coefficients.header.factor * g[i];
         if constexpr (Sums<Rule>::count > 0)
-          p[i] = p[i] - Rule::step(p[i], scaled, s, k, factors);
+          p[i] = p[i] - Rule::step(p[i], scaled, s, k, scales);
         else
           p[i] = p[i] - Rule::step(p[i], scaled, s, k);
 #pragma unroll
@@ -148,9 +150,8 @@ struct Elements {
 // Calls body(elements, where they begin) for elements of a chunk in packs of n, of which those of a turn are
 // loaded before the first is used. whole: no row ends within a pack.
 template <int n, int packs, bool whole, class Rule, class F, int width, class Body>
-__device__ __forceinline__ void for_packs(const Arrays<Rule, F>& arrays,
-                                          const StandIns<Rule, width>& stand_ins, int begin, int end,
-                                          Reads reads, const Body& body) {
+__device__ __forceinline__ void for_packs(const Arrays<Rule, F>& arrays, const Factors<Rule, width>& factors,
+                                          int begin, int end, Reads reads, const Body& body) {
   constexpr int stride = pass_threads * n;
   constexpr bool reduced = Arrays<Rule, F>::first_element > 0;
   constexpr bool late = StateKinds<Rule>::of_columns > 1;  // would need too many registers for all of a turn
@@ -159,8 +160,8 @@ __device__ __forceinline__ void for_packs(const Arrays<Rule, F>& arrays,
   Place place;
   Stride by;
   if constexpr (reduced) {
-    place = stand_ins.place(begin);
-    by = stand_ins.stride(stride);
+    place = factors.place(begin);
+    by = factors.stride(stride);
   }
 #pragma unroll 1
   for (int first = begin; first < end; first += packs * stride) {
@@ -169,16 +170,16 @@ __device__ __forceinline__ void for_packs(const Arrays<Rule, F>& arrays,
     for (int i = 0; i < packs; i++) {
       if (first + i * stride < end) {
         e[i].load_all(arrays, first + i * stride, reads);
-        if constexpr (reduced && !late) stand_ins.template load<whole>(place, e[i].states);
+        if constexpr (reduced && !late) factors.template load<whole>(place, e[i].states);
       }
-      if constexpr (reduced && !late) stand_ins.move(place, by);
+      if constexpr (reduced && !late) factors.move(place, by);
     }
 #pragma unroll
     for (int i = 0; i < packs; i++) {
       if (first + i * stride >= end) break;
       if constexpr (reduced && late) {
-        stand_ins.template load<whole>(place, e[i].states);
-        stand_ins.move(place, by);
+        factors.template load<whole>(place, e[i].states);
+        factors.move(place, by);
       }
       body(e[i], first + i * stride);
     }
@@ -188,19 +189,19 @@ __device__ __forceinline__ void for_packs(const Arrays<Rule, F>& arrays,
 // ... for all elements of a chunk, those behind the last pack one by one.
 template <class Rule, class F, class Body>
 __device__ __forceinline__ void for_elements(const Arrays<Rule, F>& arrays,
-                                             const StandIns<Rule, Arrays<Rule, F>::width>& stand_ins,
-                                             int size, Reads reads, const Body& body) {
+                                             const Factors<Rule, Arrays<Rule, F>::width>& factors, int size,
+                                             Reads reads, const Body& body) {
   constexpr int width = Arrays<Rule, F>::width;
   int vector_end = arrays.aligned() ? size / width * width : 0;
   settled(vector_end);
   constexpr int packs = turn_elements / width;
   bool whole = true;
   if constexpr (Arrays<Rule, F>::first_element > 0) {
-    whole = stand_ins.whole_packs();
-    if (!whole) for_packs<width, 1, false>(arrays, stand_ins, 0, vector_end, reads, body);
+    whole = factors.whole_packs();
+    if (!whole) for_packs<width, 1, false>(arrays, factors, 0, vector_end, reads, body);
   }
-  if (whole) for_packs<width, packs, true>(arrays, stand_ins, 0, vector_end, reads, body);
-  for_packs<1, 1, true>(arrays, stand_ins, vector_end, size, reads, body);
+  if (whole) for_packs<width, packs, true>(arrays, factors, 0, vector_end, reads, body);
+  for_packs<1, 1, true>(arrays, factors, vector_end, size, reads, body);
 }
 
 // On a multiprocessor, which bounds the registers. A rule without sums has all its arithmetic in one pass.

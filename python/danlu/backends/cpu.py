@@ -37,35 +37,35 @@ class Cpu:
     def unavailable(self) -> str | None:
         return _MISSING
 
-    def refusal(self, entry: ParamSpec) -> str | None:
-        p = entry.param
+    def refusal(self, spec: ParamSpec) -> str | None:
+        p = spec.param
         if p.device.type != "cpu":
             return f"the parameter is on {p.device}, backend='cpu' takes CPU tensors"
         if _MISSING:
             return _MISSING
-        if _cpu.coefficient_names(entry.rule) is None:
-            return f"no native rule {entry.rule!r}"
-        if any(dtype not in STORED for dtype in entry.dtypes):
-            return f"no native kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
-        return refusal_of_tensors(entry)
+        if _cpu.coefficient_names(spec.rule) is None:
+            return f"no native rule {spec.rule!r}"
+        if any(dtype not in STORED for dtype in spec.dtypes):
+            return f"no native kernel for {'/'.join(spec.dtypes)} (parameter/gradient/states)"
+        return refusal_of_tensors(spec)
 
-    def executor(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> CpuExecutor:
-        return CpuExecutor(optimizer, entries)
+    def executor(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> CpuExecutor:
+        return CpuExecutor(optimizer, specs)
 
 
 class CpuExecutor(NativeExecutor):
     reads_host = True
     device = None
 
-    def __init__(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> None:
+    def __init__(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> None:
         self._native = _cpu.Step(exchange_api(), torch, dtensor_type(), instruction_set())
-        super().__init__(self._native, _cpu, optimizer, entries)
-        self._sharded = any(entry.sharded for entry in entries)
-        self._rows: list[tuple[float, ...]] = []
+        super().__init__(self._native, _cpu, optimizer, specs)
+        self._sharded = any(spec.sharded for spec in specs)
+        self._coefficients: list[tuple[float, ...]] = []
         self._summed = {
-            i: optimizer.summed_dims(optimizer.param_groups[entry.group], entry.shape)
-            for i, entry in enumerate(entries)
-            if entry.reduces
+            i: optimizer.summed_dims(optimizer.param_groups[spec.group], spec.shape)
+            for i, spec in enumerate(specs)
+            if spec.reduces
         }
 
     def gradient_squares(self) -> torch.Tensor | float:
@@ -74,11 +74,11 @@ class CpuExecutor(NativeExecutor):
         return self._native.gradient_squares(torch.get_num_threads())
 
     def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
-        self._rows = self.rows(optimizer, scale.factor)
+        self._coefficients = self.coefficients(optimizer, scale.factor)
 
     def run(self) -> None:
         self.count_writes(self.active())
-        self._native.run(self._rows, torch.get_num_threads())
+        self._native.run(self._coefficients, torch.get_num_threads())
 
     def rounds(self) -> Iterator[Stop]:
         """As `run`, but stops where sums of tensors are complete, at most twice. They may be changed in place
@@ -88,7 +88,7 @@ class CpuExecutor(NativeExecutor):
         """
         threads = torch.get_num_threads()
         self.count_writes(self.active())
-        self._native.reduce_gradient(self._rows, threads)
+        self._native.reduce_gradient(self._coefficients, threads)
         yield from self._stop(0)
         self._native.reduce_norms(threads)
         yield from self._stop(1)
@@ -96,40 +96,40 @@ class CpuExecutor(NativeExecutor):
 
     def _stop(self, which: int) -> Iterator[Stop]:
         found = {i: self._sums(i, which) for i in self._summed}
-        stop = [(self._entries[i], [sums for _, sums in of]) for i, of in found.items() if of]
+        stop = [(self._specs[i], [sums for _, sums in of]) for i, of in found.items() if of]
         if not stop:
             return
         yield stop
         for i, of in found.items():
             if of:
-                self._native.count(i, *_counts(self._entries[i], of))
+                self._native.count(i, *_counts(self._specs[i], of))
 
     def _sums(self, i: int, which: int) -> list[tuple[str, PartialSums]]:
         """With what they are of."""
-        entry, (along_rows, along_columns) = self._entries[i], self._summed[i]
-        rows, columns, size = _counts(entry, [])
+        spec, (along_rows, along_columns) = self._specs[i], self._summed[i]
+        rows, columns, size = _counts(spec, [])
         kinds = {
             "rows": (along_rows, columns),
             "columns": (along_columns, rows),
             "both": (tuple(sorted((*along_rows, *along_columns))), rows * columns),
             "averages": (along_columns, rows),
             "row": (along_rows, columns),
-            "tensor": (tuple(range(len(entry.shape))), size),
+            "tensor": (tuple(range(len(spec.shape))), size),
         }
         found = []
         for of, values in self._native.sums(i, which):
             dims, count = kinds[of]
             gone = {*dims, *along_rows} if of == "averages" else dims
-            shape = [1 if d in gone else n for d, n in enumerate(entry.shape)]
+            shape = [1 if d in gone else n for d, n in enumerate(spec.shape)]
             numbers = torch.frombuffer(values, dtype=torch.float64) if len(values) else torch.empty(0)
             numbers = numbers.double().view(shape)
             found.append((of, PartialSums(numbers, dims, count)))
         return found
 
 
-def _counts(entry: ParamSpec, found: Sequence[tuple[str, PartialSums]]) -> tuple[int, int, int]:
+def _counts(spec: ParamSpec, found: Sequence[tuple[str, PartialSums]]) -> tuple[int, int, int]:
     """Rows, columns and elements of the tensor that sums are of by now."""
-    batch, rows, columns = entry.matrix or (1, 1, math.prod(entry.shape))
+    batch, rows, columns = spec.matrix or (1, 1, math.prod(spec.shape))
     size = batch * rows * columns
     for of, sums in found:
         if of in ("columns", "averages"):

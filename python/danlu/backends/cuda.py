@@ -51,8 +51,8 @@ class Cuda:
         reason: str | None = self.native.unavailable()
         return reason
 
-    def refusal(self, entry: ParamSpec) -> str | None:
-        device = entry.param.device
+    def refusal(self, spec: ParamSpec) -> str | None:
+        device = spec.param.device
         if device.type not in self.device_types:
             return f"the parameter is on {device}, backend='cuda' takes CUDA tensors"
         if self.native is None:
@@ -63,14 +63,14 @@ class Cuda:
         if not _runs_on(self.native.architectures, capability):
             built = self.native.architectures
             return f"danlu._cuda is built for {built}, {device} has compute capability {capability / 10}"
-        if self.native.coefficient_names(entry.rule) is None:
-            return f"no CUDA rule {entry.rule!r}"
-        if not self.native.has_kernel(entry.rule, entry.dtypes):
-            return f"no CUDA kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
-        return refusal_of_tensors(entry)
+        if self.native.coefficient_names(spec.rule) is None:
+            return f"no CUDA rule {spec.rule!r}"
+        if not self.native.has_kernel(spec.rule, spec.dtypes):
+            return f"no CUDA kernel for {'/'.join(spec.dtypes)} (parameter/gradient/states)"
+        return refusal_of_tensors(spec)
 
-    def executor(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> CudaExecutor:
-        return CudaExecutor(self, optimizer, entries)
+    def executor(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> CudaExecutor:
+        return CudaExecutor(self, optimizer, specs)
 
     def reduction(self, rule: str) -> Reduction | None:
         """What a rule sums before its step; None if nothing."""
@@ -91,14 +91,14 @@ class CudaExecutor(GpuExecutor):
     tables in device memory.
     """
 
-    def __init__(self, backend: Cuda, optimizer: StepRule, entries: Sequence[ParamSpec]) -> None:
-        module, device = backend.native, entries[0].param.device
+    def __init__(self, backend: Cuda, optimizer: StepRule, specs: Sequence[ParamSpec]) -> None:
+        module, device = backend.native, specs[0].param.device
         assert module is not None
         index = backend.index(device) if device.type == "cuda" else -1
         self._native = module.Step(exchange_api(), torch, dtensor_type(), index, optimizer.counters_on_device)
         self._backend = backend
-        super().__init__(self._native, module, optimizer, entries)
-        self._reducing = reducing_tensors(entries, backend.reduction, group_bytes(device))
+        super().__init__(self._native, module, optimizer, specs)
+        self._reducing = reducing_tensors(specs, backend.reduction, group_bytes(device))
         self._passes = [self._pass_list(module, index, tensors) for _, tensors in self._reducing]
         self._selections = [self._native.select(indices) for indices, _ in self._reducing]
         count = 0 if self._max_norm is None else self._native.num_squares()
@@ -112,7 +112,7 @@ class CudaExecutor(GpuExecutor):
         found_inf = 0 if self._found_inf is None else self._found_inf.data_ptr()
         launches = 0
         if self._reducing:
-            table = self.row_table().data_ptr()
+            table = self.coefficient_table().data_ptr()
             addresses = [
                 tensors.addresses.send(self._native.table(selection), capturing=self.is_capturing())
                 for selection, (_, tensors) in zip(self._selections, self._reducing, strict=True)
@@ -121,12 +121,10 @@ class CudaExecutor(GpuExecutor):
             dependent = self._backend.dependent_launches and self._waits and not self.is_capturing()
             for passes, sent in zip(self._passes, addresses, strict=True):
                 passes.dependent = dependent
-                launches = passes.run(
-                    stream, sent.data_ptr(), table, self._row_stride, clip, found_inf, launches
-                )
-        rows = 0 if self._device_rows is None else self._device_rows.table.data_ptr()
+                launches = passes.run(stream, sent.data_ptr(), table, self._stride, clip, found_inf, launches)
+        rows = 0 if self._on_device is None else self._on_device.table.data_ptr()
         zeros = self._zeros.data_ptr()
-        self._native.run(self._rows, stream, rows, clip, found_inf, self._resting, zeros, launches)
+        self._native.run(self._coefficients, stream, rows, clip, found_inf, self._idle, zeros, launches)
 
     def enqueue_norm(self, result: torch.Tensor, grad_scale: torch.Tensor | None) -> None:
         assert self._max_norm is not None

@@ -13,9 +13,9 @@ from ..listed_rows import ListedRows, in_order, nonzero_rows, summed
 from ..scale import StepScale
 from ..spec import ParamSpec
 from ..step_rule import StepRule
-from .device_rows import DeviceRows
-from .mirror import Mirror
-from .native import ROW_HEADER, CoefficientNames, NativeExecutor
+from .device_coefficients import DeviceCoefficients
+from .native import HEADER_FLOATS, CoefficientNames, NativeExecutor
+from .staged_table import StagedTable
 from .streams import Streams
 
 if TYPE_CHECKING:
@@ -36,47 +36,47 @@ class GpuExecutor(NativeExecutor):
         native: StepList,
         rules: CoefficientNames,
         optimizer: StepRule,
-        entries: Sequence[ParamSpec],
+        specs: Sequence[ParamSpec],
     ) -> None:
         from .. import _cpu
 
-        super().__init__(native, rules, optimizer, entries)
-        self._row_stride = ROW_HEADER + max(len(names or ()) for names in self._names.values())
-        self.device = entries[0].param.device
+        super().__init__(native, rules, optimizer, specs)
+        self._stride = HEADER_FLOATS + max(len(names or ()) for names in self._names.values())
+        self.device = specs[0].param.device
         on_device = optimizer.counters_on_device
-        # of lazy parameters whose other rows' moments move: how far behind a coefficient row that of these is
-        self._resting = 0
-        self._rests = any(entry.lazy == "params" for entry in entries)
+        # of lazy parameters whose other rows' moments move: how far behind a coefficients that of these is
+        self._idle = 0
+        self._has_idle = any(spec.sparse_mode == "params" for spec in specs)
         self._zeros = torch.zeros(
-            _cpu.num_zeros if self._rests else 0, dtype=torch.float32, device=self.device
+            _cpu.num_zeros if self._has_idle else 0, dtype=torch.float32, device=self.device
         )
-        self._device_rows = (
-            DeviceRows(self.checked_names, entries, self._row_stride, resting=self._rests)
+        self._on_device = (
+            DeviceCoefficients(self.checked_names, specs, self._stride, idle=self._has_idle)
             if on_device
             else None
         )
-        self._rows: list[tuple[float, ...]] = []
-        self._sharded = any(entry.sharded for entry in entries)
+        self._coefficients: list[tuple[float, ...]] = []
+        self._sharded = any(spec.sharded for spec in specs)
         self._max_norm = optimizer.max_grad_norm
         # of the last norm: its squares, and behind them in float32 the factor
         self._norm = torch.empty(2, dtype=torch.float64, device=self.device)
         self.streams = Streams(self.device)
         self.streams.keep(self._zeros, self._norm)
-        if self._device_rows is not None:
-            self.streams.keep(*self._device_rows.tables)
+        if self._on_device is not None:
+            self.streams.keep(*self._on_device.tables)
         # tensors that the kernels read, kept until the next step
         self._clip: torch.Tensor | None = None
         self._found_inf: torch.Tensor | None = None
 
     @property
     def reads_host(self) -> bool:
-        return self._device_rows is None
+        return self._on_device is None
 
-    def gather(self, optimizer: StepRule) -> bool:
+    def refresh(self, optimizer: StepRule) -> bool:
         self.streams.enter()
-        if self._device_rows is None and self.is_capturing():
+        if self._on_device is None and self.is_capturing():
             raise RuntimeError("a step inside a CUDA graph's capture needs capturable=True")
-        return super().gather(optimizer)
+        return super().refresh(optimizer)
 
     def release(self) -> None:
         self.streams.leave()
@@ -84,26 +84,28 @@ class GpuExecutor(NativeExecutor):
 
     def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
         self._clip, self._found_inf = scale.clip, scale.found_inf
-        if self._device_rows is not None:
-            self._device_rows.prepare(optimizer, self._found_inf)
-            self._resting = len(self._entries)
+        if self._on_device is not None:
+            self._on_device.prepare(optimizer, self._found_inf)
+            self._idle = len(self._specs)
             return
-        self._rows = self.rows(optimizer, scale.factor)
-        self._resting = len(self._rows)
-        if self._rests:
-            self._rows += [(factor, 0.0, *coefficients) for factor, _, *coefficients in self._rows]
+        self._coefficients = self.coefficients(optimizer, scale.factor)
+        self._idle = len(self._coefficients)
+        if self._has_idle:
+            self._coefficients += [
+                (factor, 0.0, *coefficients) for factor, _, *coefficients in self._coefficients
+            ]
 
-    def rows_of(self, entry: ParamSpec, g: torch.Tensor) -> ListedRows:
+    def rows_of(self, spec: ParamSpec, g: torch.Tensor) -> ListedRows:
         """Of a dense gradient too: a launch takes the addresses of rows from the host."""
-        checks.waits_for_rows(entry.name, self.device)
+        checks.waits_for_rows(spec.name, self.device)
         if g.layout == torch.strided:
             rows = nonzero_rows(g).cpu()
             return ListedRows(rows, g.detach(), rows, None)
-        checks.listed_rows(entry.name, entry.param, g)
+        checks.listed_rows(spec.name, spec.param, g)
         rows = g._indices()[0].cpu()
-        checks.row_numbers(entry.name, entry.param, rows)
+        checks.row_numbers(spec.name, spec.param, rows)
         listed = in_order(rows, g._values().detach().contiguous())
-        return listed if listed.ends is None else ListedRows(*summed(listed), None, None)
+        return listed if listed.offsets is None else ListedRows(*summed(listed), None, None)
 
     def gradient_squares(self) -> torch.Tensor | float:
         if self._sharded:  # needs the other ranks
@@ -122,8 +124,8 @@ class GpuExecutor(NativeExecutor):
         self.count_writes(active)
         self.captured = self.captured or self.is_capturing()
         self.launch()
-        if self._device_rows is not None:
-            self._device_rows.advance(active)
+        if self._on_device is not None:
+            self._on_device.advance(active)
 
     def launch(self) -> None:
         """Enqueues the kernels, and counts the step where the counters are on the host."""
@@ -135,19 +137,21 @@ class GpuExecutor(NativeExecutor):
         """
         raise NotImplementedError
 
-    def row_table(self) -> torch.Tensor:
-        """The coefficient rows in the device's memory, fp32."""
-        if self._device_rows is not None:
-            return self._device_rows.table
+    def coefficient_table(self) -> torch.Tensor:
+        """The coefficients in the device's memory, fp32."""
+        if self._on_device is not None:
+            return self._on_device.table
         from .. import _cpu
 
-        return self._row_mirror.send(_cpu.rounded_rows(self._rows, self._row_stride)).view(torch.float32)
+        return self._staged_coefficients.send(
+            _cpu.rounded_coefficients(self._coefficients, self._stride)
+        ).view(torch.float32)
 
     @functools.cached_property
-    def _row_mirror(self) -> Mirror:
-        mirror = Mirror(4 * self._row_stride * (1 + self._rests) * len(self._entries), self.device)
-        self.streams.keep(mirror.table)
-        return mirror
+    def _staged_coefficients(self) -> StagedTable:
+        staged = StagedTable(4 * self._stride * (1 + self._has_idle) * len(self._specs), self.device)
+        self.streams.keep(staged.table)
+        return staged
 
     def is_capturing(self) -> bool:
         return capture.is_capturing(self.device)

@@ -15,8 +15,8 @@ from ..sharding import local, sharded_alike
 from ..spec import ParamSpec
 from ..step_rule import StepRule
 
-# the engine's own words in front of every coefficient row: factor, store_params
-ROW_HEADER = 2
+# the engine's own words in front of every coefficients: factor, store_params
+HEADER_FLOATS = 2
 # what parameters, gradients and states may be kept in
 STORED = ("float32", "bfloat16", "float16")
 
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     from .._step_list import StepList
 
 
-def refusal_of_tensors(entry: ParamSpec) -> str | None:
+def refusal_of_tensors(spec: ParamSpec) -> str | None:
     """Why no native list can take the parameter, whatever its dtypes; None if one can."""
-    p = local(entry.param)
+    p = local(spec.param)
     if type(p).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return f"the parameter is a {type(p).__name__}"
     if p.is_neg():
         return "the parameter is a lazily negated view"
     if not checks.is_dense(p):
-        return f"the parameter is not dense (shape {entry.shape}, strides {entry.strides})"
-    if entry.lazy is not None and not p.is_contiguous():
-        return f"the rows of a lazy parameter are not contiguous (strides {entry.strides})"
-    if entry.lazy is not None and entry.reduces:
+        return f"the parameter is not dense (shape {spec.shape}, strides {spec.strides})"
+    if spec.sparse_mode is not None and not p.is_contiguous():
+        return f"the rows of a lazy parameter are not contiguous (strides {spec.strides})"
+    if spec.sparse_mode is not None and spec.reduces:
         return "no kernel sums over a lazy parameter"
-    if entry.matrix is None:
-        return f"the rule sums over dimensions of {entry.shape} that are no rows or columns in memory"
-    if entry.matrix[:2] != (1, 1) and not p.is_contiguous():
-        return f"the rule sums over rows or columns, strides {entry.strides} are not contiguous"
-    for name in entry.state_names:
-        if name in state.COUNTERS and name in entry.state and entry.state[name].ndim:
-            return f"state {name!r} has shape {tuple(entry.state[name].shape)}"
-    for what, t in _companions(entry):  # their strides are no matter: a copy has the parameter's
+    if spec.matrix is None:
+        return f"the rule sums over dimensions of {spec.shape} that are no rows or columns in memory"
+    if spec.matrix[:2] != (1, 1) and not p.is_contiguous():
+        return f"the rule sums over rows or columns, strides {spec.strides} are not contiguous"
+    for name in spec.state_names:
+        if name in state.COUNTERS and name in spec.state and spec.state[name].ndim:
+            return f"state {name!r} has shape {tuple(spec.state[name].shape)}"
+    for what, t in _companions(spec):  # their strides are no matter: a copy has the parameter's
         if type(local(t)) is not torch.Tensor:
             return f"the {what} is a {type(local(t)).__name__}"
     return None
@@ -57,12 +57,12 @@ def why_missing(name: str, error: ImportError, hint: str = "") -> str:
     return f"danlu.{name} cannot be imported ({error})"
 
 
-def copies_gradient(entry: ParamSpec) -> bool:
+def copies_gradient(spec: ParamSpec) -> bool:
     """Whether a native list reads a copy of the gradient, which lies otherwise than the parameter."""
-    g = entry.gradient if entry.takes_gradient else None
+    g = spec.gradient if spec.takes_gradient else None
     if g is None or g.layout != torch.strided:
         return False
-    return not _looks_like(local(g), local(entry.param))
+    return not _looks_like(local(g), local(spec.param))
 
 
 class CoefficientNames(Protocol):
@@ -74,7 +74,7 @@ class CoefficientNames(Protocol):
 
 
 class NativeExecutor:
-    """A native list of parameters, which borrows every object: the entries here keep them alive."""
+    """A native list of parameters, which borrows every object: the specs here keep them alive."""
 
     captured = False
     finds_rows = True  # whether the kernels look which rows of a dense gradient take part
@@ -84,43 +84,51 @@ class NativeExecutor:
         native: StepList,
         rules: CoefficientNames,
         optimizer: StepRule,
-        entries: Sequence[ParamSpec],
+        specs: Sequence[ParamSpec],
     ) -> None:
         self._list = native
-        self._entries = entries
-        self._names = {entry.rule: rules.coefficient_names(entry.rule) for entry in entries}
-        self._params = [entry.param for entry in entries]
+        self._specs = specs
+        self._names = {spec.rule: rules.coefficient_names(spec.rule) for spec in specs}
+        self._params = [spec.param for spec in specs]
         self._writes = optimizer.outcome != "none"
         self._structures = {
-            entry.group: optimizer.structure(optimizer.param_groups[entry.group]) for entry in entries
+            spec.group: optimizer.structure(optimizer.param_groups[spec.group]) for spec in specs
         }
-        self._sets: dict[tuple[int, Hashable], ParamSpec] = {}  # by group and variant, an entry of each
-        for entry in entries:
-            entry.row_set = self._row_set(entry)
-            native.add(entry)
+        self._sets: dict[tuple[int, Hashable], ParamSpec] = {}  # by group and variant, a spec of each
+        for spec in specs:
+            spec.coefficients_index = self._coefficients_index(spec)
+            native.add(spec)
         native.bind(optimizer.state)
-        self._lazy = [(i, entry) for i, entry in enumerate(entries) if entry.lazy is not None]
+        self._lazy = [(i, spec) for i, spec in enumerate(specs) if spec.sparse_mode is not None]
         self._listed: list[tuple[int, ListedRows]] = []  # of this step, by the parameter's index
-        self._row_keys: list[tuple[int, float, float]] = []
+        self._needed: list[tuple[int, float, float]] = []
 
-    def gather(self, optimizer: StepRule) -> bool:
+    def refresh(self, optimizer: StepRule) -> bool:
         for index, structure in self._structures.items():
             if structure != optimizer.structure(optimizer.param_groups[index]):
                 return False
         if not self._list_rows():
             return False
         addresses = [
-            (i, _address(values), len(values), _address(rows), len(rows), _address(order), _address(ends))
-            for i, (rows, values, order, ends) in self._listed
+            (
+                i,
+                _address(values),
+                len(values),
+                _address(rows),
+                len(rows),
+                _address(permutation),
+                _address(offsets),
+            )
+            for i, (rows, values, permutation, offsets) in self._listed
         ]
-        keys = self._list.gather(optimizer.state, addresses, self._copy_gradient)
+        keys = self._list.refresh(optimizer.state, addresses, self._copy_gradient)
         if keys is None:
             return False
-        self._row_keys = keys
+        self._needed = keys
         return True
 
     def gradient_squares(self) -> torch.Tensor | float:
-        return sum_of_squares([g for g in (entry.gradient for entry in self._entries) if g is not None])
+        return sum_of_squares([g for g in (spec.gradient for spec in self._specs) if g is not None])
 
     def clip_factor(self, grad_scale: torch.Tensor | None) -> torch.Tensor | None:
         return None
@@ -129,10 +137,10 @@ class NativeExecutor:
         self._list.release()
         self._listed.clear()
 
-    def rows(self, optimizer: StepRule, factor: float) -> list[tuple[float, ...]]:
-        """The coefficient rows that `gather` found this step to need."""
-        entries = list(self._sets.values())
-        return [self._row(optimizer, factor, entries[i], *counters) for i, *counters in self._row_keys]
+    def coefficients(self, optimizer: StepRule, factor: float) -> list[tuple[float, ...]]:
+        """The coefficients that `refresh` found this step to need."""
+        specs = list(self._sets.values())
+        return [self._folded(optimizer, factor, specs[i], *counters) for i, *counters in self._needed]
 
     def active(self) -> list[bool] | None:
         """Which parameters have a gradient in this step; None if all have."""
@@ -156,56 +164,56 @@ class NativeExecutor:
     def _list_rows(self) -> bool:
         """Reads the rows of lazy parameters; False if a gradient is not what the plan recorded."""
         self._listed.clear()
-        for i, entry in self._lazy:
-            g = entry.param.grad
+        for i, spec in self._lazy:
+            g = spec.param.grad
             if g is None:
                 continue
             if g.layout == torch.strided:
                 if self.finds_rows:
                     continue
-                if not _looks_like(g, entry.param):
+                if not _looks_like(g, spec.param):
                     g = self._copy_gradient(i)
                     if g is None:
                         return False
-            listed = self.rows_of(entry, g)
-            if str(listed.values.dtype) != f"torch.{entry.dtypes[1]}":
+            listed = self.rows_of(spec, g)
+            if str(listed.values.dtype) != f"torch.{spec.dtypes[1]}":
                 return False
             self._listed.append((i, listed))
         return True
 
     def _copy_gradient(self, i: int) -> torch.Tensor | None:
         """The gradient with the parameter's strides; None unless it is as recorded in all else."""
-        entry = self._entries[i]
-        p, g = entry.param, entry.param.grad
+        spec = self._specs[i]
+        p, g = spec.param, spec.param.grad
         if g is None or not sharded_alike(p, g):
             return None
         p, g = local(p), local(g)
-        recorded = (torch.Tensor, torch.strided, p.shape, p.device, f"torch.{entry.dtypes[1]}")
+        recorded = (torch.Tensor, torch.strided, p.shape, p.device, f"torch.{spec.dtypes[1]}")
         if (type(g), g.layout, g.shape, g.device, str(g.dtype)) != recorded:
             return None
         return torch.empty_like(p, dtype=g.dtype, requires_grad=False).copy_(g)
 
-    def rows_of(self, entry: ParamSpec, g: torch.Tensor) -> ListedRows:
+    def rows_of(self, spec: ParamSpec, g: torch.Tensor) -> ListedRows:
         """Of a gradient that lists them, or of any if the kernels do not find rows themselves; the numbers
         on the host, the values on the parameter's device. Raises if it is none of the parameter.
         """
-        checks.listed_rows(entry.name, entry.param, g)
-        checks.row_numbers(entry.name, entry.param, g._indices()[0])
+        checks.listed_rows(spec.name, spec.param, g)
+        checks.row_numbers(spec.name, spec.param, g._indices()[0])
         return listed_rows(g)
 
-    def _row_set(self, entry: ParamSpec) -> int:
-        first = self._sets.setdefault((entry.group, entry.variant), entry)
-        if self._names[first.rule] != self._names[entry.rule]:
-            raise RuntimeError(f"rules {first.rule!r} and {entry.rule!r} take different coefficients")
-        return len(self._sets) - 1 if first is entry else first.row_set
+    def _coefficients_index(self, spec: ParamSpec) -> int:
+        first = self._sets.setdefault((spec.group, spec.variant), spec)
+        if self._names[first.rule] != self._names[spec.rule]:
+            raise RuntimeError(f"rules {first.rule!r} and {spec.rule!r} take different coefficients")
+        return len(self._sets) - 1 if first is spec else first.coefficients_index
 
-    def _row(
-        self, optimizer: StepRule, factor: float, entry: ParamSpec, step: float, micro_step: float
+    def _folded(
+        self, optimizer: StepRule, factor: float, spec: ParamSpec, step: float, micro_step: float
     ) -> tuple[float, ...]:
-        group = optimizer.param_groups[entry.group]
-        folded = optimizer.fold(group, step, micro_step, variant=entry.variant)
-        values = self.checked_names(entry.rule, folded)
-        store_params = bool(optimizer.moves(group)) and micro_step + 1 >= entry.cycle
+        group = optimizer.param_groups[spec.group]
+        folded = optimizer.fold(group, step, micro_step, variant=spec.variant)
+        values = self.checked_names(spec.rule, folded)
+        store_params = bool(optimizer.moves(group)) and micro_step + 1 >= spec.accumulation_steps
         return (optimizer.sign(group) * factor, float(store_params), *values.values())
 
 
@@ -224,14 +232,14 @@ def _where(items: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
     return [item for item, chosen in zip(items, mask, strict=True) if chosen]
 
 
-def _companions(entry: ParamSpec) -> Iterator[tuple[str, torch.Tensor]]:
+def _companions(spec: ParamSpec) -> Iterator[tuple[str, torch.Tensor]]:
     """The gradient of the parameter and its states, as far as there are any."""
-    g = entry.param.grad
-    if entry.takes_gradient and g is not None and g.layout == torch.strided:
+    g = spec.param.grad
+    if spec.takes_gradient and g is not None and g.layout == torch.strided:
         yield "gradient", g
-    for name in entry.state_names:
-        if name in entry.state and name not in state.COUNTERS:
-            yield f"state {name!r}", entry.state[name]
+    for name in spec.state_names:
+        if name in spec.state and name not in state.COUNTERS:
+            yield f"state {name!r}", spec.state[name]
 
 
 def _looks_like(g: torch.Tensor, p: torch.Tensor) -> bool:

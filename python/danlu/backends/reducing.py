@@ -9,7 +9,7 @@ import torch
 
 from ..schedule import FIELDS, Map, Reduction, Schedule
 from ..spec import ParamSpec
-from .mirror import Mirror
+from .staged_table import StagedTable
 
 # of the L2 cache, for the gradients of a group: what the passes read beside them has to fit, too
 GRADIENTS_SHARE = 0.5
@@ -25,12 +25,12 @@ class ReducingTensors:
     `schedule` says what is launched. Written once: `geometries`, int64 [tensors][fields]; `maps`, for each
     pass an int32 tensor [2][blocks] of tensors and of indices within them. `scratch` is what the passes of a
     group leave for one another. `addresses` is sent at each step, as far as it changed: int64, a row for each
-    of parameter, gradient and states, then the tensors' indices of coefficient rows, -1 for none.
+    of parameter, gradient and states, then the tensors' indices of coefficients, -1 for none.
     """
 
-    def __init__(self, reduction: Reduction, entries: Sequence[ParamSpec], group_bytes: float) -> None:
-        first = entries[0]
-        matrices = [entry.matrix or (1, 1, math.prod(entry.shape)) for entry in entries]
+    def __init__(self, reduction: Reduction, specs: Sequence[ParamSpec], group_bytes: float) -> None:
+        first = specs[0]
+        matrices = [spec.matrix or (1, 1, math.prod(spec.shape)) for spec in specs]
         itemsize = torch.empty((), dtype=getattr(torch, first.dtypes[1])).element_size()
         self.rule, self.dtypes, self.name = first.rule, first.dtypes, first.name
         self.schedule = Schedule(matrices, reduction, itemsize, group_bytes)
@@ -38,9 +38,9 @@ class ReducingTensors:
         fields = [[getattr(g, field) for field in FIELDS] for g in self.schedule.geometries]
         self.geometries = torch.tensor(fields, dtype=torch.int64, device=self.device)
         self.maps = {kernel: self._table(blocks) for kernel, blocks in self.schedule.maps.items()}
-        self.maps["measure"] = self.maps["step"]
+        self.maps["reduce_norms"] = self.maps["apply"]
         self.scratch = torch.empty(self.schedule.scratch_bytes, dtype=torch.uint8, device=self.device)
-        self.addresses = Mirror(8 * (len(self.dtypes) + 1) * len(entries), self.device)
+        self.addresses = StagedTable(8 * (len(self.dtypes) + 1) * len(specs), self.device)
 
     @property
     def tables(self) -> list[torch.Tensor]:
@@ -52,20 +52,20 @@ class ReducingTensors:
 
 
 def reducing_tensors(
-    entries: Sequence[ParamSpec], reduction: Callable[[str], Reduction | None], group_bytes: float
+    specs: Sequence[ParamSpec], reduction: Callable[[str], Reduction | None], group_bytes: float
 ) -> list[tuple[list[int], ReducingTensors]]:
-    """The entries whose rules reduce, with their indices: those of one rule and one combination of dtypes
+    """The specs whose rules reduce, with their indices: those of one rule and one combination of dtypes
     together.
     """
     alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for i, entry in enumerate(entries):
-        if math.prod(entry.shape) and reduction(entry.rule) is not None:
-            alike.setdefault((entry.rule, entry.dtypes), []).append(i)
+    for i, spec in enumerate(specs):
+        if math.prod(spec.shape) and reduction(spec.rule) is not None:
+            alike.setdefault((spec.rule, spec.dtypes), []).append(i)
     found = []
     for (rule, _), indices in alike.items():
         sums = reduction(rule)
         assert sums is not None
-        found.append((indices, ReducingTensors(sums, [entries[i] for i in indices], group_bytes)))
+        found.append((indices, ReducingTensors(sums, [specs[i] for i in indices], group_bytes)))
     return found
 
 

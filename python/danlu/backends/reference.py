@@ -33,11 +33,11 @@ class Reference:
     def unavailable(self) -> None:
         return None
 
-    def refusal(self, entry: ParamSpec) -> None:
+    def refusal(self, spec: ParamSpec) -> None:
         return None
 
-    def executor(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> ReferenceExecutor | FakeExecutor:
-        return FakeExecutor(entries) if entries[0].fake else ReferenceExecutor(entries)
+    def executor(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> ReferenceExecutor | FakeExecutor:
+        return FakeExecutor(specs) if specs[0].fake else ReferenceExecutor(specs)
 
 
 class ReferenceExecutor:
@@ -47,16 +47,16 @@ class ReferenceExecutor:
     device = None
     captured = False
 
-    def __init__(self, entries: Sequence[ParamSpec]) -> None:
-        self._entries = entries
+    def __init__(self, specs: Sequence[ParamSpec]) -> None:
+        self._specs = specs
         self._factor = 1.0
         self._optimizer: StepRule | None = None
 
-    def gather(self, optimizer: StepRule) -> bool:
-        return True  # the plan looks at every entry of the reference itself
+    def refresh(self, optimizer: StepRule) -> bool:
+        return True  # the plan looks at every spec of the reference itself
 
     def gradient_squares(self) -> torch.Tensor | float:
-        gradients = [g for g in (entry.gradient for entry in self._entries) if g is not None]
+        gradients = [g for g in (spec.gradient for spec in self._specs) if g is not None]
         return sum_of_squares(gradients)
 
     def clip_factor(self, grad_scale: torch.Tensor | None) -> None:
@@ -64,10 +64,10 @@ class ReferenceExecutor:
 
     def prepare(self, optimizer: StepRule, scale: StepScale) -> None:
         self._optimizer, self._factor = optimizer, scale.factor
-        for entry in self._entries:
-            if entry.gradient is not None:
-                group = optimizer.param_groups[entry.group]
-                optimizer.fold(group, *_counters(entry), variant=entry.variant)  # may raise
+        for spec in self._specs:
+            if spec.gradient is not None:
+                group = optimizer.param_groups[spec.group]
+                optimizer.fold(group, *_counters(spec), variant=spec.variant)  # may raise
 
     def run(self) -> None:
         for _, steps in self._steps():
@@ -78,29 +78,29 @@ class ReferenceExecutor:
         running = self._steps()
         while True:
             stop: Stop = []
-            for entry, steps in running:
+            for spec, steps in running:
                 sums = next(steps, None)
                 if sums is not None:
-                    stop.append((entry, sums))
+                    stop.append((spec, sums))
             if not stop:
                 return
             yield stop
 
     def _steps(self) -> list[tuple[ParamSpec, Generator[list[PartialSums], None, None]]]:
         assert self._optimizer is not None
-        given = [(entry, entry.gradient) for entry in self._entries]
-        return [(entry, self._step(self._optimizer, entry, g)) for entry, g in given if g is not None]
+        given = [(spec, spec.gradient) for spec in self._specs]
+        return [(spec, self._step(self._optimizer, spec, g)) for spec, g in given if g is not None]
 
     def release(self) -> None:
         self._optimizer = None
 
     def _step(
-        self, optimizer: StepRule, entry: ParamSpec, g: torch.Tensor
+        self, optimizer: StepRule, spec: ParamSpec, g: torch.Tensor
     ) -> Generator[list[PartialSums], None, None]:
-        group, held = optimizer.param_groups[entry.group], entry.state
-        hyper = optimizer.hyper(group, variant=entry.variant)
-        step, micro_step = _counters(entry)
-        updates = micro_step + 1 >= entry.cycle
+        group, held = optimizer.param_groups[spec.group], spec.state
+        hyper = optimizer.hyper(group, variant=spec.variant)
+        step, micro_step = _counters(spec)
+        updates = micro_step + 1 >= spec.accumulation_steps
         counters = optimizer.counters(step, micro_step)
         moves = updates and optimizer.outcome != "none" and optimizer.moves(group)
         factor = optimizer.sign(group) * self._factor
@@ -119,16 +119,16 @@ class ReferenceExecutor:
             if moves:
                 p.copy_(result if optimizer.outcome == "assigned" else p.to(wide) - result)
 
-        p = local(entry.param)
-        stored = [local(held[name]) for name in entry.state_names if name not in COUNTERS]
-        if entry.lazy == "rows":
+        p = local(spec.param)
+        stored = [local(held[name]) for name in spec.state_names if name not in COUNTERS]
+        if spec.sparse_mode == "rows":
             yield from _update_rows(update, p, g, stored)
-        elif entry.lazy == "params":
-            yield from _update_rows_and_moments(update, p, g, stored, whole=entry.reduces)
+        elif spec.sparse_mode == "params":
+            yield from _update_rows_and_moments(update, p, g, stored, whole=spec.reduces)
         else:
             yield from update(p, local(g), stored)
 
-        if entry.cycle > 1:
+        if spec.accumulation_steps > 1:
             held["micro_step"].fill_(0 if updates else micro_step + 1)
         if updates:
             held["step"].fill_(step)
@@ -144,10 +144,10 @@ class FakeExecutor:
     device = None
     captured = False
 
-    def __init__(self, entries: Sequence[ParamSpec]) -> None:
-        self._entries = entries
+    def __init__(self, specs: Sequence[ParamSpec]) -> None:
+        self._specs = specs
 
-    def gather(self, optimizer: StepRule) -> bool:
+    def refresh(self, optimizer: StepRule) -> bool:
         return True
 
     def gradient_squares(self) -> torch.Tensor | float:
@@ -160,14 +160,14 @@ class FakeExecutor:
         pass
 
     def run(self) -> None:
-        for entry in self._entries:
-            if entry.gradient is None:
+        for spec in self._specs:
+            if spec.gradient is None:
                 continue
-            step = entry.state["step"]
-            if entry.cycle == 1:
+            step = spec.state["step"]
+            if spec.accumulation_steps == 1:
                 step.add_(1)
             else:
-                step.add_(entry.state["micro_step"].add_(1).remainder_(entry.cycle) == 0)
+                step.add_(spec.state["micro_step"].add_(1).remainder_(spec.accumulation_steps) == 0)
 
     def release(self) -> None:
         pass
@@ -203,10 +203,10 @@ def _update_rows_and_moments(
     p.index_copy_(0, rows, seen[rows])
 
 
-def _counters(entry: ParamSpec) -> tuple[float, float]:
+def _counters(spec: ParamSpec) -> tuple[float, float]:
     """The step that is being made, and the gradients taken for it so far."""
-    micro_step = entry.state["micro_step"].item() if entry.cycle > 1 else 0
-    return entry.state["step"].item() + 1, micro_step
+    micro_step = spec.state["micro_step"].item() if spec.accumulation_steps > 1 else 0
+    return spec.state["step"].item() + 1, micro_step
 
 
 REFERENCE = Reference()

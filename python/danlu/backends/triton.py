@@ -17,8 +17,8 @@ from ..spec import ParamSpec
 from ..step_rule import StepRule
 from .cpu import CPU
 from .gpu import GpuExecutor
-from .mirror import Mirror
 from .native import STORED, exchange_api, refusal_of_tensors
+from .staged_table import StagedTable
 from .triton_loading import load
 from .triton_norm import ChunkMap, GradientNorm
 from .triton_reduce import ReducingLaunches
@@ -49,53 +49,53 @@ class Triton:
             else "there is no GPU; TRITON_INTERPRET=1 runs the kernels over CPU tensors, slowly"
         )
 
-    def refusal(self, entry: ParamSpec) -> str | None:
-        device = entry.param.device
+    def refusal(self, spec: ParamSpec) -> str | None:
+        device = spec.param.device
         if device.type not in self.device_types:
             wanted = "CPU tensors under TRITON_INTERPRET=1" if interpreted() else "tensors on a GPU"
             return f"the parameter is on {device}, backend='triton' takes {wanted}"
         missing = _missing()
         if missing:
             return missing
-        if self.coefficient_names(entry.rule) is None:
-            return f"no Triton rule {entry.rule!r}"
-        if any(dtype not in STORED for dtype in entry.dtypes):
-            return f"no Triton kernel for {'/'.join(entry.dtypes)} (parameter/gradient/states)"
-        if len(entry.dtypes) - 2 > MOST_STATES:
-            return f"{len(entry.dtypes) - 2} states, at most {MOST_STATES} are taken"
-        return refusal_of_tensors(entry)
+        if self.coefficient_names(spec.rule) is None:
+            return f"no Triton rule {spec.rule!r}"
+        if any(dtype not in STORED for dtype in spec.dtypes):
+            return f"no Triton kernel for {'/'.join(spec.dtypes)} (parameter/gradient/states)"
+        if len(spec.dtypes) - 2 > MOST_STATES:
+            return f"{len(spec.dtypes) - 2} states, at most {MOST_STATES} are taken"
+        return refusal_of_tensors(spec)
 
     def coefficient_names(self, rule: str) -> tuple[str, ...] | None:
         found = _rule(rule)
         return None if found is None else found.coefficients
 
-    def executor(self, optimizer: StepRule, entries: Sequence[ParamSpec]) -> TritonExecutor:
-        return TritonExecutor(self, optimizer, entries)
+    def executor(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> TritonExecutor:
+        return TritonExecutor(self, optimizer, specs)
 
 
 class TritonExecutor(GpuExecutor):
     """The parameters of one device: one launch for each combination of rule and dtypes."""
 
-    def __init__(self, backend: Triton, optimizer: StepRule, entries: Sequence[ParamSpec]) -> None:
+    def __init__(self, backend: Triton, optimizer: StepRule, specs: Sequence[ParamSpec]) -> None:
         from .. import _cpu
 
-        device = entries[0].param.device
+        device = specs[0].param.device
         kind = _CPU if device.type == "cpu" else _ROCM if torch.version.hip else _CUDA
         place = (kind, device.index or 0)
         on_device = optimizer.counters_on_device
         self._native = _cpu.AddressList(exchange_api(), torch, dtensor_type(), place, on_device)
-        super().__init__(self._native, backend, optimizer, entries)
+        super().__init__(self._native, backend, optimizer, specs)
         alike: dict[tuple[str, tuple[str, ...], bool], list[int]] = {}
-        for i, entry in enumerate(entries):
-            if math.prod(entry.shape):
-                alike.setdefault((entry.rule, entry.dtypes, entry.lazy is not None), []).append(i)
-        self.launches = [_launches([entries[i] for i in indices]) for indices in alike.values()]
+        for i, spec in enumerate(specs):
+            if math.prod(spec.shape):
+                alike.setdefault((spec.rule, spec.dtypes, spec.sparse_mode is not None), []).append(i)
+        self.launches = [_launches([specs[i] for i in indices]) for indices in alike.values()]
         self._selections = [self._native.select(indices) for indices in alike.values()]
         self._gradient_norm = None
         if self._max_norm is not None:
             self._gradient_norm = GradientNorm(
                 self._native,
-                entries,
+                specs,
                 self._max_norm,
                 _engine().CHUNK_SIZE,
                 lambda dtype: _kinds((dtype,))[0],
@@ -111,7 +111,7 @@ class TritonExecutor(GpuExecutor):
 
     def launch(self) -> None:
         capturing = self.is_capturing()
-        rows = self.row_table()
+        rows = self.coefficient_table()
         clip = self._one if self._clip is None else self._clip
         found_inf = self._zero if self._found_inf is None else self._found_inf
         with self._current_device():
@@ -119,12 +119,12 @@ class TritonExecutor(GpuExecutor):
             for launch, selection in zip(self.launches, self._selections, strict=True):
                 if isinstance(launch, _LazyLaunch):
                     zeros = self._zeros.data_ptr()
-                    tables = self._native.lazy_table(selection, launch.chunk, self._resting, zeros)
+                    tables = self._native.lazy_table(selection, launch.chunk, self._idle, zeros)
                     table = launch.send(*tables)
                 else:
                     sent = launch.table.send(self._native.table(selection), capturing=capturing)
                     table = sent.view(torch.int64)
-                calls.append((launch, (table, rows, clip, found_inf, self._row_stride)))
+                calls.append((launch, (table, rows, clip, found_inf, self._stride)))
             # all before the first runs, so that none can fail when others have run
             if not self._loaded:
                 load(
@@ -145,17 +145,17 @@ class TritonExecutor(GpuExecutor):
         return torch.cuda.device(self.device if self.device.type == "cuda" else -1)
 
 
-def _launches(entries: Sequence[ParamSpec]) -> _Launch | _LazyLaunch | ReducingLaunches:
-    """Of entries of one rule and one combination of dtypes, all lazy or none."""
-    first = entries[0]
+def _launches(specs: Sequence[ParamSpec]) -> _Launch | _LazyLaunch | ReducingLaunches:
+    """Of specs of one rule and one combination of dtypes, all lazy or none."""
+    first = specs[0]
     rule, dtypes, device = _rule(first.rule), first.dtypes, first.param.device
-    if first.lazy is not None:
+    if first.sparse_mode is not None:
         return _LazyLaunch(first.rule, dtypes, device)
     if rule.reduction is None:
-        return _Launch(first.rule, dtypes, [math.prod(entry.shape) for entry in entries], device)
+        return _Launch(first.rule, dtypes, [math.prod(spec.shape) for spec in specs], device)
     reduced = 0 if rule.reduction.along == "none" else 2
     elementwise = (*dtypes[:2], *dtypes[2 + reduced :])
-    return ReducingLaunches(entries, rule, _kinds(dtypes), _block_size(elementwise, device), _options())
+    return ReducingLaunches(specs, rule, _kinds(dtypes), _block_size(elementwise, device), _options())
 
 
 class _ElementwiseLaunch:
@@ -180,12 +180,12 @@ class _ElementwiseLaunch:
         )
 
     def compile(self, *arguments: Any) -> list[Any]:
-        kernel, grid = _engine().step_kernel, (max(1, self.programs),)
+        kernel, grid = _engine().apply_kernel, (max(1, self.programs),)
         return [kernel.warmup(*self._all(*arguments), grid=grid, **self._constants)]
 
     def run(self, *arguments: Any) -> None:
         if self.programs:
-            _engine().step_kernel[(self.programs,)](*self._all(*arguments), **self._constants)
+            _engine().apply_kernel[(self.programs,)](*self._all(*arguments), **self._constants)
 
     def _all(
         self,
@@ -206,7 +206,7 @@ class _Launch(_ElementwiseLaunch):
         chunks = ChunkMap(sizes, self.chunk, device)
         self.tensors, self.programs = len(sizes), chunks.programs
         self.chunks = (torch.tensor(sizes, dtype=torch.int64, device=device), *chunks.places)
-        self.table = Mirror(8 * (len(dtypes) + 1) * len(sizes), device)
+        self.table = StagedTable(8 * (len(dtypes) + 1) * len(sizes), device)
 
     @property
     def tables(self) -> list[torch.Tensor]:

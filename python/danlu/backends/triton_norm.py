@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..spec import ParamSpec
-from .mirror import Mirror
+from .staged_table import StagedTable
 from .triton_loading import load
 
 if TYPE_CHECKING:
@@ -40,28 +40,28 @@ class GradientNorm:
     def __init__(
         self,
         native: AddressList,
-        entries: Sequence[ParamSpec],
+        specs: Sequence[ParamSpec],
         max_norm: float,
         chunk_size: int,
         kind: Callable[[str], Any],
         block: Callable[[str], int],
         options: dict[str, Any],
     ) -> None:
-        device = entries[0].param.device
+        device = specs[0].param.device
         self._native = native
         self._options = options
         self._max_norm = torch.full((), max_norm, dtype=torch.float64, device=device)
         self._one = torch.ones((), device=device)
         alike: dict[str, list[int]] = {}
-        for i, entry in enumerate(entries):
-            if math.prod(entry.shape):
-                alike.setdefault(entry.dtypes[1], []).append(i)
+        for i, spec in enumerate(specs):
+            if math.prod(spec.shape):
+                alike.setdefault(spec.dtypes[1], []).append(i)
         self._launches = []
         for dtype, indices in alike.items():
-            chunks = ChunkMap([math.prod(entries[i].shape) for i in indices], chunk_size, device)
+            chunks = ChunkMap([math.prod(specs[i].shape) for i in indices], chunk_size, device)
             constants = dict(DTYPE=kind(dtype), BLOCK=block(dtype), CHUNK=chunk_size, **options)
             # two halves at multiples of 16 bytes, whatever their number
-            addresses = Mirror(16 * (len(indices) + len(indices) % 2), device)
+            addresses = StagedTable(16 * (len(indices) + len(indices) % 2), device)
             self._launches.append(_Squares(native.select(indices), addresses, chunks, constants))
         programs = sum(launch.chunks.programs for launch in self._launches)
         self._sums = torch.zeros(programs, dtype=torch.float64, device=device)
@@ -102,6 +102,6 @@ class _Squares:
     """The gradients of one dtype."""
 
     selection: int
-    addresses: Mirror
+    addresses: StagedTable
     chunks: ChunkMap
     constants: dict[str, Any]

@@ -32,13 +32,13 @@ class ReducingLaunches:
 
     def __init__(
         self,
-        entries: Sequence[ParamSpec],
+        specs: Sequence[ParamSpec],
         rule: Any,
         dtypes: tuple[Any, ...],
         block: int,
         options: dict[str, Any],
     ) -> None:
-        self.tensors = ReducingTensors(rule.reduction, entries, group_bytes(entries[0].param.device))
+        self.tensors = ReducingTensors(rule.reduction, specs, group_bytes(specs[0].param.device))
         self.table = self.tensors.addresses
         self._scratch = self.tensors.scratch.view(torch.float64)
         self._constants = constants(rule, dtypes, block, options)
@@ -62,29 +62,29 @@ class ReducingLaunches:
         self,
         call: _Call,
         table: torch.Tensor,
-        rows: torch.Tensor,
+        coefficients: torch.Tensor,
         clip: torch.Tensor,
         found_inf: torch.Tensor,
         stride: int,
     ) -> tuple[Any, ...]:
         tensors = self.tensors
-        pointers = (table, tensors.geometries, call.places, self._scratch, rows, clip, found_inf)
-        launch, entries = call.launch, call.places.shape[1]
+        pointers = (table, tensors.geometries, call.places, self._scratch, coefficients, clip, found_inf)
+        launch, work_items = call.launch, call.places.shape[1]
         numbers = (launch.first, launch.count, int(launch.reverse))
-        return (*pointers, len(tensors.schedule.geometries), stride, entries, *numbers)
+        return (*pointers, len(tensors.schedule.geometries), stride, work_items, *numbers)
 
     def _group(self, launches: Sequence[Launch]) -> Iterator[_Call]:
         for launch in launches:
-            if launch.kernel == "collect":
-                yield from self._collect(launch)
+            if launch.kernel == "reduce_gradient":
+                yield from self._reduce_gradient(launch)
             else:
-                places = self.tensors.maps.get(launch.kernel, self.tensors.maps["step"])
+                places = self.tensors.maps.get(launch.kernel, self.tensors.maps["apply"])
                 yield _Call(_kernel(launch.kernel), places, launch, self._constants[launch.kernel])
 
-    def _collect(self, launch: Launch) -> Iterator[_Call]:
+    def _reduce_gradient(self, launch: Launch) -> Iterator[_Call]:
         """A launch for each width of tiles, which is a constant of the kernel."""
         schedule = self.tensors.schedule
-        blocks = schedule.maps["collect"]
+        blocks = schedule.maps["reduce_gradient"]
         widths: dict[int, Map] = {}
         for at in range(launch.first, launch.first + launch.count):
             lanes = schedule.geometries[blocks.tensors[at]].lanes
@@ -94,37 +94,41 @@ class ReducingLaunches:
         for lanes, of_width in widths.items():
             table = [of_width.tensors, of_width.indices]
             places = torch.tensor(table, dtype=torch.int32, device=self.tensors.device)
-            constants = {**self._constants["collect"], "LANES": lanes}
-            yield _Call(_kernel("collect"), places, Launch("collect", 0, len(of_width)), constants)
+            constants = {**self._constants["reduce_gradient"], "LANES": lanes}
+            yield _Call(
+                _kernel("reduce_gradient"), places, Launch("reduce_gradient", 0, len(of_width)), constants
+            )
 
 
 def constants(rule: Any, dtypes: tuple[Any, ...], block: int, options: dict[str, Any]) -> dict[str, Any]:
-    """What each kernel is compiled for; of collect the number of lanes is missing."""
+    """What each kernel is compiled for; of reduce_gradient the number of lanes is missing."""
     reduction = rule.reduction
     common = dict(DTYPES=dtypes, COEFFICIENTS=len(rule.coefficients), **options)
-    # of collect, average, spread; of the others as many as the engine's
+    # of reduce_gradient and update_factors; of the others as many as the engine's
     wide = {**common, "num_warps": WARPS} if options else common
     # on its own ptxas stops at 64 or 80 registers, and spills some
     registers = dict(maxnreg=128) if options and torch.version.hip is None else {}
     along, turn = dict(ALONG=reduction.along), dict(BLOCK=block)
     sums = dict(TERMS=reduction.sums)
     return dict(
-        collect=dict(wide, STATISTIC=rule.statistic, **along, **registers),
-        average=dict(wide, AVERAGE=rule.average, ALONG_COLUMNS=rule.along_columns, **along),
-        spread=dict(wide, ALONG_ROWS=rule.along_rows, **registers),
-        measure=dict(
+        reduce_gradient=dict(wide, STATISTIC=rule.statistic, **along, **registers),
+        update_factors=dict(wide, AVERAGE=rule.average, COLUMN_FACTOR=rule.column_factor, **along),
+        update_row_factors=dict(wide, ROW_FACTOR=rule.row_factor, **registers),
+        reduce_norms=dict(
             common,
-            MEASURES=rule.measures,
-            MEASURES_P=rule.measures_p,
-            MEASURE=rule.measure,
+            NEEDS_NORMS=rule.needs_norms,
+            NORMS_NEED_P=rule.norms_need_p,
+            NORM_TERMS=rule.norm_terms,
             **sums,
             **along,
             **turn,
             **registers,
         ),
-        settle=dict(common, MEASURES=rule.measures, SETTLE=rule.settle, **sums),
-        step=dict(common, STEP=rule.function, FACTOR_COUNT=rule.factors, **along, **turn, **registers),
-        rows=dict(common, MEASURE=rule.measure, SETTLE=rule.settle, STEP=rule.function, **sums, **turn),
+        finalize=dict(common, NEEDS_NORMS=rule.needs_norms, FINALIZE=rule.finalize, **sums),
+        apply=dict(common, STEP=rule.function, SCALE_COUNT=rule.scales, **along, **turn, **registers),
+        apply_by_row=dict(
+            common, NORM_TERMS=rule.norm_terms, FINALIZE=rule.finalize, STEP=rule.function, **sums, **turn
+        ),
     )
 
 

@@ -104,7 +104,7 @@ class Tiger(FusedOptimizer):
     def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
         return (len(shape) - 1,) if shape else (), ()
 
-    def cycle(self, group: dict[str, Any]) -> int:
+    def accumulation_steps(self, group: dict[str, Any]) -> int:
         return int(group["accumulation_steps"])
 
     @staticmethod

@@ -75,7 +75,7 @@ class Lazy(Derived):
         self._read_groups()
         refuse_flattened(self)
 
-    def laziness(self, group: dict[str, Any]) -> str | None:
+    def sparse_mode(self, group: dict[str, Any]) -> str | None:
         return self.mode if self._is_lazy(group) else None
 
     def structure(self, group: dict[str, Any]) -> Hashable:
@@ -113,7 +113,7 @@ class Lazy(Derived):
                 f"and {what} shows it some of their rows"
                 + ("; Lazy(LayerAdaptation(optimizer), mode='params') shows it all" if adapted else "")
             )
-        if any(inner.cycle(group) > 1 for group in self.param_groups):
+        if any(inner.accumulation_steps(group) > 1 for group in self.param_groups):
             raise TypeError(
                 "accumulation_steps must be 1 for an optimizer inside Lazy, where a row may take part in one "
                 "gradient of several; GradientAccumulation goes around Lazy"

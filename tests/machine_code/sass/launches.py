@@ -19,14 +19,14 @@ ARCHITECTURE = 90
 @cache
 def kernels(library: Path, struct: str) -> dict[str, list[Instruction]]:
     """The machine code of an element-wise rule by the kernels' `plain` names."""
-    mark = f"step_kernelINS_4cuda{len(struct)}{struct}E".encode()
+    mark = f"apply_kernelINS_4cuda{len(struct)}{struct}E".encode()
     (cubin,) = (path for path in code.cubins(library, ARCHITECTURE) if mark in path.read_bytes())
     return disassembled(cubin)
 
 
 @cache
 def program(library: Path, name: str) -> Program:
-    struct = re.match(r"danlu::step_kernel<danlu::cuda::(\w+),", name)
+    struct = re.match(r"danlu::apply_kernel<danlu::cuda::(\w+),", name)
     assert struct, f"{name} is not element-wise"
     return Program(kernels(library, struct[1])[name])
 

@@ -14,33 +14,33 @@ constexpr int pass_chunk = 16384;  // elements of a block in a pass over element
 
 // What a block works on.
 template <class Rule>
-struct Job {
+struct WorkItem {
   int tensor, index;
   const Geometry* geometry;
-  Row<Rule> row;
+  Coefficients<Rule> coefficients;
 };
 
-// The block's coefficient row; negative if it has nothing to do. Reads only what is there before the first
-// pass.
+// The index of the block's coefficients; negative if it has nothing to do. Reads only what is there before
+// the first pass.
 template <class Rule>
-__device__ __forceinline__ int64_t look_up(const Pass& pass, Job<Rule>& job) {
+__device__ __forceinline__ int64_t look_up(const Pass& pass, WorkItem<Rule>& item) {
   if (pass.found_inf && *pass.found_inf != 0.f) return -1;
   const int block = int(pass.reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-  job.tensor = pass.tensors ? pass.tensors[block] : pass.first_tensor + block;
-  job.index = pass.tensors ? pass.indices[block] : 0;
-  job.geometry = pass.geometries + job.tensor;
-  return pass.addresses[int64_t(2 + Rule::num_states) * pass.num_tensors + job.tensor];
+  item.tensor = pass.tensors ? pass.tensors[block] : pass.first_tensor + block;
+  item.index = pass.tensors ? pass.indices[block] : 0;
+  item.geometry = pass.geometries + item.tensor;
+  return pass.addresses[int64_t(2 + Rule::num_states) * pass.num_tensors + item.tensor];
 }
 
 // What every pass begins with: false if the block has nothing to do; it waits all the same. Coefficients that
 // are read before the wait would stay in registers across it, and some kernels have none to spare.
 template <class Rule>
-__device__ __forceinline__ bool find_job(const Pass& pass, Job<Rule>& job) {
-  const int64_t row = look_up(pass, job);
+__device__ __forceinline__ bool find_work_item(const Pass& pass, WorkItem<Rule>& item) {
+  const int64_t index = look_up(pass, item);
   wait_for_pass_before();
   if (pass.followed) let_next_pass_start();
-  if (row < 0) return false;
-  job.row = row_at<Rule>(pass.rows + row * pass.row_stride, pass.clip);
+  if (index < 0) return false;
+  item.coefficients = coefficients_at<Rule>(pass.coefficients + index * pass.stride, pass.clip);
   return true;
 }
 
@@ -50,8 +50,8 @@ __device__ __forceinline__ T* array(const Pass& pass, int which, int tensor) {
 }
 
 template <class Rule>
-__device__ __forceinline__ float* reduced_state(const Pass& pass, const Job<Rule>& job, int which) {
-  return array<float>(pass, 2 + which, job.tensor);
+__device__ __forceinline__ float* reduced_state(const Pass& pass, const WorkItem<Rule>& item, int which) {
+  return array<float>(pass, 2 + which, item.tensor);
 }
 
 __device__ __forceinline__ double* doubles(const Pass& pass, int64_t place) { return pass.scratch + place; }

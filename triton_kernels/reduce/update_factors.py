@@ -10,24 +10,24 @@ import triton.language as tl
 from ... import schedule
 from ..engine import coefficients_of
 from ..storage import load, store
-from .job import (
+from .work_item import (
     BATCH,
+    COLUMN_FACTORS,
     COLUMN_SUMS,
     COLUMN_TILES,
     COLUMNS,
     FIELDS,
     NUMBERS,
-    OF_COLUMNS,
-    OF_ROWS,
     PART_SUMS,
     PARTS,
+    ROW_FACTORS,
     ROW_SUMS,
     ROW_TILES,
     ROWS,
     UNITS,
-    entry,
+    coefficients_at,
     floats,
-    row_of,
+    work_item,
 )
 
 PART = tl.constexpr(schedule.ROWS_OF_PART)
@@ -35,39 +35,39 @@ COLUMN_BLOCK = tl.constexpr(schedule.COLUMNS_OF_BLOCK)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def average(
+def update_factors(
     table,
     geometries,
     places,
     scratch,
-    rows,
+    coefficient_table,
     clip,
     found_inf,
     tensors,
-    row_stride,
-    entries,
+    stride,
+    work_items,
     first,
     count,
     reverse,
     AVERAGE: tl.constexpr,
-    ALONG_COLUMNS: tl.constexpr,
+    COLUMN_FACTOR: tl.constexpr,
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     ALONG: tl.constexpr,
 ):
     """The reduced states, and what stands in their place but for rows beside columns."""
-    tensor, index = entry(places, entries, first, count, reverse)
-    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    tensor, index = work_item(places, work_items, first, count, reverse)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
     if idle:
         return
-    coefficients = coefficients_of(row, COEFFICIENTS)
+    coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
     states = (
         tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2])),
         tl.load(table + 3 * tensors + tensor).to(tl.pointer_type(DTYPES[3])),
     )
     if ALONG == "columns":
-        _average_columns(states, geometry, scratch, index, coefficients, AVERAGE, ALONG_COLUMNS, ALONG)
+        _average_columns(states, geometry, scratch, index, coefficients, AVERAGE, COLUMN_FACTOR, ALONG)
     elif ALONG == "rows":
         _average_rows(states, geometry, scratch, index, coefficients, AVERAGE, ALONG)
     else:
@@ -76,7 +76,7 @@ def average(
             _average_rows(states, geometry, scratch, index, coefficients, AVERAGE, ALONG)
         else:
             block = index - row_blocks
-            _average_columns(states, geometry, scratch, block, coefficients, AVERAGE, ALONG_COLUMNS, ALONG)
+            _average_columns(states, geometry, scratch, block, coefficients, AVERAGE, COLUMN_FACTOR, ALONG)
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def _average_rows(states, geometry, scratch, index, coefficients, AVERAGE: tl.co
         existing = units < batch * tl.load(geometry + PARTS)
         tl.store(part_sums, tl.sum(tl.where(mask, v, 0.0).to(tl.float64), 1), existing)
     else:
-        instead = floats(scratch, geometry, OF_ROWS)
+        instead = floats(scratch, geometry, ROW_FACTORS)
         _average_pair(states, at, mask, mean, instead, batch * rows, coefficients, AVERAGE)
 
 
@@ -105,7 +105,7 @@ def _average_columns(
     index,
     coefficients,
     AVERAGE: tl.constexpr,
-    ALONG_COLUMNS: tl.constexpr,
+    COLUMN_FACTOR: tl.constexpr,
     ALONG: tl.constexpr,
 ):
     batch, columns = tl.load(geometry + BATCH), tl.load(geometry + COLUMNS)
@@ -115,11 +115,11 @@ def _average_columns(
     of_matrix = at // columns * row_tiles * columns
     sums = scratch + tl.load(geometry + COLUMN_SUMS) + of_matrix + at % columns
     mean = _total(sums, columns, row_tiles, mask, 8) / tl.load(geometry + ROWS).to(tl.float64)
-    instead = floats(scratch, geometry, OF_COLUMNS)
+    instead = floats(scratch, geometry, COLUMN_FACTORS)
     if ALONG == "both":
         v = AVERAGE(load(states[1] + at, mask), mean, coefficients)
         store(states[1] + at, v, mask)
-        tl.store(instead + at, ALONG_COLUMNS(v, coefficients), mask)
+        tl.store(instead + at, COLUMN_FACTOR(v, coefficients), mask)
     else:
         _average_pair(states, at, mask, mean, instead, batch * columns, coefficients, AVERAGE)
 
@@ -134,30 +134,30 @@ def _average_pair(states, at, mask, mean, instead, size, coefficients, AVERAGE: 
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def spread(
+def update_row_factors(
     table,
     geometries,
     places,
     scratch,
-    rows,
+    coefficient_table,
     clip,
     found_inf,
     tensors,
-    row_stride,
-    entries,
+    stride,
+    work_items,
     first,
     count,
     reverse,
-    ALONG_ROWS: tl.constexpr,
+    ROW_FACTOR: tl.constexpr,
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
 ):
     """What stands in the place of a row's average, beside the mean over its matrix."""
-    tensor, index = entry(places, entries, first, count, reverse)
-    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    tensor, index = work_item(places, work_items, first, count, reverse)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
     if idle:
         return
-    coefficients = coefficients_of(row, COEFFICIENTS)
+    coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
     parts = tl.load(geometry + PARTS)
     state = tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2]))
@@ -170,13 +170,13 @@ def spread(
         existing_parts = existing[:, None] & (others < parts)[None, :]
         total += tl.load(part_sums[:, None] + others[None, :], existing_parts, other=0.0)
     mean = tl.sum(total, 1) / tl.load(geometry + ROWS).to(tl.float64)
-    x = ALONG_ROWS(load(state + at, mask), mean[:, None], coefficients)
-    tl.store(floats(scratch, geometry, OF_ROWS) + at, x, mask)
+    x = ROW_FACTOR(load(state + at, mask), mean[:, None], coefficients)
+    tl.store(floats(scratch, geometry, ROW_FACTORS) + at, x, mask)
 
 
 @triton.jit
 def _parts(geometry, index):
-    """Of the units of an entry: their numbers, the rows of each, and which of these there are."""
+    """Of the units of an work_item: their numbers, the rows of each, and which of these there are."""
     rows, parts = tl.load(geometry + ROWS), tl.load(geometry + PARTS)
     units = index.to(tl.int64) * UNITS + tl.arange(0, UNITS)
     row = (units % parts * PART)[:, None] + tl.arange(0, PART)[None, :]

@@ -1,22 +1,22 @@
 // Rules that take each row of a matrix by itself.
 #pragma once
-#include "measure.cuh"
+#include "reduce_norms.cuh"
 
 namespace danlu {
 namespace DANLU_ISA {
 
-// Measures, settles and updates a row; a warp for each, so that its second reading finds it in the cache.
+// All three passes of a row: a warp for each, so that its second reading finds it in the cache.
 template <class Rule, class F>
-__global__ void __launch_bounds__(pass_threads) rows_kernel(const Pass __grid_constant__ pass) {
+__global__ void __launch_bounds__(pass_threads) apply_by_row_kernel(const Pass __grid_constant__ pass) {
   constexpr int count = Sums<Rule>::count, width = Arrays<Rule, F>::width;
-  Job<Rule> job;
-  if (!find_job(pass, job)) return;
-  const Geometry t = *job.geometry;
-  const int64_t row = int64_t(job.index) * pass_warps + threadIdx.x / warp_size;
+  WorkItem<Rule> item;
+  if (!find_work_item(pass, item)) return;
+  const Geometry t = *item.geometry;
+  const int64_t row = int64_t(item.index) * pass_warps + threadIdx.x / warp_size;
   if (row >= t.batch * t.rows) return;
   const int lane = threadIdx.x % warp_size;
-  const Arrays<Rule, F> arrays(pass, job.tensor, row * t.columns);
-  const bool store_params = job.row.header.store_params != 0.f;
+  const Arrays<Rule, F> arrays(pass, item.tensor, row * t.columns);
+  const bool store_params = item.coefficients.header.store_params != 0.f;
   const int64_t vector_end = arrays.aligned() ? t.columns / width * width : 0;
   const auto for_row = [&](Reads reads, const auto& body) {
 #pragma unroll 1
@@ -33,17 +33,17 @@ __global__ void __launch_bounds__(pass_threads) rows_kernel(const Pass __grid_co
     }
   };
   double totals[count] = {};
-  for_row(Measured<Rule>::reads(job.row.k), [&](const auto& e, int64_t) {
+  for_row(NormReads<Rule>::reads(item.coefficients.k), [&](const auto& e, int64_t) {
     float sums[count] = {};
-    e.measure(job.row, sums);
+    e.add_norms(item.coefficients, sums);
 #pragma unroll
     for (int j = 0; j < count; j++) totals[j] += double(sums[j]);
   });
 #pragma unroll
   for (int j = 0; j < count; j++) totals[j] = warp_sum(totals[j]);
-  const typename Rule::Factors factors = Rule::settle(totals, t.columns, job.row.k);
+  const typename Rule::StepScales scales = Rule::finalize(totals, t.columns, item.coefficients.k);
   for_row(Reads(), [&](auto& e, int64_t at) {
-    e.update(job.row, factors);
+    e.update(item.coefficients, scales);
     e.store_all(arrays, at, store_params);
   });
 }

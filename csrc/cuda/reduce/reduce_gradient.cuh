@@ -1,6 +1,6 @@
 // The pass over gradients: sums of a statistic along the rows and columns of tiles, or along one of them.
 #pragma once
-#include "job.cuh"
+#include "work_item.cuh"
 
 namespace danlu {
 namespace DANLU_ISA {
@@ -9,11 +9,12 @@ constexpr int lane_columns = 8, lane_rows = 8;  // that a thread sums at once
 
 // Adds a row's statistic of eight neighbours to the sums of the row and of the columns.
 template <class Rule>
-__device__ __forceinline__ void add_row(const Row<Rule>& row, const float (&g)[lane_columns], float& of_row,
+__device__ __forceinline__ void add_row(const Coefficients<Rule>& coefficients,
+                                        const float (&g)[lane_columns], float& of_row,
                                         float (&of_columns)[lane_columns]) {
 #pragma unroll
   for (int j = 0; j < lane_columns; j++) {
-    const float x = Rule::statistic(row.header.factor * g[j], row.k);
+    const float x = Rule::statistic(coefficients.header.factor * g[j], coefficients.k);
     of_row += x;
     of_columns[j] += x;
   }
@@ -34,8 +35,8 @@ struct Strip {
 // Adds the statistic of a strip to the sums of its rows and columns. whole: it has all eight rows, so that
 // nothing is asked, and more loads are under way.
 template <bool whole, class Rule, class G>
-__device__ __forceinline__ void add_strip(const Row<Rule>& row, Strip<G> strip, float (&of_rows)[lane_rows],
-                                          float (&of_columns)[lane_columns]) {
+__device__ __forceinline__ void add_strip(const Coefficients<Rule>& coefficients, Strip<G> strip,
+                                          float (&of_rows)[lane_rows], float (&of_columns)[lane_columns]) {
   constexpr int together =
       whole ? pack_bytes / sizeof(G) : 2;  // rows that are loaded before the first is used
 #pragma unroll
@@ -51,7 +52,7 @@ __device__ __forceinline__ void add_strip(const Row<Rule>& row, Strip<G> strip, 
       }
     }
 #pragma unroll
-    for (int i = 0; i < together; i++) add_row(row, values[i], of_rows[k + i], of_columns);
+    for (int i = 0; i < together; i++) add_row(coefficients, values[i], of_rows[k + i], of_columns);
   }
 }
 
@@ -93,15 +94,15 @@ constexpr int collecting_blocks = std::is_same_v<G, bf16> ? 3 : 2;
 
 template <class Rule, class G>
 __global__ void __launch_bounds__(pass_threads, collecting_blocks<G>)
-    collect_kernel(const Pass __grid_constant__ pass) {
+    reduce_gradient_kernel(const Pass __grid_constant__ pass) {
   constexpr Along along = Statistics<Rule>::along;
   constexpr bool of_rows = along != Along::columns, of_columns = along != Along::rows;
-  Job<Rule> job;
-  if (!find_job(pass, job)) return;
-  const Geometry& t = *job.geometry;
+  WorkItem<Rule> item;
+  if (!find_work_item(pass, item)) return;
+  const Geometry& t = *item.geometry;
   const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
   const int warps = int(t.warps), lanes = int(t.lanes);
-  const int64_t tile = warps == 1 ? int64_t(job.index) * pass_warps + warp : job.index;
+  const int64_t tile = warps == 1 ? int64_t(item.index) * pass_warps + warp : item.index;
   if (tile >= t.batch * t.row_tiles * t.column_tiles) return;  // a whole warp, where a tile is one
   const int64_t tiles_above = tile / t.column_tiles, column_tile = tile - tiles_above * t.column_tiles;
   const int64_t matrix = t.batch > 1 ? tiles_above / t.row_tiles : 0;
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(pass_threads, collecting_blocks<G>)
   const int tile_columns = int(smaller(t.tile_columns, t.columns - first_column));
   const int lane_in_row = lane % lanes, row_of_lane = lane / lanes, rows_at_once = warp_size / lanes;
   const int rows_of_warp = rows_at_once * lane_rows;
-  const G* const matrix_start = array<const G>(pass, 1, job.tensor) + matrix * t.rows * t.columns;
+  const G* const matrix_start = array<const G>(pass, 1, item.tensor) + matrix * t.rows * t.columns;
   const G* const g = matrix_start + first_row * t.columns + first_column;
   const int64_t stride = t.columns;
   const bool wide =
@@ -128,9 +129,9 @@ __global__ void __launch_bounds__(pass_threads, collecting_blocks<G>)
                               rows_at_once, rows_left};
       if (wide && column + lane_columns <= tile_columns) {
         if (strip.has(lane_rows - 1))
-          add_strip<true>(job.row, strip, rows, columns);
+          add_strip<true>(item.coefficients, strip, rows, columns);
         else
-          add_strip<false>(job.row, strip, rows, columns);
+          add_strip<false>(item.coefficients, strip, rows, columns);
       } else {
 #pragma unroll 1
         for (int k = 0; k < lane_rows && strip.has(k); k++) {
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(pass_threads, collecting_blocks<G>)
 #pragma unroll
           for (int j = 0; j < lane_columns; j++)
             values[j] = column + j < tile_columns ? load(strip.from + k * strip.step + j) : 0.f;
-          add_row(job.row, values, sum, columns);
+          add_row(item.coefficients, values, sum, columns);
 #pragma unroll
           for (int i = 0; i < lane_rows; i++) rows[i] += i == k ? sum : 0.f;
         }

@@ -8,7 +8,7 @@ import triton.language as tl
 from ... import schedule
 from ..engine import coefficients_of
 from ..storage import load
-from .job import (
+from .work_item import (
     BATCH,
     COLUMN_SUMS,
     COLUMN_TILES,
@@ -22,27 +22,27 @@ from .job import (
     TILE_ROWS,
     TILE_WARPS,
     UNITS,
-    entry,
-    row_of,
+    coefficients_at,
+    work_item,
 )
 
-WHOLE = tl.constexpr(schedule.WARPS)  # warps of a tile that is an entry by itself
+WHOLE = tl.constexpr(schedule.WARPS)  # warps of a tile that is an work_item by itself
 LANE = tl.constexpr(schedule.COLUMNS_OF_LANE)
 LINES = tl.constexpr(2 * schedule.ROWS_OF_LANE * schedule.LANES)  # rows of a turn, if it were one lane wide
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def collect(
+def reduce_gradient(
     table,
     geometries,
     places,
     scratch,
-    rows,
+    coefficient_table,
     clip,
     found_inf,
     tensors,
-    row_stride,
-    entries,
+    stride,
+    work_items,
     first,
     count,
     reverse,
@@ -50,15 +50,15 @@ def collect(
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     ALONG: tl.constexpr,
-    LANES: tl.constexpr,  # of the tensors in these entries
+    LANES: tl.constexpr,  # of the tensors in these work_items
 ):
     """Sums of the statistic over the rows and the columns of tiles."""
-    tensor, index = entry(places, entries, first, count, reverse)
-    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    tensor, index = work_item(places, work_items, first, count, reverse)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
     if idle:
         return
-    factor = tl.load(row) * tl.load(clip)
-    coefficients = coefficients_of(row, COEFFICIENTS)
+    factor = tl.load(own) * tl.load(clip)
+    coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
     columns = tl.load(geometry + COLUMNS)
     tiles = tl.load(geometry + BATCH) * tl.load(geometry + ROW_TILES) * tl.load(geometry + COLUMN_TILES)

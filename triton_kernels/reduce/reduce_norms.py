@@ -1,4 +1,4 @@
-"""Sums over whole tensors, and the factors of each tensor's step that follow from them."""
+"""Sums over whole tensors, and the scales of each tensor's step that follow from them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import triton.language as tl
 from ..engine import coefficients_of
 from ..storage import load
 from .elements import arrays_of, ends_of, states_of
-from .job import CHUNK, FACTORS, FIELDS, NUMBERS, SIZE, SUMS, entry, floats, row_of
-from .stand_ins import stand_ins_at
+from .factors import factors_at
+from .work_item import CHUNK, FIELDS, NUMBERS, SCALES, SIZE, SUMS, coefficients_at, floats, work_item
 
 CHUNKS_AT_ONCE = tl.constexpr(1024)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def measure(
+def reduce_norms(
     table,
     geometries,
     places,
     scratch,
-    rows,
+    coefficient_table,
     clip,
     found_inf,
     tensors,
-    row_stride,
-    entries,
+    stride,
+    work_items,
     first,
     count,
     reverse,
-    MEASURES: tl.constexpr,
-    MEASURES_P: tl.constexpr,
-    MEASURE: tl.constexpr,
+    NEEDS_NORMS: tl.constexpr,
+    NORMS_NEED_P: tl.constexpr,
+    NORM_TERMS: tl.constexpr,
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     TERMS: tl.constexpr,
@@ -39,24 +39,24 @@ def measure(
     BLOCK: tl.constexpr,
 ):
     """Sums of terms over chunks."""
-    tensor, index = entry(places, entries, first, count, reverse)
-    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    tensor, index = work_item(places, work_items, first, count, reverse)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
     if idle:
         return
-    coefficients = coefficients_of(row, COEFFICIENTS)
-    if MEASURES(coefficients):
+    coefficients = coefficients_of(own, COEFFICIENTS)
+    if NEEDS_NORMS(coefficients):
         geometry = geometries + tensor * FIELDS
-        factor = tl.load(row) * tl.load(clip)
+        factor = tl.load(own) * tl.load(clip)
         start = index.to(tl.int64) * CHUNK
         left = tl.minimum(tl.load(geometry + SIZE) - start, CHUNK).to(tl.int32)
         arrays, aligned, bits = arrays_of(table, tensor, tensors, start, DTYPES, ALONG)
         ends = ends_of(bits, left, geometry, ALONG, BLOCK)
-        stand_ins = stand_ins_at(geometry, scratch, start, ALONG)
+        factors = factors_at(geometry, scratch, start, ALONG)
         with_p = tl.full((), True, tl.int1)
-        if MEASURES_P is not None:
-            with_p = MEASURES_P(coefficients)
-        totals = measured(
-            arrays, aligned, ends, stand_ins, factor, coefficients, with_p, MEASURE, TERMS, ALONG, BLOCK
+        if NORMS_NEED_P is not None:
+            with_p = NORMS_NEED_P(coefficients)
+        totals = norm_sums(
+            arrays, aligned, ends, factors, factor, coefficients, with_p, NORM_TERMS, TERMS, ALONG, BLOCK
         )
         sums = scratch + tl.load(geometry + SUMS) + index.to(tl.int64) * TERMS
         for i in tl.static_range(TERMS):
@@ -64,15 +64,15 @@ def measure(
 
 
 @triton.jit
-def measured(
+def norm_sums(
     arrays,
     aligned,
     ends,
-    stand_ins,
+    factors,
     factor,
     coefficients,
     with_p,
-    MEASURE: tl.constexpr,
+    NORM_TERMS: tl.constexpr,
     TERMS: tl.constexpr,
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -85,21 +85,23 @@ def measured(
         for at in range(0, even, BLOCK):
             offsets = at + tl.arange(0, BLOCK)
             terms = _terms(
-                aligned, offsets, None, stand_ins, factor, coefficients, with_p, MEASURE, ALONG, True
+                aligned, offsets, None, factors, factor, coefficients, with_p, NORM_TERMS, ALONG, True
             )
             first += terms[0]
             if TERMS > 1:
                 second += terms[1]
     for at in range(even, full, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        terms = _terms(aligned, offsets, None, stand_ins, factor, coefficients, with_p, MEASURE, ALONG, False)
+        terms = _terms(
+            aligned, offsets, None, factors, factor, coefficients, with_p, NORM_TERMS, ALONG, False
+        )
         first += terms[0]
         if TERMS > 1:
             second += terms[1]
     for at in range(full, left, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
         mask = offsets < left
-        terms = _terms(arrays, offsets, mask, stand_ins, factor, coefficients, with_p, MEASURE, ALONG, False)
+        terms = _terms(arrays, offsets, mask, factors, factor, coefficients, with_p, NORM_TERMS, ALONG, False)
         first += tl.where(mask, terms[0], 0.0)
         if TERMS > 1:
             second += tl.where(mask, terms[1], 0.0)
@@ -114,11 +116,11 @@ def _terms(
     arrays,
     offsets,
     mask,
-    stand_ins,
+    factors,
     factor,
     coefficients,
     with_p,
-    MEASURE: tl.constexpr,
+    NORM_TERMS: tl.constexpr,
     ALONG: tl.constexpr,
     EVEN: tl.constexpr,
 ):
@@ -128,39 +130,39 @@ def _terms(
         wanted = wanted & mask
     p = tl.where(wanted, load(arrays[0] + offsets, wanted), 0.0)
     g = load(arrays[1] + offsets, mask) * factor
-    return MEASURE(p, g, states_of(arrays, stand_ins, offsets, mask, ALONG, EVEN), coefficients)
+    return NORM_TERMS(p, g, states_of(arrays, factors, offsets, mask, ALONG, EVEN), coefficients)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def settle(
+def finalize(
     table,
     geometries,
     places,
     scratch,
-    rows,
+    coefficient_table,
     clip,
     found_inf,
     tensors,
-    row_stride,
-    entries,
+    stride,
+    work_items,
     first,
     count,
     reverse,
-    MEASURES: tl.constexpr,
-    SETTLE: tl.constexpr,
+    NEEDS_NORMS: tl.constexpr,
+    FINALIZE: tl.constexpr,
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     TERMS: tl.constexpr,
 ):
-    """The factors of a tensor's step, from the sums over its chunks."""
+    """The scales of a tensor's step, from the sums over its chunks."""
     tensor = first + tl.program_id(0)
-    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
     if idle:
         return
-    coefficients = coefficients_of(row, COEFFICIENTS)
+    coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
     size = tl.load(geometry + SIZE)
-    chunks = tl.where(MEASURES(coefficients), tl.cdiv(size, CHUNK), 0)
+    chunks = tl.where(NEEDS_NORMS(coefficients), tl.cdiv(size, CHUNK), 0)
     sums = scratch + tl.load(geometry + SUMS)
     totals = ()
     for i in tl.static_range(TERMS):
@@ -169,6 +171,6 @@ def settle(
             offsets = at + tl.arange(0, CHUNKS_AT_ONCE)
             total += tl.load(sums + offsets * TERMS + i, offsets < chunks, other=0.0)
         totals = totals + (tl.sum(total, 0),)
-    factors = SETTLE(totals, size, coefficients)
-    for i in tl.static_range(len(factors)):
-        tl.store(floats(scratch, geometry, FACTORS) + i, factors[i])
+    scales = FINALIZE(totals, size, coefficients)
+    for i in tl.static_range(len(scales)):
+        tl.store(floats(scratch, geometry, SCALES) + i, scales[i])

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 
-class Mirror:
+class StagedTable:
     """A tensor on a device, sent again only when its bytes change.
 
     The bytes travel through a ring of pinned buffers, each with an event that tells when it may be written

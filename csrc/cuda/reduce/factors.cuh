@@ -1,7 +1,7 @@
 // What stands in the place of reduced states in the passes over elements: one or two numbers for a row, for a
 // column.
 #pragma once
-#include "job.cuh"
+#include "work_item.cuh"
 
 namespace danlu {
 namespace DANLU_ISA {
@@ -22,15 +22,15 @@ struct Stride {
 // What stands for the averages of the rows and columns of a chunk's elements. From pack to pack a thread
 // moves its place on, so that it divides where it starts, and only if rows are that short.
 template <class Rule, int width>
-class StandIns {
+class Factors {
   using Kinds = StateKinds<Rule>;
 
  public:
-  __device__ __forceinline__ StandIns(const Pass& pass, const Geometry& t, int64_t from) {
+  __device__ __forceinline__ Factors(const Pass& pass, const Geometry& t, int64_t from) {
     if constexpr (Kinds::of_rows + Kinds::of_columns > 0) {
       const int64_t row = from / t.columns, matrix = t.batch > 1 ? row / t.rows : 0;
       const int64_t column = from - row * t.columns;
-      x_ = floats(pass, t.of_rows) + row;
+      x_ = floats(pass, t.row_factors) + row;
       settled(x_);
       x_stride_ = t.batch * t.rows;
       y_stride_ = t.batch * t.columns;
@@ -43,7 +43,7 @@ class StandIns {
       first_.row = 0;
       first_.left = int(smaller(t.columns - column, int64_t(pass_chunk)));
       first_.row_in_matrix = int(larger(row - matrix * t.rows - t.rows + rows_, int64_t(0)));
-      first_.y_end = floats(pass, t.of_columns) + matrix * t.columns + column + first_.left;
+      first_.y_end = floats(pass, t.column_factors) + matrix * t.columns + column + first_.left;
     }
   }
 

@@ -6,44 +6,44 @@ import triton
 import triton.language as tl
 
 from ..engine import coefficients_of
+from .apply import stepped
 from .elements import arrays_of, ends_of
-from .job import BATCH, CHUNK, COLUMNS, FIELDS, NUMBERS, ROWS, UNITS, entry, row_of
-from .measure import measured
-from .step import stepped
+from .reduce_norms import norm_sums
+from .work_item import BATCH, CHUNK, COLUMNS, FIELDS, NUMBERS, ROWS, UNITS, coefficients_at, work_item
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def rows_kernel(
+def apply_by_row(
     table,
     geometries,
     places,
     scratch,
-    rows,
+    coefficient_table,
     clip,
     found_inf,
     tensors,
-    row_stride,
-    entries,
+    stride,
+    work_items,
     first,
     count,
     reverse,
-    MEASURE: tl.constexpr,
-    SETTLE: tl.constexpr,
+    NORM_TERMS: tl.constexpr,
+    FINALIZE: tl.constexpr,
     STEP: tl.constexpr,
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     TERMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Measure, settle and step of each row by itself, with one sum."""
+    """reduce_norms, finalize and apply of each row by itself, with one sum."""
     tl.static_assert(TERMS == 1)
-    tensor, index = entry(places, entries, first, count, reverse)
-    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    tensor, index = work_item(places, work_items, first, count, reverse)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
     if idle:
         return
-    factor = tl.load(row) * tl.load(clip)
-    store_params = tl.load(row + 1) != 0
-    coefficients = coefficients_of(row, COEFFICIENTS)
+    factor = tl.load(own) * tl.load(clip)
+    store_params = tl.load(own + 1) != 0
+    coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
     columns = tl.load(geometry + COLUMNS)
     above = index.to(tl.int64) * UNITS
@@ -54,11 +54,11 @@ def rows_kernel(
             arrays, aligned, bits = arrays_of(table, tensor, tensors, r * columns + at, DTYPES, "none")
             ends = ends_of(bits, tl.minimum(columns - at, CHUNK).to(tl.int32), geometry, "none", BLOCK)
             with_p = tl.full((), True, tl.int1)
-            totals = measured(
-                arrays, aligned, ends, (), factor, coefficients, with_p, MEASURE, TERMS, "none", BLOCK
+            totals = norm_sums(
+                arrays, aligned, ends, (), factor, coefficients, with_p, NORM_TERMS, TERMS, "none", BLOCK
             )
             total += totals[0]
-        factors = SETTLE((total,), columns, coefficients)
+        scales = FINALIZE((total,), columns, coefficients)
         arrays, aligned, bits = arrays_of(table, tensor, tensors, r * columns, DTYPES, "none")
         ends = ends_of(bits, columns, geometry, "none", BLOCK)
-        stepped(arrays, aligned, ends, (), factor, store_params, coefficients, factors, STEP, "none", BLOCK)
+        stepped(arrays, aligned, ends, (), factor, store_params, coefficients, scales, STEP, "none", BLOCK)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from danlu.backends import mirror
-from danlu.backends.mirror import Mirror
+from danlu.backends import staged_table
+from danlu.backends.staged_table import StagedTable
 
 CPU = torch.device("cpu")
 
@@ -16,7 +16,7 @@ def received(tensor: torch.Tensor, count: int) -> bytes:
 
 
 def test_only_what_changed_is_sent() -> None:
-    table = Mirror(8, CPU)
+    table = StagedTable(8, CPU)
     for data, sent in ((b"abcd", 1), (b"abcd", 1), (b"abce", 2), (b"abcd", 3), (b"ab", 4), (b"ab", 4)):
         assert received(table.send(data), len(data)) == data
         assert table.sent == sent
@@ -25,15 +25,15 @@ def test_only_what_changed_is_sent() -> None:
 def test_a_buffer_is_waited_for_before_it_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int, bytes]] = []
 
-    class Watched(mirror._Slot):
+    class Watched(staged_table._Slot):
         def wait(self) -> None:
             calls.append(("wait", id(self), received(self.buffer, 1)))
 
         def mark(self, device: torch.device) -> None:
             calls.append(("mark", id(self), received(self.buffer, 1)))
 
-    monkeypatch.setattr(mirror, "_Slot", Watched)
-    table = Mirror(1, CPU, slots=3)
+    monkeypatch.setattr(staged_table, "_Slot", Watched)
+    table = StagedTable(1, CPU, slots=3)
     for i in range(7):
         table.send(bytes([i]))
     waits, marks = calls[::2], calls[1::2]
@@ -48,7 +48,7 @@ def test_a_buffer_is_waited_for_before_it_is_written_again(monkeypatch: pytest.M
 
 def test_what_a_graph_reads_is_never_written_again() -> None:
     """A replay copies its buffer to its tensor once more, then the kernel reads it."""
-    table = Mirror(4, CPU)
+    table = StagedTable(4, CPU)
     eager = table.send(b"eagr")
     first = table.send(b"one!", capturing=True)
     second = table.send(b"two!", capturing=True)

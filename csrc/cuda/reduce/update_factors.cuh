@@ -1,7 +1,7 @@
 // From the sums over tiles the new averages of rows and columns, and what stands in their place in the passes
 // over elements.
 #pragma once
-#include "job.cuh"
+#include "work_item.cuh"
 
 namespace danlu {
 namespace DANLU_ISA {
@@ -28,11 +28,11 @@ __device__ __forceinline__ double sum_of_tiles(const double* sums, int64_t begin
 
 // Two states of one row or column, and what stands in their place.
 template <class Rule>
-__device__ __forceinline__ void average_pair(const Pass& pass, const Job<Rule>& job, int64_t at, double mean,
-                                             float* first, float* second) {
-  float *a = reduced_state(pass, job, 0) + at, *b = reduced_state(pass, job, 1) + at;
+__device__ __forceinline__ void average_pair(const Pass& pass, const WorkItem<Rule>& item, int64_t at,
+                                             double mean, float* first, float* second) {
+  float *a = reduced_state(pass, item, 0) + at, *b = reduced_state(pass, item, 1) + at;
   float s[2] = {load(a), load(b)}, instead[2];
-  Rule::average_pair(s[0], s[1], mean, job.row.k, instead[0], instead[1]);
+  Rule::average_pair(s[0], s[1], mean, item.coefficients.k, instead[0], instead[1]);
   store(a, s[0]);
   store(b, s[1]);
   store(first, instead[0]);
@@ -40,23 +40,23 @@ __device__ __forceinline__ void average_pair(const Pass& pass, const Job<Rule>& 
 }
 
 template <class Rule>
-__device__ __forceinline__ void average_rows(const Pass& pass, const Job<Rule>& job, int64_t unit) {
-  const Geometry t = *job.geometry;
+__device__ __forceinline__ void average_rows(const Pass& pass, const WorkItem<Rule>& item, int64_t unit) {
+  const Geometry t = *item.geometry;
   const Part part(t, unit);
   const int lane = threadIdx.x % warp_size;
   const int64_t rows = t.batch * t.rows;
   const double* sums = doubles(pass, t.row_sums);
-  float *first = reduced_state(pass, job, 0), *x = floats(pass, t.of_rows);
+  float *first = reduced_state(pass, item, 0), *x = floats(pass, t.row_factors);
   double total = 0;
   const auto average = [&](int64_t r, double sum) {
     const double mean = sum / double(t.columns);
     if constexpr (Statistics<Rule>::along == Along::both) {
       float average = load(first + r);
-      Rule::average(average, mean, job.row.k);
+      Rule::average(average, mean, item.coefficients.k);
       store(first + r, average);
       total += double(average);
     } else {
-      average_pair(pass, job, r, mean, x + r, x + rows + r);
+      average_pair(pass, item, r, mean, x + r, x + rows + r);
     }
   };
   if (part.last - part.first < warp_size && t.column_tiles >= warp_size) {  // all lanes for each row
@@ -75,61 +75,61 @@ __device__ __forceinline__ void average_rows(const Pass& pass, const Job<Rule>& 
 }
 
 template <class Rule>
-__device__ __forceinline__ void average_column(const Pass& pass, const Job<Rule>& job, int64_t column) {
-  const Geometry t = *job.geometry;
+__device__ __forceinline__ void average_column(const Pass& pass, const WorkItem<Rule>& item, int64_t column) {
+  const Geometry t = *item.geometry;
   const int64_t columns = t.batch * t.columns, matrix = column / t.columns;
   const double* sums = doubles(pass, t.column_sums) + matrix * t.row_tiles * t.columns + column % t.columns;
   const double mean = sum_of_tiles(sums, 0, t.row_tiles, 1, t.columns) / double(t.rows);
-  float* y = floats(pass, t.of_columns);
+  float* y = floats(pass, t.column_factors);
   if constexpr (Statistics<Rule>::along == Along::both) {
-    float* second = reduced_state(pass, job, 1) + column;
+    float* second = reduced_state(pass, item, 1) + column;
     float average = load(second);
-    Rule::average(average, mean, job.row.k);
+    Rule::average(average, mean, item.coefficients.k);
     store(second, average);
-    store(y + column, Rule::along_columns(average, job.row.k));
+    store(y + column, Rule::column_factor(average, item.coefficients.k));
   } else {
-    average_pair(pass, job, column, mean, y + column, y + columns + column);
+    average_pair(pass, item, column, mean, y + column, y + columns + column);
   }
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(pass_threads) average_kernel(const Pass __grid_constant__ pass) {
+__global__ void __launch_bounds__(pass_threads) update_factors_kernel(const Pass __grid_constant__ pass) {
   constexpr Along along = Statistics<Rule>::along;
-  Job<Rule> job;
-  if (!find_job(pass, job)) return;
-  const Geometry t = *job.geometry;
-  int64_t index = job.index;
+  WorkItem<Rule> item;
+  if (!find_work_item(pass, item)) return;
+  const Geometry t = *item.geometry;
+  int64_t index = item.index;
   if constexpr (along != Along::columns) {
     const int64_t units = t.batch * t.parts, row_blocks = (units + pass_warps - 1) / pass_warps;
     if (index < row_blocks) {
       const int64_t unit = index * pass_warps + threadIdx.x / warp_size;
-      if (unit < units) average_rows(pass, job, unit);
+      if (unit < units) average_rows(pass, item, unit);
       return;
     }
     index -= row_blocks;
   }
   if constexpr (along != Along::rows) {
     const int64_t column = index * pass_threads + threadIdx.x;
-    if (column < t.batch * t.columns) average_column(pass, job, column);
+    if (column < t.batch * t.columns) average_column(pass, item, column);
   }
 }
 
 // What stands in the place of a row's average depends on the mean of all of its matrix.
 template <class Rule>
-__global__ void __launch_bounds__(pass_threads) spread_kernel(const Pass __grid_constant__ pass) {
-  Job<Rule> job;
-  if (!find_job(pass, job)) return;
-  const Geometry t = *job.geometry;
+__global__ void __launch_bounds__(pass_threads) update_row_factors_kernel(const Pass __grid_constant__ pass) {
+  WorkItem<Rule> item;
+  if (!find_work_item(pass, item)) return;
+  const Geometry t = *item.geometry;
   const int lane = threadIdx.x % warp_size;
-  const int64_t unit = int64_t(job.index) * pass_warps + threadIdx.x / warp_size;
+  const int64_t unit = int64_t(item.index) * pass_warps + threadIdx.x / warp_size;
   if (unit >= t.batch * t.parts) return;
   const Part part(t, unit);
   const double* sums = doubles(pass, t.part_sums) + part.matrix * t.parts;
   const double mean = warp_sum(sum_of_tiles(sums, lane, t.parts, warp_size, 1)) / double(t.rows);
-  const float* averages = reduced_state(pass, job, 0);
-  float* x = floats(pass, t.of_rows);
+  const float* averages = reduced_state(pass, item, 0);
+  float* x = floats(pass, t.row_factors);
   for (int64_t r = part.first + lane; r < part.last; r += warp_size)
-    store(x + r, Rule::along_rows(load(averages + r), mean, job.row.k));
+    store(x + r, Rule::row_factor(load(averages + r), mean, item.coefficients.k));
 }
 
 }  // namespace DANLU_ISA

@@ -8,50 +8,50 @@ import triton.language as tl
 from ..engine import coefficients_of
 from ..storage import load, store
 from .elements import arrays_of, ends_of, states_of
-from .job import CHUNK, FACTORS, FIELDS, NUMBERS, SIZE, entry, floats, row_of
-from .stand_ins import stand_ins_at
+from .factors import factors_at
+from .work_item import CHUNK, FIELDS, NUMBERS, SCALES, SIZE, coefficients_at, floats, work_item
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def step(
+def apply(
     table,
     geometries,
     places,
     scratch,
-    rows,
+    coefficient_table,
     clip,
     found_inf,
     tensors,
-    row_stride,
-    entries,
+    stride,
+    work_items,
     first,
     count,
     reverse,
     STEP: tl.constexpr,
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
-    FACTOR_COUNT: tl.constexpr,
+    SCALE_COUNT: tl.constexpr,
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """New parameters and elementwise states."""
-    tensor, index = entry(places, entries, first, count, reverse)
-    row, idle = row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES)
+    tensor, index = work_item(places, work_items, first, count, reverse)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
     if idle:
         return
-    factor = tl.load(row) * tl.load(clip)
-    store_params = tl.load(row + 1) != 0
-    coefficients = coefficients_of(row, COEFFICIENTS)
+    factor = tl.load(own) * tl.load(clip)
+    store_params = tl.load(own + 1) != 0
+    coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
-    factors = ()
-    for i in tl.static_range(FACTOR_COUNT):
-        factors = factors + (tl.load(floats(scratch, geometry, FACTORS) + i),)
+    scales = ()
+    for i in tl.static_range(SCALE_COUNT):
+        scales = scales + (tl.load(floats(scratch, geometry, SCALES) + i),)
     start = index.to(tl.int64) * CHUNK
     left = tl.minimum(tl.load(geometry + SIZE) - start, CHUNK).to(tl.int32)
     arrays, aligned, bits = arrays_of(table, tensor, tensors, start, DTYPES, ALONG)
     ends = ends_of(bits, left, geometry, ALONG, BLOCK)
-    stand_ins = stand_ins_at(geometry, scratch, start, ALONG)
-    stepped(arrays, aligned, ends, stand_ins, factor, store_params, coefficients, factors, STEP, ALONG, BLOCK)
+    factors = factors_at(geometry, scratch, start, ALONG)
+    stepped(arrays, aligned, ends, factors, factor, store_params, coefficients, scales, STEP, ALONG, BLOCK)
 
 
 @triton.jit
@@ -59,27 +59,27 @@ def stepped(
     arrays,
     aligned,
     ends,
-    stand_ins,
+    factors,
     factor,
     store_params,
     coefficients,
-    factors,
+    scales,
     STEP: tl.constexpr,
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     even, full, left = ends
-    numbers = (factor, store_params, coefficients, factors)
+    numbers = (factor, store_params, coefficients, scales)
     if ALONG != "none":
         for at in range(0, even, BLOCK):
             offsets = at + tl.arange(0, BLOCK)
-            _update(aligned, offsets, None, stand_ins, numbers, STEP, ALONG, True)
+            _update(aligned, offsets, None, factors, numbers, STEP, ALONG, True)
     for at in range(even, full, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        _update(aligned, offsets, None, stand_ins, numbers, STEP, ALONG, False)
+        _update(aligned, offsets, None, factors, numbers, STEP, ALONG, False)
     for at in range(full, left, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        _update(arrays, offsets, offsets < left, stand_ins, numbers, STEP, ALONG, False)
+        _update(arrays, offsets, offsets < left, factors, numbers, STEP, ALONG, False)
 
 
 @triton.jit
@@ -87,18 +87,18 @@ def _update(
     arrays,
     offsets,
     mask,
-    stand_ins,
+    factors,
     numbers,
     STEP: tl.constexpr,
     ALONG: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    factor, store_params, coefficients, factors = numbers
+    factor, store_params, coefficients, scales = numbers
     p = load(arrays[0] + offsets, mask)
     g = load(arrays[1] + offsets, mask) * factor
-    states = states_of(arrays, stand_ins, offsets, mask, ALONG, EVEN)
-    if len(factors):
-        amount, states = STEP(p, g, states, coefficients, factors)
+    states = states_of(arrays, factors, offsets, mask, ALONG, EVEN)
+    if len(scales):
+        amount, states = STEP(p, g, states, coefficients, scales)
     else:
         amount, states = STEP(p, g, states, coefficients)
     if store_params:

@@ -7,32 +7,35 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .job import BATCH, CHUNK, COLUMNS, OF_COLUMNS, OF_ROWS, ROWS, floats
+from .work_item import BATCH, CHUNK, COLUMN_FACTORS, COLUMNS, ROW_FACTORS, ROWS, floats
 
 EIGHT = tl.constexpr(8)  # neighbours, of 16 bits each in a wide access
 
 
 @triton.jit
-def stand_ins_at(geometry, scratch, start, ALONG: tl.constexpr):
+def factors_at(geometry, scratch, start, ALONG: tl.constexpr):
     """Where the element `start` is in its matrix, and the numbers of all rows and columns."""
-    stand_ins = ()
+    factors = ()
     if ALONG != "none":
         batch, rows, columns = (
             tl.load(geometry + BATCH),
             tl.load(geometry + ROWS),
             tl.load(geometry + COLUMNS),
         )
-        of_rows, of_columns = floats(scratch, geometry, OF_ROWS), floats(scratch, geometry, OF_COLUMNS)
-        stand_ins = (of_rows, of_columns, start // columns, start % columns, batch, rows, columns)
-    return stand_ins
+        of_rows, of_columns = (
+            floats(scratch, geometry, ROW_FACTORS),
+            floats(scratch, geometry, COLUMN_FACTORS),
+        )
+        factors = (of_rows, of_columns, start // columns, start % columns, batch, rows, columns)
+    return factors
 
 
 @triton.jit
-def reduced_states(stand_ins, offsets, mask, ALONG: tl.constexpr, EVEN: tl.constexpr):
+def reduced_states(factors, offsets, mask, ALONG: tl.constexpr, EVEN: tl.constexpr):
     """What stands in the place of a rule's reduced states; EVEN: where all columns start at wide accesses."""
     states = ()
     if ALONG != "none":
-        of_rows, of_columns, row, column, batch, rows, columns = stand_ins
+        of_rows, of_columns, row, column, batch, rows, columns = factors
         further = wraps(offsets, column, columns)
         if ALONG != "columns":
             x = of_rows + (row + further)

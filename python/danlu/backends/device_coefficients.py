@@ -17,8 +17,8 @@ from ..step_rule import StepRule
 STORE_PARAMS = 1  # its place in a row
 
 
-class DeviceRows:
-    """A coefficient row for each parameter, by some twenty small operations for each group. With `resting`
+class DeviceCoefficients:
+    """A coefficients for each parameter, by some twenty small operations for each group. With `idle`
     another for each behind all these, which stores no parameter.
 
     The rows come from the same `coefficients` as on the host, on float64 vectors with an element for each
@@ -28,25 +28,25 @@ class DeviceRows:
     def __init__(
         self,
         checked_names: Callable[[str, dict[str, Any]], object],
-        entries: Sequence[ParamSpec],
+        specs: Sequence[ParamSpec],
         stride: int,
         *,
-        resting: bool = False,
+        idle: bool = False,
     ) -> None:
         self._checked_names = checked_names
-        self._entries = entries
-        device = entries[0].param.device
-        self.table = torch.zeros((1 + resting) * len(entries), stride, dtype=torch.float32, device=device)
-        self._steps = [entry.state["step"] for entry in entries]
-        self._cycles = any(entry.cycle > 1 for entry in entries)
+        self._specs = specs
+        device = specs[0].param.device
+        self.table = torch.zeros((1 + idle) * len(specs), stride, dtype=torch.float32, device=device)
+        self._steps = [spec.state["step"] for spec in specs]
+        self._accumulates = any(spec.accumulation_steps > 1 for spec in specs)
         # parameters without a cycle have no micro_step: a number of their own keeps the lists alike
         self._fixed: list[torch.Tensor] = []
         self._micro_steps = [
-            entry.state["micro_step"] if entry.cycle > 1 else self._zero(device) for entry in entries
+            spec.state["micro_step"] if spec.accumulation_steps > 1 else self._zero(device) for spec in specs
         ]
         # neighbours that share a row on the host
         self._spans: list[tuple[int, int]] = []
-        for _, members in groupby(range(len(entries)), key=lambda i: entries[i].row_set):
+        for _, members in groupby(range(len(specs)), key=lambda i: specs[i].coefficients_index):
             indices = list(members)
             self._spans.append((indices[0], indices[-1] + 1))
         self._step_increments: torch.Tensor | None = None
@@ -59,23 +59,25 @@ class DeviceRows:
     def prepare(self, optimizer: StepRule, found_inf: torch.Tensor | None) -> None:
         """Computes the rows; writes nothing that a user sees."""
         steps = torch.stack(self._steps).double()
-        micro_steps = torch.stack(self._micro_steps).double() if self._cycles else torch.zeros_like(steps)
+        micro_steps = (
+            torch.stack(self._micro_steps).double() if self._accumulates else torch.zeros_like(steps)
+        )
         updates = torch.ones_like(steps, dtype=torch.bool)
         for begin, end in self._spans:
-            entry = self._entries[begin]
-            updates[begin:end] = micro_steps[begin:end] + 1 >= entry.cycle
+            spec = self._specs[begin]
+            updates[begin:end] = micro_steps[begin:end] + 1 >= spec.accumulation_steps
             columns = self._columns(
-                optimizer, entry, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end]
+                optimizer, spec, steps[begin:end] + 1, micro_steps[begin:end], updates[begin:end]
             )
             self.table[begin:end, : columns.shape[1]].copy_(columns)
-        if len(self.table) > len(self._entries):
-            rows, resting = self.table.view(2, *steps.shape, -1)
-            resting.copy_(rows)
-            resting[:, STORE_PARAMS] = 0
+        if len(self.table) > len(self._specs):
+            rows, idle = self.table.view(2, *steps.shape, -1)
+            idle.copy_(rows)
+            idle[:, STORE_PARAMS] = 0
 
         counts = 1.0 if found_inf is None else (found_inf == 0).to(torch.float32)
         self._step_increments = updates.to(torch.float32) * counts
-        if self._cycles:
+        if self._accumulates:
             self._micro_increments = torch.where(updates, -micro_steps, 1.0).to(torch.float32) * counts
 
     def advance(self, active: Sequence[bool] | None) -> None:
@@ -92,15 +94,15 @@ class DeviceRows:
     def _columns(
         self,
         optimizer: StepRule,
-        entry: ParamSpec,
+        spec: ParamSpec,
         steps: torch.Tensor,
         micro_steps: torch.Tensor,
         updates: torch.Tensor,
     ) -> torch.Tensor:
         """The rows of one span: the engine's two words, then the rule's coefficients."""
-        group = optimizer.param_groups[entry.group]
-        values = optimizer.fold(group, steps, micro_steps, steps.device, entry.variant)
-        self._checked_names(entry.rule, values)
+        group = optimizer.param_groups[spec.group]
+        values = optimizer.fold(group, steps, micro_steps, steps.device, spec.variant)
+        self._checked_names(spec.rule, values)
         store_params = updates & optimizer.moves(group, steps.device)
         columns = [optimizer.sign(group), store_params, *values.values()]
         return torch.stack([_vector(column, steps) for column in columns], 1)

@@ -2,14 +2,15 @@
 
 All kernels take the same arguments in front of their constants:
 
-    table       int64: for parameter, gradient and each state a row of addresses, then the indices of rows
-    geometries  int64 [tensors][FIELDS]
-    places      int32 [2][entries]: tensors, and indices within them; a program takes one of `count`
-                entries from `first` on, with `reverse` the last one first
-    scratch     float64; a geometry says where each array begins
-    rows        fp32: factor, store_params, then the coefficients
-    clip        fp32, multiplies every gradient
-    found_inf   fp32; not 0: change nothing
+    table              int64: for parameter, gradient and each state a row of addresses, then the indices of
+                       coefficients
+    geometries         int64 [tensors][FIELDS]
+    places             int32 [2][work_items]: tensors, and indices within them; a program takes one of `count`
+                       work items from `first` on, with `reverse` the last one first
+    scratch            float64; a geometry says where each array begins
+    coefficient_table  fp32: factor, store_params, then the coefficients
+    clip               fp32, multiplies every gradient
+    found_inf          fp32; not 0: change nothing
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import triton.language as tl
 
 from ... import schedule
 
-NUMBERS = ("tensors", "row_stride", "entries", "first", "count", "reverse")
+NUMBERS = ("tensors", "stride", "work_items", "first", "count", "reverse")
 
 # the fields of a geometry
 FIELDS = tl.constexpr(len(schedule.FIELDS))
@@ -36,28 +37,28 @@ PARTS = tl.constexpr(schedule.FIELDS.index("parts"))
 ROW_SUMS = tl.constexpr(schedule.FIELDS.index("row_sums"))
 COLUMN_SUMS = tl.constexpr(schedule.FIELDS.index("column_sums"))
 PART_SUMS = tl.constexpr(schedule.FIELDS.index("part_sums"))
-OF_ROWS = tl.constexpr(schedule.FIELDS.index("of_rows"))
-OF_COLUMNS = tl.constexpr(schedule.FIELDS.index("of_columns"))
+ROW_FACTORS = tl.constexpr(schedule.FIELDS.index("row_factors"))
+COLUMN_FACTORS = tl.constexpr(schedule.FIELDS.index("column_factors"))
 SUMS = tl.constexpr(schedule.FIELDS.index("sums"))
-FACTORS = tl.constexpr(schedule.FIELDS.index("factors"))
+SCALES = tl.constexpr(schedule.FIELDS.index("scales"))
 
 CHUNK = tl.constexpr(schedule.CHUNK_SIZE)
-UNITS = tl.constexpr(schedule.WARPS)  # of an entry: tiles of one warp, parts, rows
+UNITS = tl.constexpr(schedule.WARPS)  # of an work_item: tiles of one warp, parts, rows
 
 
 @triton.jit
-def entry(places, entries, first, count, reverse):
+def work_item(places, work_items, first, count, reverse):
     """The tensor that this program works on, and the index within it."""
     program = tl.program_id(0)
     at = first + tl.where(reverse != 0, count - 1 - program, program)
-    return tl.load(places + at), tl.load(places + entries + at)
+    return tl.load(places + at), tl.load(places + work_items + at)
 
 
 @triton.jit
-def row_of(table, tensor, rows, found_inf, tensors, row_stride, DTYPES: tl.constexpr):
-    """The tensor's coefficient row, and whether nothing of it is to be changed."""
+def coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES: tl.constexpr):
+    """The tensor's coefficients, and whether nothing of it is to be changed."""
     index = tl.load(table + len(DTYPES) * tensors + tensor)
-    return rows + tl.maximum(index, 0) * row_stride, (index < 0) | (tl.load(found_inf) != 0)
+    return coefficient_table + tl.maximum(index, 0) * stride, (index < 0) | (tl.load(found_inf) != 0)
 
 
 @triton.jit

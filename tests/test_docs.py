@@ -72,7 +72,7 @@ def test_readme_code_runs(
     for recipe in recipes:
         exec(compile(recipe, "README.md", "exec"), names)
     assert isinstance(names["trainer"].optimizer, danlu.AdamW)
-    assert isinstance(names["Module"]().configure_optimizers(), danlu.EMA)
+    assert isinstance(names["Module"]().configure_optimizers(), danlu.AdamW)
     weight = names["model"].weight
     assert isinstance(weight, torch.distributed.tensor.DTensor)
     before = weight.full_tensor().clone()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.tensor
+from accelerate.state import AcceleratorState
 
 import danlu
 from oracles.submodules import ORACLES
@@ -45,15 +46,13 @@ class Trainer:
     """In the place of transformers', whose package is installed without what it imports."""
 
     def __init__(self, **given: Any) -> None:
-        (cls,) = (node for node in TRAINER.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
+        module = ast.parse((ORACLES / "transformers" / "trainer.py").read_text())
+        (cls,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
         init = next(
             node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
         )
         assert given.keys() <= {argument.arg for argument in init.args.args}
         self.optimizer, _ = given["optimizers"]
-
-
-TRAINER = ast.parse((ORACLES / "transformers" / "trainer.py").read_text())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -63,6 +62,7 @@ def test_readme_code_runs(
     transformers = ModuleType("transformers")
     transformers.Trainer = Trainer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "transformers", transformers)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     swap, *recipes = blocks_of(ROOT / "README.md")
     names: dict[str, Any] = {"args": None, "data": None}
     exec(compile(swap, "README.md", "exec"), names)
@@ -71,6 +71,7 @@ def test_readme_code_runs(
     assert len(recipes) == 4
     for recipe in recipes:
         exec(compile(recipe, "README.md", "exec"), names)
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert isinstance(names["trainer"].optimizer, danlu.AdamW)
     assert isinstance(names["Module"]().configure_optimizers(), danlu.AdamW)
     weight = names["model"].weight

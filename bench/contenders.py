@@ -32,13 +32,36 @@ class Contender:
     limit: str = ""  # why
     backend: str = ""  # that danlu's must take; empty for the device's usual one
     than: tuple[str, ...] = ()  # whose times are compared with its own, beside the baseline's
+    label: str = ""  # as users write it
+    way: str = ""  # of several to run the same optimizer; danlu's are its backends
+
+    @property
+    def title(self) -> str:
+        """What plots call it."""
+        added = ", ".join(filter(None, [self.way or self.backend, "bf16" if self.dtype == BF16 else ""]))
+        return f"{self.label} ({added})" if added else self.label
 
 
+_TORCH_ADAMW, _TORCH_ADAFACTOR = "torch.optim.AdamW", "torch.optim.Adafactor"
 TORCH_ADAMW = [
-    Contender("torch-adamw", lambda p: torch.optim.AdamW(p, fused=True), 3, 28),
-    Contender("torch-adamw-foreach", lambda p: torch.optim.AdamW(p, foreach=True), 3, 28),
+    Contender(
+        "torch-adamw",
+        lambda p: torch.optim.AdamW(p, fused=True),
+        3,
+        28,
+        label=_TORCH_ADAMW,
+        way="fused",
+    ),
+    Contender(
+        "torch-adamw-foreach",
+        lambda p: torch.optim.AdamW(p, foreach=True),
+        3,
+        28,
+        label=_TORCH_ADAMW,
+        way="foreach",
+    ),
 ]
-TORCH_ADAMW_BF16 = Contender("torch-adamw-bf16", lambda p: torch.optim.AdamW(p, fused=True), 3, 14, BF16)
+TORCH_ADAMW_BF16 = dataclasses.replace(TORCH_ADAMW[0], id="torch-adamw-bf16", bytes=14, dtype=BF16)
 COMPILED_LIMIT = "left out: torch.compile takes minutes for a step over thousands of tensors"
 TORCH_COMPILED = Contender(
     "torch-adamw-compile",
@@ -48,36 +71,84 @@ TORCH_COMPILED = Contender(
     kept=True,
     most_tensors=500,
     limit=COMPILED_LIMIT,
+    label=_TORCH_ADAMW,
+    way="compiled",
 )
 LION = [
-    Contender("lion", lambda p: danlu.Lion(p), 2, 20),
-    Contender("lion-bf16", lambda p: danlu.Lion(p, state_dtype=BF16), 2, 10, BF16),
+    Contender("lion", lambda p: danlu.Lion(p), 2, 20, label="danlu.Lion"),
+    Contender("lion-bf16", lambda p: danlu.Lion(p, state_dtype=BF16), 2, 10, BF16, label="danlu.Lion"),
 ]
-TIGER = Contender("tiger", lambda p: danlu.Tiger(p), 2, 20)
-ADAMW = Contender("adamw", lambda p: danlu.AdamW(p), 3, 28)
-ADAMW_BF16 = Contender("adamw-bf16", lambda p: danlu.AdamW(p, state_dtype=BF16), 3, 18, BF16)
-ADAM = Contender("adam", lambda p: danlu.Adam(p), 3, 28)
-ADAX = Contender("adax", lambda p: danlu.AdaX(p), 3, 28)
-ADAXW = Contender("adaxw", lambda p: danlu.AdaXW(p), 3, 28)
+TIGER = Contender("tiger", lambda p: danlu.Tiger(p), 2, 20, label="danlu.Tiger")
+ADAMW = Contender("adamw", lambda p: danlu.AdamW(p), 3, 28, label="danlu.AdamW")
+ADAMW_BF16 = Contender(
+    "adamw-bf16", lambda p: danlu.AdamW(p, state_dtype=BF16), 3, 18, BF16, label="danlu.AdamW"
+)
+ADAM = Contender("adam", lambda p: danlu.Adam(p), 3, 28, label="danlu.Adam")
+ADAX = Contender("adax", lambda p: danlu.AdaX(p), 3, 28, label="danlu.AdaX")
+ADAXW = Contender("adaxw", lambda p: danlu.AdaXW(p), 3, 28, label="danlu.AdaXW")
 ADAFACTOR = Contender(
     "adafactor",
     lambda p: danlu.Adafactor(p, preset="torch"),
     1,
     12,
     than=("torch-adafactor", "torch-adafactor-foreach", "torch-sgd-plain"),
+    label="danlu.Adafactor",
 )
-LAMB = Contender("lamb", lambda p: danlu.LAMB(p), 3, 44, read_again=16)
-AMOS = Contender("amos", lambda p: danlu.Amos(p, lr=1e-3, eta=0.02), 1, 12)
+LAMB = Contender("lamb", lambda p: danlu.LAMB(p), 3, 44, read_again=16, label="danlu.LAMB")
+AMOS = Contender("amos", lambda p: danlu.Amos(p, lr=1e-3, eta=0.02), 1, 12, label="danlu.Amos")
+
+TORCH_ADAFACTOR = [
+    Contender(
+        "torch-adafactor-foreach",
+        lambda p: torch.optim.Adafactor(p, foreach=True),
+        1,
+        12,
+        label=_TORCH_ADAFACTOR,
+        way="foreach",
+    )
+]
+TORCH_ADAFACTOR += [
+    dataclasses.replace(TORCH_ADAFACTOR[0], id="torch-adafactor-foreach-bf16", bytes=6, dtype=BF16)
+]
+_PLAIN_LION = "Lion in plain torch"
 
 ON_CPU = [
     *TORCH_ADAMW,
     TORCH_ADAMW_BF16,
-    Contender("torch-sgd", lambda p: torch.optim.SGD(p, momentum=0.9, fused=True), 2, 20),
-    Contender("torch-sgd-plain", lambda p: torch.optim.SGD(p, fused=True), 1, 12),
-    Contender("torch-adafactor", lambda p: torch.optim.Adafactor(p, foreach=False), 1, 12),
-    Contender("torch-adafactor-foreach", lambda p: torch.optim.Adafactor(p, foreach=True), 1, 12),
-    Contender("plain-lion", lambda p: PlainLion(p), 2, 20),
-    Contender("plain-lion-foreach", lambda p: PlainLion(p, foreach=True), 2, 20),
+    Contender(
+        "torch-sgd",
+        lambda p: torch.optim.SGD(p, momentum=0.9, fused=True),
+        2,
+        20,
+        label="torch.optim.SGD, momentum",
+        way="fused",
+    ),
+    Contender(
+        "torch-sgd-plain",
+        lambda p: torch.optim.SGD(p, fused=True),
+        1,
+        12,
+        label="torch.optim.SGD",
+        way="fused",
+    ),
+    Contender(
+        "torch-adafactor",
+        lambda p: torch.optim.Adafactor(p, foreach=False),
+        1,
+        12,
+        label=_TORCH_ADAFACTOR,
+        way="loop",
+    ),
+    TORCH_ADAFACTOR[0],
+    Contender("plain-lion", lambda p: PlainLion(p), 2, 20, label=_PLAIN_LION, way="loop"),
+    Contender(
+        "plain-lion-foreach",
+        lambda p: PlainLion(p, foreach=True),
+        2,
+        20,
+        label=_PLAIN_LION,
+        way="foreach",
+    ),
     *LION,
     TIGER,
     ADAMW,
@@ -90,30 +161,17 @@ ON_CPU = [
 ]
 
 TRITON = [
-    Contender("lion-triton", lambda p: danlu.Lion(p, backend="triton"), 2, 20, backend="triton"),
-    Contender(
-        "lion-bf16-triton",
-        lambda p: danlu.Lion(p, state_dtype=BF16, backend="triton"),
-        2,
-        10,
-        BF16,
-        backend="triton",
-    ),
-    Contender("adamw-triton", lambda p: danlu.AdamW(p, backend="triton"), 3, 28, backend="triton"),
-    Contender(
-        "adamw-bf16-triton",
-        lambda p: danlu.AdamW(p, state_dtype=BF16, backend="triton"),
-        3,
-        18,
-        BF16,
-        backend="triton",
-    ),
+    dataclasses.replace(
+        c, id=f"{c.id}-triton", make=functools.partial(make, backend="triton"), backend="triton"
+    )
+    for c, make in (
+        (LION[0], danlu.Lion),
+        (LION[1], functools.partial(danlu.Lion, state_dtype=BF16)),
+        (ADAMW, danlu.AdamW),
+        (ADAMW_BF16, functools.partial(danlu.AdamW, state_dtype=BF16)),
+    )
 ]
 
-TORCH_ADAFACTOR = [
-    Contender("torch-adafactor-foreach", lambda p: torch.optim.Adafactor(p, foreach=True), 1, 12),
-    Contender("torch-adafactor-foreach-bf16", lambda p: torch.optim.Adafactor(p, foreach=True), 1, 6, BF16),
-]
 TORCH_ADAFACTOR_COMPILED = Contender(
     "torch-adafactor-compile",
     compiled_adafactor,
@@ -122,6 +180,8 @@ TORCH_ADAFACTOR_COMPILED = Contender(
     kept=True,
     most_tensors=500,
     limit=COMPILED_LIMIT,
+    label=_TORCH_ADAFACTOR,
+    way="compiled",
 )
 
 
@@ -133,7 +193,8 @@ def _by_both(
     than = ("torch-adafactor-foreach", "torch-adafactor-compile")
     if dtype == BF16:
         than = ("torch-adafactor-foreach-bf16",)
-    options: dict[str, Any] = dict(dtype=dtype, read_again=again, than=than)
+    label = {c.id: c.label for c in (ADAFACTOR, LAMB, AMOS)}[name.removesuffix("-bf16")]
+    options: dict[str, Any] = dict(dtype=dtype, read_again=again, than=than, label=label)
     triton = functools.partial(make, backend="triton")
     return [
         Contender(name, make, written, moved, **options),
@@ -163,7 +224,7 @@ ON_CUDA = [
     ADAMW_BF16,
     ADAM,
     ADAX,
-    Contender("adax-bf16", lambda p: danlu.AdaX(p, state_dtype=BF16), 3, 18, BF16),
+    Contender("adax-bf16", lambda p: danlu.AdaX(p, state_dtype=BF16), 3, 18, BF16, label="danlu.AdaX"),
     ADAXW,
     *TRITON,
     *TORCH_ADAFACTOR,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import bars
+import step_plots
 import step_report
 
 MOST_LINES = 120
@@ -43,7 +44,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     measured = measured or [results[name] for name in ("first", "first_reductions") if name in results]
     workloads = [*measured, *filter(None, [results.get("small_tensors")])]
     if workloads:
-        step_report.plot({"workloads": workloads, "environment": results["environment"]}, path)
+        step_plots.times(workloads, results["environment"], path)
 
 
 def _machine(result: dict[str, Any]) -> Iterator[str]:

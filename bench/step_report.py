@@ -1,8 +1,7 @@
-"""What the timing of steps has to say: a table for each workload, and a plot."""
+"""What the timing of steps has to say: a table for each workload."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contenders import BASELINE
@@ -82,37 +81,3 @@ def text(spread: dict[str, float] | None, form: str) -> str:
     if spread is None:
         return ""
     return f"{spread['median']:{form}} ({spread['low']:{form}}-{spread['high']:{form}})"
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    """A panel for each workload: the step's time, kernels darker, and where the ceiling is."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    workloads = results["workloads"]
-    figure, panels = pyplot.subplots(
-        1, len(workloads), squeeze=False, figsize=(7 * len(workloads), 5.5), layout="constrained"
-    )
-    for panel, measured in zip(panels[0], workloads, strict=True):
-        rows = [row for row in measured["contenders"][::-1] if "failed" not in row]
-        if not rows:
-            continue
-        names, steps = [row["name"] for row in rows], [row["ms"] for row in rows]
-        medians = [s["median"] for s in steps]
-        errors = [[s["median"] - s["low"] for s in steps], [s["high"] - s["median"] for s in steps]]
-        panel.barh(names, medians, xerr=errors, color="tab:orange", label="step, beside the kernels")
-        kernels = [row["kernel_ms"]["median"] if "kernel_ms" in row else 0 for row in rows]
-        of_danlu = "" if results["environment"].get("cuda") else " (danlu)"
-        panel.barh(names, kernels, color="tab:red", label=f"kernels{of_danlu}")
-        streams = [row["share_of_stream"]["median"] * m for row, m in zip(rows, medians, strict=True)]
-        panel.plot(streams, names, "k|", markersize=14, label="in-place stream of the same bytes")
-        panel.set(title=measured["title"], xlabel="ms per step", xscale="log")
-        panel.grid(axis="x", alpha=0.3)
-    panels[0][0].legend()
-    environment = results["environment"]
-    threads = f"{environment['threads']} threads, " if "threads" in environment else ""
-    figure.suptitle(f"{environment['device']}, {threads}torch {environment['torch']}")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -8,8 +8,8 @@
 In each round every contender takes its turn: a new optimizer, steps that make its state, then timed steps.
 Ratios compare turns of one round. What the memory can give is measured right after each turn, by a loop
 (a kernel) that makes the same reads and writes and little else. The first round warms up and does not
-count. Writes step_time.json and step_time.png (on a GPU step_time_cuda.*), and prints a table for each
-workload.
+count. Prints a table for each workload and writes step_time.json (on a GPU step_time_cuda.json) with plots
+beside it, which bench/step_plots.py draws again.
 
 On the CPU each step has fresh gradients from autograd. On a GPU gradients stay where they are, and a step's
 time is the GPU's: between events around the step, which is in the stream as a whole before the GPU comes to
@@ -37,7 +37,8 @@ from cuda_harness import OnCuda
 from harness import OnCpu, positive
 from out_option import add_out_option
 from rounds import Place, measure, profile
-from step_report import LEGENDS, plot, table
+from step_plots import draw
+from step_report import LEGENDS, table
 from workloads import gpt2_small, llama_1b, many_small, matrices
 
 WORKLOADS = {workload.id: workload for workload in (gpt2_small(), many_small(), matrices(), llama_1b())}
@@ -70,11 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = {"cpu": "step_time", "cuda": "step_time_cuda"}[options.device]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(results, options.out / f"{name}.png")
+    plots = draw(results, options.out / f"{name}.png")
     for measured in workloads:
         console.print(table(measured))
     console.print(LEGENDS[options.device], highlight=False)
-    console.print(f"wrote {name}.json and {name}.png to {options.out}")
+    console.print(f"wrote {', '.join([f'{name}.json', *plots])} to {options.out}")
 
 
 def time_wrappers(options: argparse.Namespace, console: Console) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 from rich.table import Table
 
+from recipes import WRAPPERS
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
@@ -46,7 +48,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     """
     runs = results["runs"]
     bases = list(dict.fromkeys(_base(run) for run in runs))
-    of_wrappers = any(run["wrappers"] for run in runs)
+    of_wrappers = any(run.get("wrappers") for run in runs)
     panels = [(base, "step", [run for run in runs if _base(run) == base]) for base in bases]
     if not of_wrappers:
         panels = [("", "seconds", runs), ("", "step", runs)]
@@ -60,8 +62,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
             axes.plot(
                 run["curve"][axis],
                 run["curve"]["held_out_loss"],
-                label=run["name"],
-                **_style(run["name"], bare),
+                label=in_code(run),
+                **_style(in_code(run), bare),
             )
         axes.set(title=title, xlabel=AXES[axis])
         axes.grid(alpha=0.3)
@@ -81,11 +83,20 @@ def plot(results: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def in_code(run: dict[str, Any]) -> str:
+    """What the optimizer is called in code, wrappers outermost first."""
+    package, *_, name = run["optimizer"].split(".")
+    inner = f"torch.optim.{name}" if package == "torch" else f"danlu.{name}"
+    for wrapper in run.get("wrappers", ()):
+        inner = f"{WRAPPERS[wrapper['name']][0].__name__}({inner})"
+    return inner
+
+
 AXES = {"step": "steps", "seconds": "training time (s)"}
 
 
 def _base(run: dict[str, Any]) -> str:
-    return run["name"].partition("+")[0]
+    return in_code({**run, "wrappers": ()})
 
 
 def _style(name: str, bare: bool) -> dict[str, Any]:

@@ -1,37 +1,101 @@
-"""What the documents say is run: code of README, examples of docstrings, links."""
+"""What the documents say is run: code of README and pages, examples of docstrings, links."""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed.tensor
+from accelerate.state import AcceleratorState
 
 import danlu
+from oracles.submodules import ORACLES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLIC = [getattr(danlu, name) for name in danlu.__all__]
 
 
-def test_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) >= 3
-    blocks = [block for block in blocks if "@triton.jit" not in block]  # their source has to be in a file
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+PAGES_WITH_CODE = ["options.md", "schedules.md", "wrappers.md"]
+
+
+def blocks_of(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """Of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class Trainer:
+    """In the place of transformers', whose package is installed without what it imports."""
+
+    def __init__(self, **given: Any) -> None:
+        module = ast.parse((ORACLES / "transformers" / "trainer.py").read_text())
+        (cls,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
+        init = next(
+            node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+        )
+        assert given.keys() <= {argument.arg for argument in init.args.args}
+        self.optimizer, _ = given["optimizers"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_readme_code_runs(
+    process_group: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = ModuleType("transformers")
+    transformers.Trainer = Trainer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    swap, *recipes = blocks_of(ROOT / "README.md")
+    names: dict[str, Any] = {"args": None, "data": None}
+    exec(compile(swap, "README.md", "exec"), names)
     assert "native kernels" in capsys.readouterr().out
     assert isinstance(names["optimizer"], danlu.AdamW)
+    assert len(recipes) == 4
+    for recipe in recipes:
+        exec(compile(recipe, "README.md", "exec"), names)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert isinstance(names["trainer"].optimizer, danlu.AdamW)
+    assert isinstance(names["Module"]().configure_optimizers(), danlu.AdamW)
+    weight = names["model"].weight
+    assert isinstance(weight, torch.distributed.tensor.DTensor)
+    before = weight.full_tensor().clone()
+    names["model"](torch.randn(2, 64)).sum().backward()
+    names["optimizer"].step()
+    assert not torch.equal(weight.full_tensor(), before)
 
 
-# a model's worth of steps with the README's own rule, interpreted and as reference
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
+def test_code_of_pages_runs(page: str) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks_of(ROOT / "docs" / page):
+        exec(compile(block, page, "exec"), names)
+    assert "danlu" in names
+
+
+def test_no_page_has_code_that_is_not_run() -> None:
+    with_code = {page.name for page in (ROOT / "docs").glob("*.md") if blocks_of(page)}
+    assert with_code == {*PAGES_WITH_CODE, "custom_rules.md"}
+
+
+# a model's worth of steps with the page's own rule, interpreted and as reference
 STEPS_OF_OWN_RULE = """
 from danlu.testing import same_bits
 results = []
@@ -50,9 +114,8 @@ print(all(map(same_bits, *results)))
 """
 
 
-def test_the_readmes_own_rule(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (block,) = (block for block in blocks if "@triton.jit" in block)
+def test_a_custom_rule(tmp_path: Path) -> None:
+    (block,) = blocks_of(ROOT / "docs" / "custom_rules.md")  # its source has to be in a file
     assert sum(bool(line.strip()) for line in block.splitlines()) < 30
     file = tmp_path / "own_rule.py"
     file.write_text(block + STEPS_OF_OWN_RULE)

@@ -398,36 +398,50 @@ def test_schedules_of_few_steps(steps: int, first: list[float], schedule: str) -
     assert all(0 < factor < 1 for factor in factors[len(first) :])
 
 
+RUN_OF = {
+    "danlu.Lion": ("danlu.optimizers.lion.Lion", []),
+    "EMA(danlu.Lion)": ("danlu.optimizers.lion.Lion", ["ema"]),
+    "torch.optim.AdamW": ("torch.optim.adamw.AdamW", []),
+    "EMA(Lookahead(torch.optim.AdamW))": ("torch.optim.adamw.AdamW", ["lookahead", "ema"]),
+}
+
+
 @pytest.mark.parametrize(
-    ("names", "titles", "labels"),
+    ("panels", "labels"),
     [
-        ("lion,adamw", ["", ""], ["training time (s)", "steps"]),
-        ("lion,lion+ema,adamw,adamw+ema", ["lion", "adamw"], ["steps", "steps"]),
+        ({"": ["danlu.Lion", "torch.optim.AdamW"]}, ["training time (s)", "steps"]),
+        (
+            {
+                "danlu.Lion": ["danlu.Lion", "EMA(danlu.Lion)"],
+                "torch.optim.AdamW": ["torch.optim.AdamW", "EMA(Lookahead(torch.optim.AdamW))"],
+            },
+            ["steps", "steps"],
+        ),
     ],
 )
 def test_wrappers_are_compared_by_steps(
-    names: str, titles: list[str], labels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    panels: dict[str, list[str]], labels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = []
     monkeypatch.setattr(train_report.pyplot, "close", shown.append)
     runs = [
         {
-            "name": name,
-            "wrappers": name.split("+")[1:],
+            "optimizer": RUN_OF[name][0],
+            "wrappers": [{"name": wrapper} for wrapper in RUN_OF[name][1]],
             "curve": {"step": [0, 1], "seconds": [0.0, 2.0], "held_out_loss": [5.0, 4.0]},
         }
-        for name in names.split(",")
+        for names in panels.values()
+        for name in names
     ]
     environment = {"device": "it", "threads": 1, "torch": "2"}
     made = {"runs": runs, "parameters": 1, "settings": {"dtype": "fp32"}, "environment": environment}
     train_report.plot(made, tmp_path / "train.png")
     monkeypatch.undo()
     (figure,) = shown
-    assert [axes.get_title() for axes in figure.axes] == titles
     assert [axes.get_xlabel() for axes in figure.axes] == labels
-    for axes, title in zip(figure.axes, titles, strict=True):
-        wanted = [name for name in names.split(",") if name.startswith(title)]
-        assert [line.get_label() for line in axes.lines] == wanted
+    assert {axes.get_title() for axes in figure.axes} == set(panels)
+    for axes in figure.axes:
+        assert [line.get_label() for line in axes.lines] == panels[axes.get_title()]
     train_report.pyplot.close(figure)
 
 

@@ -1,4 +1,4 @@
-"""danlu: fused optimizer steps for PyTorch."""
+"""Fused optimizers for PyTorch, wrappers around any optimizer, parameter groups, schedules."""
 
 from .amos_groups import amos_groups
 from .amos_strategy import amos_strategy

@@ -30,9 +30,9 @@ class Adafactor(FusedOptimizer):
         u = u / max(1, rms(u) / clip_threshold)
         p = p - alpha * (u + weight_decay * p)
 
-    rho is lr, or min(1e-2, 1 / sqrt(t)) with `relative_step`, or min(1e-6 * t, 1 / sqrt(t)) with
-    `warmup_init`, too. With beta1 the momentum of alpha * u takes its place. The presets follow the libraries
-    that they are named after to the last digit:
+    rho is lr. With `relative_step` it is min(1e-2, 1 / sqrt(t)), with `warmup_init` as well min(1e-6 * t,
+    1 / sqrt(t)). With beta1 the momentum of alpha * u replaces alpha * u. Each preset follows the library of
+    its name to the last digit:
 
         preset       factored        from size  alpha                               eps1         decay
         huggingface  last two dims   any        as above                            added        wd * alpha
@@ -41,21 +41,21 @@ class Adafactor(FusedOptimizer):
         big_vision   two largest     32         lr                                  added        wd
         bert4keras   two largest     128        lr * max(eps2, ..)                  added twice  none
 
-    In big_vision and bert4keras the momentum averages u before alpha; with `relative_step` bert4keras takes
-    min(1e-2, 1 / sqrt(t)), and without scale_parameter 0.05 of it.
+    In big_vision and bert4keras the momentum averages u before alpha. With `relative_step` bert4keras takes
+    min(1e-2, 1 / sqrt(t)), and 0.05 of it without scale_parameter.
 
-    A group with `relative_step` shows rho as its lr: that of the first step, and after each step that step's.
-    What else is written there is ignored, with a warning if a scheduler did. `danlu.RelativeStepLR` and
-    transformers' `AdafactorSchedule` report rho (docs/schedules.md). No state is what `OneCycleLR` and
-    `CyclicLR` call momentum: they need cycle_momentum=False.
+    A group with `relative_step` shows rho as its lr: the first step's at first, then the last step's. Other
+    values written there are ignored, with a warning if a scheduler wrote them. `danlu.RelativeStepLR` and
+    transformers' `AdafactorSchedule` report rho (docs/schedules.md). `OneCycleLR` and `CyclicLR` find no
+    momentum to cycle and need cycle_momentum=False.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
         lr: learning rate, a float or a tensor of one element. It turns relative_step off, None turns it on,
-            here and in a group, which may also say relative_step alone; in optax None is 1.
-        eps: (eps1, eps2), for the squares and for rms(p); eps1 None, in the preset torch, is the machine
+            here and in a group. A group may also set relative_step alone. In optax None is 1.
+        eps: (eps1, eps2), for the squares and for rms(p). eps1 None, in the preset torch, is the machine
             epsilon of each parameter's dtype.
-        clip_threshold: of the root mean square of u; None turns it off.
+        clip_threshold: bound of the root mean square of u; None turns it off.
         decay_rate: exponent of the second moment's decay, less than 0.
         beta1: of the momentum; None or 0 for none.
         weight_decay: decoupled; see the table.
@@ -63,19 +63,19 @@ class Adafactor(FusedOptimizer):
         relative_step: whether rho is the preset's own schedule, in huggingface (by default) and bert4keras.
         warmup_init: huggingface's warm-up.
         beta2_cap: upper bound of beta2, 0.999 in big_vision; None for none.
-        min_dim_size_to_factor: "from size" in optax, big_vision and bert4keras, at least 1. States that were
-            made with another size have other shapes: a step with them raises.
+        min_dim_size_to_factor: "from size" in optax, big_vision and bert4keras, at least 1. States made with
+            another size have other shapes, and a step with them raises.
         preset: one of the table.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`; in big_vision state_dtype is
             bfloat16 by default.
 
-    Options left out have the preset's defaults. State per parameter: `step`; `row_var` and `col_var` of the
-    parameter's shape but 1 along the second or the first factored dimension, or `variance` of the
+    Options left out have the preset's defaults. State per parameter: `step`; `row_var` and `col_var`, of the
+    parameter's shape but 1 along the second or the first factored dimension, or else `variance` of the
     parameter's shape; with beta1 `exp_avg`. The state_dicts of `torch.optim.Adafactor` and
     `transformers.Adafactor` load as they are.
 
     Raises:
-        ValueError: an option is out of its range, or the preset does not have it; a group has an lr and says
+        ValueError: an option is out of its range, the preset does not have it, or a group has both an lr and
             relative_step=True.
 
     >>> p = torch.nn.Parameter(torch.tensor([[2.0, -2.0]]))

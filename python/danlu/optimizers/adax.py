@@ -26,9 +26,9 @@ class AdaX(FusedOptimizer):
         v = v + beta2 / S * (g^2 - v)                      S = (1 + beta2)^t - 1
         p = p - lr * m / (sqrt(v) + eps / sqrt(S))
 
-    v is the paper's v_t divided by S: the same algebra, where the paper's form overflows fp32 near step
-    887,000. There is no bias correction of m, on purpose. v forgets so slowly that an element whose first
-    gradients come after very many steps, in a row of an embedding say, meets a v near zero and jumps.
+    v is the paper's v_t divided by S. The algebra is the same, but the paper's form overflows fp32 near step
+    887,000. m has no bias correction, on purpose. v forgets very slowly. So an element whose first gradients
+    come after very many steps, in a row of an embedding say, meets a v near zero and jumps.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
@@ -40,8 +40,7 @@ class AdaX(FusedOptimizer):
             sqrt(v + eps).
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
 
-    State per parameter: `step`, `exp_avg` (m), `exp_avg_sq` (v as above; the authors' saved state converts by
-    v / S).
+    State per parameter: `step`, `exp_avg` (m), `exp_avg_sq` (v as above; divide the authors' saved v by S).
 
     Raises:
         ValueError: a hyper-parameter is out of its range.

@@ -26,18 +26,18 @@ class Amos(FusedOptimizer):
         p = p - d * ((gamma / 2 + extra_l2) * p + lr * eta * sqrt(r) * g)
         b = b + gamma * (1 + b)
 
-    With momentum p moves by an average of these steps, which starts at 0 and is not corrected.
+    With momentum p moves by an average of these steps. It starts at 0 and is not corrected.
     `danlu.amos_groups` gives each parameter of a model its eta and reduce_dims.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
         lr: learning rate (the paper's xi), a float or a tensor of one element.
-        eta: the scale that the parameters are expected to have.
+        eta: expected scale of the parameters.
         beta: decay rate of v, in [0, 1).
         c_coef, d_coef: how fast steps shrink as b grows.
-        extra_l2: a decay beside the adaptive one.
+        extra_l2: a decay in addition to the adaptive one.
         momentum: decay rate of the steps' average; None or 0 for none. `OneCycleLR` and `CyclicLR` cycle it
-            if it is given here, and need cycle_momentum=False if not (docs/schedules.md).
+            if you pass it here, and need cycle_momentum=False otherwise (docs/schedules.md).
         clip_value: bounds every element of the gradient; None for no bound.
         reduce_dims: the dimensions over which v and b are shared; None for all, () for none.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.

@@ -21,17 +21,17 @@ class LAMB(FusedOptimizer):
         u = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay * p
         p = p - lr * (|p| / |u|) * u
 
-    The ratio of the norms over a parameter is 1 where either is 0.
+    The norms are over a parameter. Their ratio is 1 if either is 0.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
         lr: learning rate, a float or a tensor of one element.
         betas: decay rates of m and v, each in [0, 1).
         eps: added to the root of the corrected v, at least 0.
-        weight_decay: part of u, and so of what the ratio scales.
+        weight_decay: part of u, so the ratio scales it, too.
         bias_correction: whether m and v are divided by their sums of weights; the authors' code does not.
         trust_clip: whether the ratio is at most 1.
-        always_adapt: False lets the ratio be 1 in groups without weight decay.
+        always_adapt: False sets the ratio to 1 in groups without weight decay.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
 
     State per parameter, named as AdamW's: `step`, `exp_avg` (m), `exp_avg_sq` (v).

@@ -20,25 +20,24 @@ class Tiger(FusedOptimizer):
         m = beta * m + (1 - beta) * g
         p = p - (lr * sign(m) + lr * weight_decay * p)
 
-    With `accumulation_steps=k` each call of `step()` takes one of k gradients, and the parameter moves at the
-    last of them: exactly one step on their mean, with no buffer.
+    With `accumulation_steps=k` each call of `step()` takes one of k gradients. The parameter moves at the
+    last one: exactly one step on their mean, with no buffer.
 
         m = (beta at the first of k, else 1) * m + ((1 - beta) / k) * g
 
-    With `scale_parameter=True` a group's `kind` says what takes the place of lr: lr * rms(p) for "matrix", lr
-    times the rms of each row (along the last dimension) for "embedding", lr / 2 without decay for "vector":
-    biases and the parameters of norms. A matrix of zeros never moves.
+    With `scale_parameter=True` a group's `kind` decides what replaces lr. For "matrix" it is lr * rms(p). For
+    "embedding" it is lr times the rms of each row (along the last dimension). For "vector", biases and the
+    parameters of norms, it is lr / 2, without decay. A matrix of zeros never moves.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any `torch.optim.Optimizer`.
         lr: learning rate, a float or a tensor of one element.
-        beta: decay rate of the momentum m, in [0, 1). `OneCycleLR` and `CyclicLR` do not know it and need
-            cycle_momentum=False (docs/schedules.md).
+        beta: decay rate of the momentum m, in [0, 1). `OneCycleLR` and `CyclicLR` need cycle_momentum=False
+            (docs/schedules.md).
         weight_decay: decoupled; the parameter loses `lr * weight_decay` of itself in an update.
-        accumulation_steps: gradients for one update, at least 1. Each parameter counts the gradients it was
-            given.
+        accumulation_steps: gradients for one update, at least 1. Each parameter counts its own gradients.
         scale_parameter: whether steps are relative to the parameter's root mean square.
-        kind: "matrix", "embedding" or "vector", as a rule given by the group; needed with scale_parameter.
+        kind: "matrix", "embedding" or "vector", usually set by the group; required with scale_parameter.
         engine: what every danlu optimizer takes, see `danlu.FusedOptimizer`.
 
     State per parameter: `step` (updates made), `exp_avg` (m) of the parameter's shape, and with accumulation

@@ -20,24 +20,24 @@ class EMA(Wrapper):
         e = e + weight * (p - e)                     after each step
         weight = (1 - decay) / (1 - decay^n)         n steps averaged so far, this one included
 
-    That is the mean of all p, each weighted by decay to the power of its age (the moving average that begins
-    at 0, divided by the sum of its weights), in a form that leaves an average of equal weights exactly where
-    they are. It is float32 whatever the parameter's dtype, and is updated in one pass that reads p and e and
-    writes e: 12 bytes a parameter in fp32, where AdamW's own step moves 28.
+    This is the mean of all p, each weighted by decay to the power of its age: the moving average that begins
+    at 0, divided by the sum of its weights. In this form an average of equal weights stays exactly where they
+    are. It is float32 whatever the parameter's dtype. One pass reads p and e and writes e: 12 bytes a
+    parameter in fp32, where AdamW's own step moves 28.
 
     Args:
         optimizer: one of danlu's or of torch's, or `Lookahead` around one.
-        decay: of the average, in [0, 1).
+        decay: decay rate of the average, in [0, 1).
 
-    Every parameter of the optimizer is averaged after each of its steps, with or without a gradient, but for
-    those that could not have one (of an integer dtype, say). `eval()` and `swap()` put the averages in place;
-    a step between `eval()` and `train()` raises RuntimeError. Nothing but parameters is averaged: buffers, as
-    the statistics of batch norm, are the model's own.
+    Each step of the optimizer updates the averages of all its parameters, with or without a gradient, except
+    those that could not have one (of an integer dtype, say). `eval()` and `swap()` put the averages in place.
+    A step between `eval()` and `train()` raises RuntimeError. Only parameters are averaged. Buffers, such as
+    the statistics of batch norm, stay the model's own.
 
-    The state_dict holds `ema` and its `ema_step` (n) for each parameter, beside the optimizer's state, and
-    `ema_decay` in each group: loaded into an `EMA` of another decay, n becomes the number of steps that would
-    have given the same sum of weights, so that the average goes on as it should. Taken with the averages in
-    place it holds the weights for training as `raw`.
+    The state_dict adds `ema` and its `ema_step` (n) for each parameter, and `ema_decay` for each group, to
+    the optimizer's state. Loaded into an `EMA` of another decay, n becomes the number of steps with the same
+    sum of weights, so the average continues as it should. Taken with the averages in place, the state_dict
+    holds the weights for training as `raw`.
 
     Raises:
         ValueError: decay is out of its range.
@@ -78,10 +78,10 @@ class EMA(Wrapper):
 
     @contextmanager
     def swap(self) -> Iterator[None]:
-        """Puts the averages in the parameters' place, and the parameters back in the end.
+        """Puts the averages in the parameters' place, and the parameters back at the end.
 
         Holds a copy of the parameters meanwhile. After an evaluation under `fully_shard`, call the model's
-        `reshard()` before and after this: its root module goes on with the weights that it has gathered.
+        `reshard()` before and after this: its root module keeps the weights that it has gathered.
 
         Raises:
             RuntimeError: there is no average yet, or they are in place already.

@@ -21,23 +21,23 @@ class GradientAccumulation(Wrapper):
         mean = (1 / steps) * g                       at the first call
         mean = mean + (1 / steps) * g                at each further one; at the last the optimizer steps
 
-    A call costs one pass that reads the gradient and reads and writes the mean, 12 bytes a parameter in fp32,
-    and touches nothing else. The mean is float32 whatever the gradient's dtype, and the gradient may be
-    dropped right after the call. danlu's optimizers take the mean as it is; torch's, where the parameter is
-    bfloat16 or float16, a copy of it in the parameter's dtype. `Tiger(accumulation_steps=...)` needs no mean.
+    A call costs one pass. It reads the gradient, reads and writes the mean, 12 bytes a parameter in fp32, and
+    touches nothing else. The mean is float32 whatever the gradient's dtype. You may drop the gradient right
+    after the call. danlu's optimizers take the mean as it is. torch's take a copy in the parameter's dtype if
+    the parameter is bfloat16 or float16. `Tiger(accumulation_steps=...)` needs no mean.
 
     Args:
         optimizer: one of danlu's or of torch's, or another wrapper around one: accumulation is the outermost.
-        steps: gradients to one step of the optimizer, at least 1.
+        steps: gradients for one step of the optimizer, at least 1.
 
     Attributes:
         stepped: whether the last call of `step()` or `flush()` made a step of the optimizer.
 
-    A parameter without a gradient at a call adds nothing; one without any in `steps` calls has none when the
-    optimizer steps. The state_dict holds `mean_grad` and the number of gradients in it for each parameter,
-    beside the optimizer's state, so that a run resumed in the middle of a cycle goes on to the same bits.
-    Resumed with other `steps` it goes on, too: each gradient that was taken is one of the new number, and
-    where there are as many already `flush()` makes the step.
+    A parameter without a gradient at a call adds nothing. One without any in `steps` calls has none when the
+    optimizer steps. The state_dict adds `mean_grad` and the number of gradients in it, for each parameter, to
+    the optimizer's state. So a run resumed between two updates continues to the same bits. It may resume with
+    other `steps`: each gradient taken counts towards the new number. If that is reached already, `flush()`
+    makes the step.
 
     Raises:
         ValueError: steps is out of its range.
@@ -66,9 +66,9 @@ class GradientAccumulation(Wrapper):
         return int(self._pass._hyper["steps"])
 
     def flush(self) -> bool:
-        """Makes the step for a group of less than `steps` gradients, on their mean; false if it has none.
+        """Makes the step for fewer than `steps` gradients, on their mean; false if there are none.
 
-        Call it at the end of an epoch whose last group is not full, or to repeat a step that raised.
+        Call it at the end of an epoch whose last group is incomplete, or to repeat a step that raised.
         """
         with self._shared.lock:
             self.stepped = False

@@ -20,13 +20,13 @@ class LayerAdaptation(Derived):
         r = |p| / (|step| / lr)                            step: what the inner optimizer would subtract
         p = p - r * step
 
-    The norms are over a parameter; r is 1 where either is 0. Decoupled weight decay is part of the step.
-    Around `AdamW` with eps 1e-6 this is `LAMB`, whose checkpoints it loads.
+    The norms are over a parameter; r is 1 if either is 0. Decoupled weight decay is part of the step. Around
+    `AdamW` with eps 1e-6 this is `LAMB`, and it loads LAMB's checkpoints.
 
     Args:
-        optimizer: what is adapted: `Lion`, `Tiger` without `scale_parameter`, `Adam`, `AdamW`, `AdaX`,
-            `AdaXW`, or of a class made by `danlu.custom`. Both have the same settings, options, param_groups
-            and state; a scheduler may take either, `step()` is this one's.
+        optimizer: `Lion`, `Tiger` without `scale_parameter`, `Adam`, `AdamW`, `AdaX`, `AdaXW`, or one of a
+            class made by `danlu.custom`. Both share settings, options, param_groups and state. A scheduler
+            may take either; call `step()` on this one.
 
     State per parameter: the inner optimizer's, under the same names.
 

@@ -17,42 +17,41 @@ MODES = ("rows", "params")
 
 
 class Lazy(Derived):
-    """Steps only those rows of a parameter that have a gradient, with the rule of another optimizer.
+    """Updates only rows with a gradient: those a sparse gradient lists, or a dense gradient's nonzero rows.
 
-    A row is what lies at one index of the first dimension: of an embedding the vector of one token. Of a
-    sparse gradient (`torch.sparse_coo`, as `torch.nn.Embedding(sparse=True)` gives) every listed row takes
-    part, whatever its values, and a row that is listed more than once with the sum of its entries, taken in
-    their order and rounded to the gradient's dtype; of a dense one every row that is not all zero. The other
-    rows keep their parameters, without decay, and
+    A row is one index of the first dimension: in an embedding, the vector of one token. A sparse gradient
+    (`torch.sparse_coo`, as `torch.nn.Embedding(sparse=True)` gives) updates every row that it lists, whatever
+    the values. A row listed more than once gets the sum of its entries, added in their order and rounded to
+    the gradient's dtype. The other rows keep their parameters, without decay, and
 
-        mode="rows"      their moments too: a step costs what the rows that take part cost
+        mode="rows"      keep their moments, too: a step costs what the updated rows cost
                          (as torch.optim.SparseAdam);
-        mode="params"    their moments move as with a gradient of zeros: the rule sees all the time that has
+        mode="params"    update their moments as with a gradient of zeros: the rule sees all the time that has
                          passed (Jianlin Su, kexue.fm/archives/6869). Decay that is part of the gradient, as
                          in Adam and AdaX, counts as zero there.
 
-    Bias corrections follow the parameter's `step`, which counts every gradient, whatever rows it has. A
-    sign rule that is not lazy moves the vectors of rare tokens towards 1 / weight_decay, because the sign of
-    a moment stays long after the moment has decayed.
+    Bias corrections follow the parameter's `step`, which counts every gradient, whatever rows it has. Without
+    `Lazy` a sign rule moves the vectors of rare tokens towards 1 / weight_decay: the sign of a moment stays
+    long after the moment has decayed.
 
     Args:
-        optimizer: whose rule it is: `Lion`, `Tiger`, `Adam`, `AdamW`, `AdaX`, `AdaXW`, or of a class made by
-            `danlu.custom`; with mode="params" also `LayerAdaptation`. Both have the same settings, options,
-            param_groups and state; a scheduler may take either, `step()` is this one's.
-        mode: "rows" or "params".
+        optimizer: `Lion`, `Tiger`, `Adam`, `AdamW`, `AdaX`, `AdaXW`, or one of a class made by
+            `danlu.custom`; with mode="params" also `LayerAdaptation`. Both share settings, options,
+            param_groups and state. A scheduler may take either; call `step()` on this one.
+        mode: how to treat rows without a gradient, "rows" or "params".
 
-    All parameters are lazy, or if any group has a key "lazy", those of the groups where it is true; the
-    others step as without `Lazy` and take dense gradients alone. `max_grad_norm` sees the summed values of a
-    sparse gradient. On a GPU the host makes the addresses of the rows: a step waits for the
-    device, and inside the capture of a CUDA graph it raises. `EMA`, `Lookahead` and
-    `GradientAccumulation` go around it; the last takes dense gradients.
+    All parameters are lazy, unless a group has a key "lazy": then only groups where it is true. The others
+    step as without `Lazy` and take only dense gradients. `max_grad_norm` sees the summed values of a sparse
+    gradient. On a GPU the host computes the addresses of the rows. So a step waits for the device, and raises
+    inside the capture of a CUDA graph. `EMA`, `Lookahead` and `GradientAccumulation` go around it; the last
+    takes dense gradients.
 
     State per parameter: the inner optimizer's, under the same names.
 
     Raises:
         TypeError: `optimizer` is not one of danlu's, is lazy already, has a rule that sums over tensors, or
-            accumulates gradients; in a step, a gradient is sparse in another way than by rows.
-        ValueError: mode is neither; in a step, a lazy parameter has no dimension, or a gradient lists rows
+            accumulates gradients. In a step: a gradient is sparse in another way than by rows.
+        ValueError: mode is neither. In a step: a lazy parameter has no dimension, or a gradient lists rows
             that it does not have.
 
     >>> embedding = torch.nn.Embedding(3, 2, sparse=True, _weight=torch.ones(3, 2))

@@ -24,17 +24,17 @@ class Lookahead(Wrapper):
 
     Args:
         optimizer: one of danlu's or of torch's, or `EMA` around one.
-        k: steps of the optimizer to one of the slow weights, at least 1.
+        k: steps of the optimizer for one of the slow weights, at least 1.
         alpha: the slow weights' step size, in (0, 1].
 
-    `eval()` puts the slow weights in the parameters' place, `train()` the fast ones back; a step between them
-    raises RuntimeError, as one inside the capture of a CUDA graph does, which cannot count to k. After an
-    evaluation under `fully_shard`, call the model's `reshard()` before either: its root module goes on with
-    the weights that it has gathered. A parameter that joins late has its slow weights from then on, one that
-    could not have a gradient (of an integer dtype, say) has none.
+    `eval()` puts the slow weights in the parameters' place, `train()` puts the fast ones back. A step between
+    them raises RuntimeError. So does a step inside the capture of a CUDA graph, which cannot count to k.
+    After an evaluation under `fully_shard`, call the model's `reshard()` before either: its root module keeps
+    the weights that it has gathered. A parameter that joins late gets its slow weights then. One that could
+    not have a gradient (of an integer dtype, say) has none.
 
-    The state_dict holds `slow` for each parameter and the steps since the last synchronization, beside the
-    optimizer's state; taken with the slow weights in place it holds the others as `fast`.
+    The state_dict adds `slow` for each parameter, and the steps since the last synchronization, to the
+    optimizer's state. Taken with the slow weights in place, it holds the others as `fast`.
 
     Raises:
         ValueError: k or alpha is out of its range.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ from danlu.triton_kernels import engine, norm
 from danlu.triton_kernels.reduce import KERNELS
 from danlu.triton_kernels.reduce.job import NUMBERS
 from danlu.triton_kernels.rules import RULES
+from layouts import Layout
 from listed_rules import ELEMENT_WISE
+from machine_code.executed import Executor
 from machine_code.listing import GENERIC, LOCAL, Function, functions
+from reductions import CASE
+from runs import run
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -74,9 +78,7 @@ def compiled(rule: str, storage: Storage, target: GPUTarget) -> Any:
         CHUNK=engine.CHUNK_SIZE,
     )
     signature = {**POINTERS, "tensors": "i32", "row_stride": "i32", **dict.fromkeys(CONSTANTS, "constexpr")}
-    aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(POINTERS))}
-    source = ASTSource(fn=engine.step_kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=target, options=engine.OPTIONS)
+    return compiled_for(engine.step_kernel, signature, constants, target, dict(engine.OPTIONS))
 
 
 def combinations() -> list[Any]:
@@ -198,9 +200,13 @@ def compiled_for(
     target: GPUTarget,
     options: dict[str, Any],
 ) -> Any:
-    pointers = sum(kind.startswith("*") for kind in signature.values())
-    aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(pointers)}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    """As a launch compiles it, so that tests that launch it find it in Triton's cache."""
+    attributes = {
+        (i,): [["tt.divisibility", 16]] if kind.startswith("*") else []
+        for i, kind in enumerate(signature.values())
+        if kind != "i32"
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=target, options=options)
 
 
@@ -309,6 +315,21 @@ def test_the_norm_reads_wide(dtype: torch.dtype, target: GPUTarget, tmp_path: Pa
     }
     last = function_of(compiled_for(norm.norm, signature, {}, target, dict(engine.OPTIONS)), tmp_path)
     assert (last.stack, last.local) == (0, 0)
+
+
+@pytest.mark.parametrize("executed", ["triton"], indirect=True)
+def test_launches_find_these_kernels(executed: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's cache: what is looked at here is what a step runs, and is compiled once."""
+    hits: list[bool] = []
+    for name in passes_of("lamb"):
+        compiled_pass("lamb", STORAGES[0], HOPPER, name)
+        monkeypatch.setattr(KERNELS[name], "device_caches", defaultdict(KERNELS[name].create_binder))
+    compiled("adamw", STORAGES[0], HOPPER)
+    monkeypatch.setattr(engine.step_kernel, "device_caches", defaultdict(engine.step_kernel.create_binder))
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda **found: hits.append(found["cache_hit"]))
+    for case in (CASE["lamb"], CASES[4]):
+        run(case, STORAGES[0], "triton", wild=False, steps=1, layouts=[Layout("matrix", (33, 65))])
+    assert hits == [True] * 4
 
 
 class Driver:

@@ -10,6 +10,7 @@ What is left out is deselected, never skipped, and its number is printed. Tests 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,13 +21,6 @@ from file_table import known_seconds
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run everything, as `make test-all` does")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: runs with --all alone")
-    config.addinivalue_line(
-        "markers", "pairs: without --all, a part in which every two values of parameters meet"
-    )
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m
@@ -42,18 +36,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: -seconds.get(item.path.name, float("inf")))  # what is new comes first
 
 
-LEFT_OUT = pytest.StashKey[int]()
+LEFT_OUT, ELSEWHERE = pytest.StashKey[int](), pytest.StashKey[int]()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """All of xdist's processes leave out the same."""
-    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+    """All of xdist's processes leave out the same, and each runs other tests."""
+    found, stash = getattr(node, "workeroutput", {}), node.config.stash
+    stash[ELSEWHERE] = stash.get(ELSEWHERE, 0) + found.get("left_out_elsewhere", 0)
+    stash[LEFT_OUT] = found.get("left_out", 0) + stash[ELSEWHERE]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if number := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"{number} tests were left to `make test-all`")
+
+
+def left_elsewhere(config: pytest.Config, output: str) -> None:
+    """Adds what pytest left out in a process that a test has run, by its output."""
+    found = re.search(r"(\d+) tests were left to", output)
+    number = int(found[1]) if found else 0
+    config.stash[LEFT_OUT] = config.stash.get(LEFT_OUT, 0) + number
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out_elsewhere"] = config.workeroutput.get("left_out_elsewhere", 0) + number
 
 
 def left_out(items: Sequence[pytest.Item]) -> set[pytest.Item]:
@@ -69,8 +74,10 @@ def left_out(items: Sequence[pytest.Item]) -> set[pytest.Item]:
 
 
 def _values(item: pytest.Item) -> Mapping[str, int]:
-    """Of its parameters, as their indices."""
-    return item.callspec.indices if hasattr(item, "callspec") else {}
+    """Of its parameters: items of one test have the same objects, and pytest's own indices count items."""
+    return (
+        {name: id(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+    )
 
 
 def covering(rows: Sequence[Mapping[str, int]]) -> list[int]:
@@ -81,7 +88,7 @@ def covering(rows: Sequence[Mapping[str, int]]) -> list[int]:
     pairs = [frozenset(itertools.combinations_with_replacement(sorted(row.items()), 2)) for row in rows]
     missing = frozenset().union(*pairs)
     most = [len(found) for found in pairs]  # it cannot have more new ones than it had before
-    kept = []
+    kept = [] if missing or not rows else [0]
     while missing:
         best, gain = -1, 0
         for i, bound in enumerate(most):

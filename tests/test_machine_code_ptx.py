@@ -91,6 +91,7 @@ COMBINATIONS += [(CASES[(0, 4)[i % 2]], storage) for i, storage in enumerate(OTH
 EVERY = EVERY_REDUCING + OTHER_LAYERED
 # tiles of other widths are kernels of their own: of each kind of statistic one rule has them all
 EVERY_WIDTH = {"adafactor", "amos-rows", "amos-columns"}
+COMPILED_16 = {"adafactor", "lamb"}  # by Triton, which compiles the others with --all
 FEW = ("tiles", "batch", "scalar", "vector-offset")
 
 
@@ -171,7 +172,20 @@ def test_every_rule_is_among_these() -> None:
     assert names == {rule.name for rule in listed_rules.ELEMENT_WISE + listed_rules.REDUCING}
 
 
-@pytest.mark.parametrize("case", EVERY, ids=id_of)
+@pytest.mark.parametrize(
+    ("executed", "case"),
+    [
+        pytest.param(
+            backend,
+            case,
+            id=f"{backend}-{case.id}",
+            marks=pytest.mark.full if backend == "triton" and case.id not in COMPILED_16 else (),
+        )
+        for backend in ("cuda", "triton")
+        for case in EVERY
+    ],
+    indirect=["executed"],
+)
 def test_16_bits(case: Case, executed: Executor) -> None:
     """One step from the same numbers: what is stored differs by the last bit of 16 at most."""
     layouts = [layout for layout in layouts_of(case) if layout.id in ("tiles", "batch", "vector")]

@@ -91,10 +91,14 @@ def combinations() -> list[Any]:
         for storage in (STORAGES[0], STORAGES[3], MIXED)
         for target in NVIDIA
     ]
-    return [
-        pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}")
-        for rule, storage, target in dict.fromkeys(some)
-    ]
+    return [param(*combination) for combination in dict.fromkeys(some)]
+
+
+def param(rule: str, storage: Storage, target: GPUTarget) -> Any:
+    """Without --all those that steps are executed with, and one rule in the other formats."""
+    always = target == HOPPER and (storage == STORAGES[0] or rule in ("adamw", "lamb"))
+    marks = () if always else pytest.mark.full
+    return pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}", marks=marks)
 
 
 @pytest.mark.parametrize(("rule", "storage", "target"), combinations())
@@ -125,6 +129,7 @@ def test_machine_code(rule: str, storage: Storage, target: GPUTarget, tmp_path: 
     assert any(loads * written == stores * read for loads, stores in proportions)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("storage", [STORAGES[0], STORAGES[3], MIXED], ids=lambda s: s.id)
 @pytest.mark.parametrize("rule", ["lion", "adamw"])
 def test_code_for_amd(rule: str, storage: Storage) -> None:
@@ -236,10 +241,7 @@ def some_passes() -> list[Any]:
     some = [(rule, Storage(F32, F32, F32), HOPPER) for rule in REDUCING]
     some += [(rule, storage, HOPPER) for rule in several for storage in (MIXED, STORAGES[3])]
     some += [(rule, MIXED, target) for rule in ("adafactor_factored", "lamb") for target in NVIDIA]
-    return [
-        pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}")
-        for rule, storage, target in dict.fromkeys(some)
-    ]
+    return [param(*combination) for combination in dict.fromkeys(some)]
 
 
 def function_of(kernel: Any, folder: Path) -> Function:
@@ -274,6 +276,7 @@ def test_machine_code_of_passes(rule: str, storage: Storage, target: GPUTarget, 
             assert any(min(bits for _, bits in found) >= narrowest for found in turns)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16])
 def test_collect_of_narrow_matrices(lanes: int, tmp_path: Path) -> None:
     for rule in ("adafactor_factored", "amos_rows", "amos_columns"):
@@ -284,6 +287,7 @@ def test_collect_of_narrow_matrices(lanes: int, tmp_path: Path) -> None:
             assert any(found["LDG", 128] == storage.grad.itemsize for found in turns)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rule", ["adafactor_factored", "lamb", "tiger_rows", "amos_columns"])
 def test_passes_for_amd(rule: str) -> None:
     for name in passes_of(rule):
@@ -293,7 +297,13 @@ def test_passes_for_amd(rule: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
-@pytest.mark.parametrize("target", NVIDIA, ids=lambda t: f"sm{t.arch}")
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(target, id=f"sm{target.arch}", marks=() if target == HOPPER else pytest.mark.full)
+        for target in NVIDIA
+    ],
+)
 def test_the_norm_reads_wide(dtype: torch.dtype, target: GPUTarget, tmp_path: Path) -> None:
     name = str(dtype).removeprefix("torch.")
     block = engine.block_size((name,), target.warp_size)

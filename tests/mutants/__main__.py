@@ -48,15 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(chosen)} mutants")
         return 0 if chosen else 2
     copy_tree()
-    build()
-    print("as it is:", flush=True)
-    for tests in dict.fromkeys(mutant.tests for mutant in chosen):
-        noticed, seconds, output = run_tests(tests)
-        if noticed:
-            print(f"{output}\n{' '.join(tests)} fails without a mutant", file=sys.stderr)
-            return 2
-        print(f"{seconds:6.1f} s  {' '.join(tests)}", flush=True)
-    survivors = [mutant.name for mutant in chosen if not killed(mutant)]
+    passing: set[tuple[str, ...]] = set()
+    survivors = []
+    for mutant in chosen:
+        if mutant.tests not in passing:
+            check_without(mutant.tests)
+            passing.add(mutant.tests)
+        if not killed(mutant):
+            survivors.append(mutant.name)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed")
     print("".join(f"survived: {name}\n" for name in survivors), end="")
     return 1 if survivors else 0
@@ -67,6 +66,15 @@ def why_not(mutant: Mutant, tree: Path) -> str | None:
     path = tree / mutant.file
     found = path.read_text().count(mutant.old) if path.exists() else 0
     return None if found == 1 else f"{mutant.name}: {mutant.file} has {mutant.old!r} {found} times, not once"
+
+
+def check_without(tests: Sequence[str]) -> None:
+    """Tests that fail anyway would notice everything."""
+    build()  # without the mutant before
+    noticed, seconds, output = run_tests(tests)
+    if noticed:
+        raise SystemExit(f"{output}\n{' '.join(tests)} fails without a mutant")
+    print(f"{seconds:6.1f} s  passes  {' '.join(tests)}", flush=True)
 
 
 def killed(mutant: Mutant) -> bool:

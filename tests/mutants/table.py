@@ -22,12 +22,12 @@ def tests(file: str, *selected: str) -> tuple[str, ...]:
     return (f"tests/{file}.py", *(("-k", " ".join(selected)) if selected else ()))
 
 
-CPU_BITS = tests("test_same_bits", "(lion or tiger-accumulate) and (f32-f32-f32 or bf16-bf16-bf16 or flush)")
+CPU_BITS = tests("test_same_bits", "(lion or tiger-accumulate) and (bf16-bf16-bf16 or ordinary)")
 CUDA_BITS = tests("test_cuda_bits", "(lion or tiger-accumulate) and not alignment")
 CPU_SUMS = tests("test_reducing", "float64 and (lamb or adafactor-optax or amos-rows)")
 CUDA_SUMS = tests("test_cuda_reducing", "(float64 or traffic) and (lamb or adafactor-optax or amos-rows)")
 CUDA_NORM = tests("test_cuda_norm")
-NORM = tests("test_gradient_scale", "norm and not clips or count")
+NORM = tests("test_gradient_scale", "the_norm or only_gradients")
 LAZY = tests("test_lazy", "(which_rows or params_mode or twice or rows_of_zeros) and (lion or twice)")
 LAMB = tests("test_lamb", "ratio or decay or relative")
 PLAN = tests("test_plan_changes", "lion and (late or state_ or replaced)")

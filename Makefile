@@ -2,11 +2,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help bench test lint gpu prebuilt wheel clean
+.PHONY: help bench test test-all mutants lint gpu prebuilt wheel clean
 
 help:
 	@echo "make bench   step time and memory of every optimizer against torch's, then a real training run"
-	@echo "make test    the whole test suite"
+	@echo "make test    the tests that a change is made with: of products of many factors a part in which all pairs meet"
+	@echo "make test-all  all tests: whole products, every architecture, sanitizers, packaging"
+	@echo "make mutants   breaks the code in many places, one at a time, and looks whether tests notice"
 	@echo "make lint    formatting, types and style of Python and C++"
 	@echo "make gpu     tests and benchmarks on an NVIDIA GPU, at most 560 seconds; needs nvcc or what this made:"
 	@echo "make prebuilt  its modules for CPython 3.12, to take along in build/prebuilt; needs nvcc"
@@ -17,9 +19,17 @@ bench: .venv/built
 	$(BIN)/python bench/step_time.py
 	$(BIN)/python bench/train.py
 
-# two processes whose threads would spin while the other's wait for a core
+# two processes whose threads would spin while the other's wait for a core; the longest files first
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/built
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+test-all: .venv/built
+	$(PYTEST) --all
+
+mutants: .venv/built
+	$(BIN)/python tests/mutants
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-import rich.console
-import rich.table
 import torch
 
 import danlu
@@ -23,7 +21,10 @@ from emulated import AVAILABLE, Emulated, emulated
 from machine_code.executed import Executor, executor
 from wrapped import MAKERS, makers
 
+pytest_plugins = ["file_table", "selection"]
 torch.set_num_threads(2)
+# tests that compile the same kernels share them, from one run to the next
+os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).resolve().parent.parent / "build" / "triton"))
 collect_ignore = ["gpu"]  # what needs a GPU has a conftest.py of its own and is run by `make gpu`
 if INTERPRETED:
     quick_interpreter.patch_once()
@@ -97,25 +98,6 @@ def make(request: pytest.FixtureRequest) -> Callable[..., torch.optim.Optimizer]
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace.update(danlu=danlu, torch=torch)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A table of the files: tests, what became of them, seconds."""
-    counts: dict[str, Counter[str]] = {}
-    for outcome in ("passed", "failed", "error", "skipped"):
-        for report in terminalreporter.getreports(outcome):
-            counts.setdefault(report.nodeid.split("::")[0], Counter())[outcome] += 1
-    seconds: Counter[str] = Counter()
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if isinstance(report, pytest.TestReport):
-                seconds[report.nodeid.split("::")[0]] += report.duration
-    table = rich.table.Table("file", "passed", "failed", "skipped", "seconds")
-    for file, outcomes in sorted(counts.items()):
-        failed = outcomes["failed"] + outcomes["error"]
-        numbers = (outcomes["passed"], failed, outcomes["skipped"], f"{seconds[file]:.1f}")
-        table.add_row(file, *map(str, numbers))
-    rich.console.Console(file=terminalreporter._tw._file, width=80).print(table)
 
 
 def pytest_configure(config: pytest.Config) -> None:

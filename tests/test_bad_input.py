@@ -104,6 +104,7 @@ DAMAGE: dict[str, tuple[Damage, type[Exception], str]] = {
 }
 
 
+@pytest.mark.pairs
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.parametrize("started", [False, True], ids=["first step", "later step"])
 @pytest.mark.parametrize("what", DAMAGE)

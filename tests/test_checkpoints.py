@@ -55,6 +55,7 @@ def successor(case: Case, opt: danlu.FusedOptimizer, **engine: Any) -> danlu.Fus
     return case.make([torch.nn.Parameter(p.detach().clone()) for p in parameters(opt)], **engine)
 
 
+@pytest.mark.pairs
 @every_case
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("started", [False, True], ids=["new", "after steps of its own"])

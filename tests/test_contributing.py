@@ -10,6 +10,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
+
 from emulated import AVAILABLE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,7 @@ def insert_before(path: Path, marker: str, line: str) -> None:
     path.write_text(text.replace(marker, line + marker, 1))
 
 
+@pytest.mark.full
 def test_an_optimizer_added_by_the_book(tmp_path: Path) -> None:
     code = steps()
     assert len(code) == 7
@@ -76,7 +79,18 @@ def test_an_optimizer_added_by_the_book(tmp_path: Path) -> None:
 
 def passed(copy: Path, env: dict[str, str], *arguments: str) -> int:
     """How many tests pass in the copy; all must."""
-    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(copy), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--all",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(copy),
+        *arguments,
+    ]
     run = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
     found = re.search(r"(\d+) passed", run.stdout)

@@ -25,6 +25,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 every_storage = pytest.mark.parametrize("storage", COMPILED, ids=lambda s: s.id)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
 @every_storage
 @every_case
@@ -136,6 +137,7 @@ def test_other_dtypes_are_refused_with_the_reason() -> None:
     assert "not cuda: no CUDA kernel for float16/float16/float16" in row.reason
 
 
+@pytest.mark.full
 def test_nothing_is_touched_outside_a_tensor(tmp_path: Path) -> None:
     """Every rule once more under the sanitizers for addresses and undefined behaviour."""
     libraries = [

@@ -16,6 +16,7 @@ from machine_code.listing import GENERIC, GLOBAL, Function, demangled, functions
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
+ALWAYS = 90  # the others with --all
 OLDEST = min(ARCHITECTURES)
 WAITING = 90  # from which on passes have a PTX of their own, in which they wait for one another
 LISTS = (31 * 1024, 4 * 1024)  # bytes of a launch's parameters
@@ -36,6 +37,12 @@ TYPES = {"float": F32, "danlu::bf16": BF16, "danlu::f16": F16}
 
 # a module for each source file, in the order in which CMake links them
 SOURCES = ["stream", "norm", *RULES, *(rule.name for rule in listed_rules.REDUCING)]
+
+
+every_architecture = pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, id=f"sm{a}", marks=() if a == ALWAYS else pytest.mark.full) for a in ARCHITECTURES],
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -163,7 +170,7 @@ def hot_of_pass(rule: str, kernel: str, storage: Storage) -> Counter[tuple[str, 
     return counts + Counter({("LDG", 32): of_rows * elements // width})  # one number stands for a pack's row
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"sm{a}")
+@every_architecture
 @pytest.mark.parametrize("rule", REDUCING)
 def test_machine_code_of_passes(rule: str, architecture: int) -> None:
     found = passes(rule, architecture)
@@ -215,7 +222,6 @@ def test_no_contraction_in_passes(rule: str) -> None:
 
 
 every_rule = pytest.mark.parametrize("rule", RULES)
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"sm{a}")
 
 
 @every_rule

@@ -92,6 +92,7 @@ WALKS = [
 ]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("shape", WALKS, ids=str)
 @pytest.mark.parametrize(

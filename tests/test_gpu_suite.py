@@ -21,6 +21,7 @@ def pytest_on_gpu_tests(*arguments: str, **env: str) -> subprocess.CompletedProc
     return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not AVAILABLE, reason="the emulator switches stacks in x86-64 assembly")
 def test_in_the_emulator() -> None:
     run = pytest_on_gpu_tests(DANLU_GPU_TESTS="emulated")

@@ -16,6 +16,7 @@ SCALE = 1024.0  # a power of two: unscaling rounds nothing
 every_case = pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 
 
+@pytest.mark.pairs
 @every_case
 @pytest.mark.parametrize("max_norm", [0.1, 1e6], ids=["clips", "does not"])
 def test_max_grad_norm_clips_over_all_groups(case: Case, max_norm: float, backend: str) -> None:
@@ -51,6 +52,7 @@ def scaler_step(opt: torch.optim.Optimizer, unscale: bool) -> torch.amp.GradScal
     return scaler
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale_ and step"])
 @pytest.mark.parametrize("fused", [None, True])
 @every_case
@@ -67,6 +69,7 @@ def test_a_grad_scaler_changes_no_bit(case: Case, fused: bool | None, unscale: b
         assert all_same(everything(scaled), everything(plain))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale_ and step"])
 @pytest.mark.parametrize("fused", [None, True])

@@ -94,6 +94,7 @@ EDGES: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[torch.Tensor], A
 }
 
 
+@pytest.mark.pairs
 @every_rule
 @pytest.mark.parametrize("edge", EDGES)
 def test_the_ratio_is_one(edge: str, case: Case, backend: str) -> None:

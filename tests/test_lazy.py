@@ -33,6 +33,7 @@ def expected(case: Case, storage: Storage, mode: str) -> list[dict[str, torch.Te
     return EXPECTED[key]
 
 
+@pytest.mark.pairs
 @every_mode
 @pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
 @every_case
@@ -41,6 +42,7 @@ def test_same_bits_as_the_reference(case: Case, storage: Storage, mode: str) -> 
     assert_same(run(case, storage, "cpu", mode), expected(case, storage, mode))
 
 
+@pytest.mark.pairs
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
 @every_mode
@@ -64,6 +66,7 @@ def test_same_bits_with_every_instruction_set_and_thread_count(
         assert_same(run(case, storage, "cpu", mode), expected(case, storage, mode))
 
 
+@pytest.mark.pairs
 @every_mode
 @every_case
 @pytest.mark.parametrize("dtype", [F64, F32], ids=["reference-f64", "cpu-f32"])
@@ -181,6 +184,7 @@ def test_entries_of_a_row_are_summed_in_their_order(shape: tuple[int, ...], dtyp
     torch.testing.assert_close(summed_rows(tame).values, tame.coalesce()._values(), rtol=rtol, atol=rtol)
 
 
+@pytest.mark.pairs
 @every_case
 @every_mode
 def test_which_rows_take_part(case: Case, mode: str, backend: str) -> None:
@@ -204,6 +208,7 @@ def test_which_rows_take_part(case: Case, mode: str, backend: str) -> None:
     assert opt.state[p]["step"] == 2
 
 
+@pytest.mark.pairs
 @every_case
 @every_mode
 def test_a_listed_row_of_zeros_takes_part(case: Case, mode: str, backend: str) -> None:

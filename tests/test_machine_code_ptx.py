@@ -88,8 +88,11 @@ BITS = STORAGES[3]  # bf16 throughout
 COMBINATIONS = [(case, storage) for case in CASES for storage in (STORAGES[0], BITS)]
 OTHERS = [storage for storage in STORED if storage not in (STORAGES[0], BITS)]
 COMBINATIONS += [(CASES[(0, 4)[i % 2]], storage) for i, storage in enumerate(OTHERS)]
-# of what Triton takes a second and more to compile, one of each kind of statistic
-SOME_REDUCING = ("adafactor", "lamb", "tiger-rows", "amos-columns", "layer-adamw")
+EVERY = EVERY_REDUCING + OTHER_LAYERED
+# tiles of other widths are kernels of their own: of each kind of statistic one rule has them all
+EVERY_WIDTH = {"adafactor", "amos-rows", "amos-columns"}
+COMPILED_16 = {"adafactor", "lamb"}  # by Triton, which compiles the others with --all
+FEW = ("tiles", "batch", "scalar", "vector-offset")
 
 
 def id_of(x: object) -> str | None:
@@ -141,26 +144,18 @@ def test_rows_of_lazy_tensors(mode: str, executed: Executor) -> None:
     lazy_runs.assert_same(got, want, shapes)
 
 
-def layouts_of(case: Case) -> list[Layout]:
+def layouts_of(case: Case, backend: str = "cuda") -> list[Layout]:
     """Statistics along named dimensions take no vectors."""
-    return MATRICES if "reduce_dims" in case.hyper else REDUCING
+    layouts = MATRICES if "reduce_dims" in case.hyper else REDUCING
+    if backend == "triton" and case.id not in EVERY_WIDTH:
+        layouts = [layout for layout in layouts if layout.id in FEW]
+    return layouts
 
 
-def with_reducing(some: tuple[str, ...]) -> pytest.MarkDecorator:
-    """A test with every rule that reduces in CUDA, and with some of them in Triton."""
-    cases = EVERY_REDUCING + OTHER_LAYERED
-    found = [("cuda", case) for case in cases] + [("triton", case) for case in cases if case.id in some]
-    return pytest.mark.parametrize(
-        ("executed", "case"),
-        [pytest.param(backend, case, id=f"{backend}-{case.id}") for backend, case in found],
-        indirect=["executed"],
-    )
-
-
-@with_reducing(SOME_REDUCING)
+@pytest.mark.parametrize("case", EVERY, ids=id_of)
 def test_close_to_float64(case: Case, executed: Executor) -> None:
     """All passes of rules that reduce, in order, from sums to the step."""
-    layouts = layouts_of(case)
+    layouts = layouts_of(case, executed.backend)
     got, want = (
         run(case, storage, backend, wild=False, steps=2, layouts=layouts)
         for storage, backend in ((STORAGES[0], executed.backend), (DOUBLE, "reference"))
@@ -170,17 +165,30 @@ def test_close_to_float64(case: Case, executed: Executor) -> None:
 
 def test_every_rule_is_among_these() -> None:
     names = {"accumulate", "average", "lookahead"}  # of what is done around a step
-    for case in [*CASES, *EVERY_REDUCING, *OTHER_LAYERED]:
+    for case in [*CASES, *EVERY]:
         opt = case.make([torch.nn.Parameter(torch.ones(1, 1))])
         layouts = layouts_of(case) if case.reduces else ELEMENTWISE
         names |= {opt.rule(opt.param_groups[0], layout.shape) for layout in layouts}
     assert names == {rule.name for rule in listed_rules.ELEMENT_WISE + listed_rules.REDUCING}
 
 
-@with_reducing(("adafactor", "lamb"))
+@pytest.mark.parametrize(
+    ("executed", "case"),
+    [
+        pytest.param(
+            backend,
+            case,
+            id=f"{backend}-{case.id}",
+            marks=pytest.mark.full if backend == "triton" and case.id not in COMPILED_16 else (),
+        )
+        for backend in ("cuda", "triton")
+        for case in EVERY
+    ],
+    indirect=["executed"],
+)
 def test_16_bits(case: Case, executed: Executor) -> None:
     """One step from the same numbers: what is stored differs by the last bit of 16 at most."""
-    layouts = [layout for layout in layouts_of(case) if layout.id in ("narrow", "batch", "vector")]
+    layouts = [layout for layout in layouts_of(case) if layout.id in ("tiles", "batch", "vector")]
     got, want = (
         run(case, Storage(BF16, BF16, F32), backend, wild=False, steps=1, layouts=layouts)
         for backend in (executed.backend, "reference")

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.full  # builds everything once more
 
 
 @pytest.fixture(scope="module")

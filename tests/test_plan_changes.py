@@ -367,6 +367,7 @@ CHANGES: list[Change] = [
 ]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
 def test_a_change_is_seen_at_the_next_step(change: Change, case: Case, backend: str) -> None:

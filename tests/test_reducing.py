@@ -74,6 +74,7 @@ def test_close_to_float64_in_tiles(case: Case) -> None:
     assert_close(got, want, MATRICES)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
 @by_id("storage", STORAGES[1:])
 @by_id("case", REDUCING)
@@ -154,6 +155,7 @@ def test_amos_over_any_dimensions(reduce_dims: tuple[int, ...], momentum: float 
 SCALES = [0.0, 1e-38, 1e-20, 1e-3, 1e10, 1e19, 3e37]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("preset", ["huggingface", "torch", "optax", "big_vision", "bert4keras"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_adafactor_never_makes_nan_of_finite_gradients(preset: str, backend: str, scale: float) -> None:
@@ -174,6 +176,7 @@ def test_adafactor_never_makes_nan_of_finite_gradients(preset: str, backend: str
             assert all(state.isfinite().all() for state in opt.state[p].values())
 
 
+@pytest.mark.pairs
 @by_id("case", REDUCING)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_shows(case: Case, backend: str, bad: float) -> None:

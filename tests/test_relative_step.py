@@ -96,6 +96,7 @@ WRITERS: dict[str, Callable[[danlu.Adafactor], Any]] = {
 }
 
 
+@pytest.mark.pairs
 @every_own
 @pytest.mark.parametrize("writer", WRITERS)
 def test_what_is_written_there_is_ignored(name: str, writer: str, backend: str) -> None:

@@ -76,6 +76,7 @@ def applies(case: Case, shape: tuple[int, ...]) -> bool:
     return len(shape) >= -min(case.hyper.get("reduce_dims", (0,)) or (0,))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(("shape", "dim", "at"), CUTS, ids=lambda x: str(x).replace(" ", ""))
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)

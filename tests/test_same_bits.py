@@ -20,6 +20,7 @@ from runs import assert_flushing_changes_nothing, assert_same, expected, run
 INSTRUCTION_SETS = _cpu.instruction_sets()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)

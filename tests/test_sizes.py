@@ -43,6 +43,7 @@ def test_twenty_thousand_tensors_in_one_group(backend: str) -> None:
     assert all(opt.state[p]["step"] == 2 for p in params)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 @pytest.mark.parametrize("empty", [(0,), (3,), (0, 3, 6), tuple(range(7))], ids=str)
 def test_empty_tensors_step_along(case: Case, empty: tuple[int, ...], backend: str) -> None:

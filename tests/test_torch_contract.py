@@ -269,6 +269,7 @@ CALLERS: dict[str, Callable[[Callable[[], Any]], None]] = {
 }
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("name", CALLERS)
 @every_case
 def test_step_does_not_depend_on_its_caller(case: Case, name: str, backend: str) -> None:
@@ -310,6 +311,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.pairs
 @every_case
 @pytest.mark.parametrize("started", [0, 2], ids=["before the first step", "after some"])
 @pytest.mark.parametrize("how", COPIES)

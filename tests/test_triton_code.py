@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ from danlu.triton_kernels import engine, norm
 from danlu.triton_kernels.reduce import KERNELS
 from danlu.triton_kernels.reduce.work_item import NUMBERS
 from danlu.triton_kernels.rules import RULES
+from layouts import Layout
 from listed_rules import ELEMENT_WISE
+from machine_code.executed import Executor
 from machine_code.listing import GENERIC, LOCAL, Function, functions
+from reductions import CASE
+from runs import run
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -74,9 +78,7 @@ def compiled(rule: str, storage: Storage, target: GPUTarget) -> Any:
         CHUNK=engine.CHUNK_SIZE,
     )
     signature = {**POINTERS, "tensors": "i32", "stride": "i32", **dict.fromkeys(CONSTANTS, "constexpr")}
-    aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(POINTERS))}
-    source = ASTSource(fn=engine.apply_kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=target, options=engine.OPTIONS)
+    return compiled_for(engine.apply_kernel, signature, constants, target, dict(engine.OPTIONS))
 
 
 def combinations() -> list[Any]:
@@ -89,10 +91,14 @@ def combinations() -> list[Any]:
         for storage in (STORAGES[0], STORAGES[3], MIXED)
         for target in NVIDIA
     ]
-    return [
-        pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}")
-        for rule, storage, target in dict.fromkeys(some)
-    ]
+    return [param(*combination) for combination in dict.fromkeys(some)]
+
+
+def param(rule: str, storage: Storage, target: GPUTarget) -> Any:
+    """Without --all those that steps are executed with, and one rule in the other formats."""
+    always = target == HOPPER and (storage == STORAGES[0] or rule in ("adamw", "lamb"))
+    marks = () if always else pytest.mark.full
+    return pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}", marks=marks)
 
 
 @pytest.mark.parametrize(("rule", "storage", "target"), combinations())
@@ -123,6 +129,7 @@ def test_machine_code(rule: str, storage: Storage, target: GPUTarget, tmp_path: 
     assert any(loads * written == stores * read for loads, stores in proportions)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("storage", [STORAGES[0], STORAGES[3], MIXED], ids=lambda s: s.id)
 @pytest.mark.parametrize("rule", ["lion", "adamw"])
 def test_code_for_amd(rule: str, storage: Storage) -> None:
@@ -198,9 +205,13 @@ def compiled_for(
     target: GPUTarget,
     options: dict[str, Any],
 ) -> Any:
-    pointers = sum(kind.startswith("*") for kind in signature.values())
-    aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(pointers)}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    """As a launch compiles it, so that tests that launch it find it in Triton's cache."""
+    attributes = {
+        (i,): [["tt.divisibility", 16]] if kind.startswith("*") else []
+        for i, kind in enumerate(signature.values())
+        if kind != "i32"
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=target, options=options)
 
 
@@ -230,10 +241,7 @@ def some_passes() -> list[Any]:
     some = [(rule, Storage(F32, F32, F32), HOPPER) for rule in REDUCING]
     some += [(rule, storage, HOPPER) for rule in several for storage in (MIXED, STORAGES[3])]
     some += [(rule, MIXED, target) for rule in ("adafactor_factored", "lamb") for target in NVIDIA]
-    return [
-        pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}")
-        for rule, storage, target in dict.fromkeys(some)
-    ]
+    return [param(*combination) for combination in dict.fromkeys(some)]
 
 
 def function_of(kernel: Any, folder: Path) -> Function:
@@ -268,6 +276,7 @@ def test_machine_code_of_passes(rule: str, storage: Storage, target: GPUTarget, 
             assert any(min(bits for _, bits in found) >= narrowest for found in turns)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16])
 def test_collect_of_narrow_matrices(lanes: int, tmp_path: Path) -> None:
     for rule in ("adafactor_factored", "amos_rows", "amos_columns"):
@@ -278,6 +287,7 @@ def test_collect_of_narrow_matrices(lanes: int, tmp_path: Path) -> None:
             assert any(found["LDG", 128] == storage.grad.itemsize for found in turns)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rule", ["adafactor_factored", "lamb", "tiger_rows", "amos_columns"])
 def test_passes_for_amd(rule: str) -> None:
     for name in passes_of(rule):
@@ -287,7 +297,13 @@ def test_passes_for_amd(rule: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
-@pytest.mark.parametrize("target", NVIDIA, ids=lambda t: f"sm{t.arch}")
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(target, id=f"sm{target.arch}", marks=() if target == HOPPER else pytest.mark.full)
+        for target in NVIDIA
+    ],
+)
 def test_the_norm_reads_wide(dtype: torch.dtype, target: GPUTarget, tmp_path: Path) -> None:
     name = str(dtype).removeprefix("torch.")
     block = engine.block_size((name,), target.warp_size)
@@ -309,6 +325,21 @@ def test_the_norm_reads_wide(dtype: torch.dtype, target: GPUTarget, tmp_path: Pa
     }
     last = function_of(compiled_for(norm.norm, signature, {}, target, dict(engine.OPTIONS)), tmp_path)
     assert (last.stack, last.local) == (0, 0)
+
+
+@pytest.mark.parametrize("executed", ["triton"], indirect=True)
+def test_launches_find_these_kernels(executed: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's cache: what is looked at here is what a step runs, and is compiled once."""
+    hits: list[bool] = []
+    for name in passes_of("lamb"):
+        compiled_pass("lamb", STORAGES[0], HOPPER, name)
+        monkeypatch.setattr(KERNELS[name], "device_caches", defaultdict(KERNELS[name].create_binder))
+    compiled("adamw", STORAGES[0], HOPPER)
+    monkeypatch.setattr(engine.step_kernel, "device_caches", defaultdict(engine.step_kernel.create_binder))
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda **found: hits.append(found["cache_hit"]))
+    for case in (CASE["lamb"], CASES[4]):
+        run(case, STORAGES[0], "triton", wild=False, steps=1, layouts=[Layout("matrix", (33, 65))])
+    assert hits == [True] * 4
 
 
 class Driver:

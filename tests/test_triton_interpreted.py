@@ -12,23 +12,24 @@ import pytest
 import torch
 
 import danlu
+from selection import left_elsewhere
 from training import some_params
 
 TESTS = Path(__file__).parent
 
 
-# pytest's arguments, and how many tests they find at least
+# pytest's arguments, and how many tests they find at least, all of them and without --all
 RUNS = {
     # everything in tests/interpreted but what the next one has
-    "bits": (["tests/interpreted", "--ignore=tests/interpreted/test_triton_reducing.py"], 164),
-    "rules that reduce": (["tests/interpreted/test_triton_reducing.py"], 74),
+    "bits": (["tests/interpreted", "--ignore=tests/interpreted/test_triton_reducing.py"], (164, 100)),
+    "rules that reduce": (["tests/interpreted/test_triton_reducing.py"], (74, 30)),
     # the tests with the fixture `backend`; of rules that reduce, which take seconds each, one
     "what every backend must do": (
         [
             *("-k", "triton and not (adax or adafactor or amos or tiger-matrix or tiger-rows)"),
             *(f"tests/test_{name}.py" for name in ("gradient_scale", "torch_contract", "checkpoints")),
         ],
-        195,
+        (195, 100),
     ),
     # of a rule with one state, and of one that accumulates
     "changes between steps": (
@@ -36,21 +37,24 @@ RUNS = {
             *("-k", "triton and (lion or tiger-accumulate)"),
             *(f"tests/test_{name}.py" for name in ("plan_changes", "shared_memory", "group_by_group")),
         ],
-        105,
+        (105, 60),
     ),
     # the bits of accumulation, Lookahead and EMA, over all combinations of dtypes
-    "passes around a step": (["-k", "the_bits", "tests/test_wrappers.py"], 32),
+    "passes around a step": (["-k", "the_bits", "tests/test_wrappers.py"], (32, 32)),
 }
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.Popen[bytes], Path]]:
+def started(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> dict[str, tuple[subprocess.Popen[bytes], Path]]:
     """All of them at once: each keeps one core busy."""
     found = {}
     for name, (arguments, _) in RUNS.items():
         output = tmp_path_factory.mktemp("interpreted") / "output"
         with output.open("wb") as file:
-            command = [sys.executable, "-m", "pytest", "-q", *arguments]
+            everything = ["--all"] if pytestconfig.getoption("--all") else []
+            command = [sys.executable, "-m", "pytest", "-q", *everything, *arguments]
             env = {**os.environ, "TRITON_INTERPRET": "1"}
             run = subprocess.Popen(command, cwd=TESTS.parent, env=env, stdout=file, stderr=subprocess.STDOUT)
         found[name] = (run, output)
@@ -58,14 +62,17 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subproc
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_interpreted(name: str, started: dict[str, tuple[subprocess.Popen[bytes], Path]]) -> None:
+def test_interpreted(
+    name: str, started: dict[str, tuple[subprocess.Popen[bytes], Path]], pytestconfig: pytest.Config
+) -> None:
     run, output = started[name]
     status, text = run.wait(), output.read_text()
     assert status == 0, text[-3000:]
     assert "skipped" not in text.splitlines()[-1]
     passed = re.search(r"(\d+) passed", text)
     assert passed
-    assert int(passed[1]) >= RUNS[name][1]
+    assert int(passed[1]) >= RUNS[name][1][0 if pytestconfig.getoption("--all") else 1]
+    left_elsewhere(pytestconfig, text)
 
 
 def test_elsewhere_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

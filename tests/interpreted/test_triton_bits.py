@@ -24,7 +24,12 @@ STEPS = 2
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 # every rule in two formats, every format with two rules: what converts knows no rule
 FORMATS = [
-    pytest.param(case, storage, id=f"{case.id}-{storage.id}")
+    pytest.param(
+        case,
+        storage,
+        id=f"{case.id}-{storage.id}",
+        marks=() if storage == STORAGES[0] or case.id == "adamw" else pytest.mark.full,
+    )
     for i, case in enumerate(CASES)
     for storage in STORAGES
     if case.id in ("lion", "adamw") or storage in (STORAGES[0], STORAGES[1 + i % (len(STORAGES) - 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -51,7 +52,12 @@ KINDS = [
     CASE[name] for name in ("adafactor-root-momentum", "lamb", "tiger-rows", "amos-rows", "amos-columns")
 ]
 
-every_case = pytest.mark.parametrize("case", EVERY_REDUCING, ids=lambda c: c.id)
+# each of them is executed as it is compiled, too, which is faster (test_machine_code_ptx.py)
+every_case = pytest.mark.parametrize(
+    "case",
+    [case if case in KINDS else pytest.param(case, marks=pytest.mark.full) for case in EVERY_REDUCING],
+    ids=lambda c: c.id,
+)
 each_kind = pytest.mark.parametrize("case", KINDS, ids=lambda c: c.id)
 
 
@@ -85,8 +91,11 @@ def test_close_to_float64(case: Case) -> None:
 
 @pytest.mark.parametrize(
     ("case", "storage"),
-    [(case, STORAGES[1 + i % 8]) for i, case in enumerate(EVERY_REDUCING)]
-    + [(case, STORAGES[i]) for i, case in enumerate(OTHER_LAYERED)],
+    [
+        pytest.param(case, storage, marks=() if case in KINDS else pytest.mark.full)
+        for cases, formats in ((EVERY_REDUCING, STORAGES[1:]), (OTHER_LAYERED, STORAGES))
+        for case, storage in zip(cases, itertools.cycle(formats), strict=False)
+    ],
     ids=lambda x: x.id,
 )
 def test_close_to_the_reference_in_16_bits(case: Case, storage: Storage) -> None:

@@ -114,7 +114,6 @@ class Triton(Executor):
         from triton.runtime.jit import JITFunction
 
         super().__init__(tensors)
-        self.compiled: list[Any] = []
         monkeypatch.setattr(backend.Triton, "device_types", ("cpu",))
         monkeypatch.setattr(backend.Triton, "unavailable", lambda self: None)
         monkeypatch.setattr(triton.runtime.driver, "_active", _Driver())

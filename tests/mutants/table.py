@@ -1,0 +1,121 @@
+"""What is broken on purpose, where, and which tests must notice.
+
+`old` is once in the file, and as short as that allows: so that renaming seldom touches it. Each of these was
+a plausible slip, or was tried when the code was written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]  # pytest's arguments
+
+
+def tests(file: str, *selected: str) -> tuple[str, ...]:
+    return (f"tests/{file}.py", *(("-k", " ".join(selected)) if selected else ()))
+
+
+CPU_BITS = tests("test_same_bits", "(lion or tiger-accumulate) and (bf16-bf16-bf16 or ordinary)")
+CUDA_BITS = tests("test_cuda_bits", "(lion or tiger-accumulate) and not alignment")
+CPU_SUMS = tests("test_reducing", "float64 and (lamb or adafactor-optax or amos-rows)")
+CUDA_SUMS = tests("test_cuda_reducing", "(float64 or traffic) and (lamb or adafactor-optax or amos-rows)")
+CUDA_NORM = tests("test_cuda_norm")
+NORM = tests("test_gradient_scale", "the_norm or only_gradients")
+LAZY = tests("test_lazy", "(which_rows or params_mode or twice or rows_of_zeros) and (lion or twice)")
+LAMB = tests("test_lamb", "ratio or decay or relative")
+PLAN = tests("test_plan_changes", "lion and (late or state_ or replaced)")
+TIGER = tests("test_checkpoints", "tiger-accumulate and goes_on and fp32")
+SHARED = tests("test_shared_memory", "not lazy and not (adam or amos or adafactor)")
+LOADING = tests("test_loading")
+ACCUMULATION = tests("test_gradient_accumulation", "resumed or small or cycle")
+EMA = tests("test_ema")
+LOOKAHEAD = tests("test_lookahead")
+SCHEDULE = tests("test_schedule")
+PTX = tests("test_machine_code_ptx", "triton and (lion-f32 or adamw-f32-f32-f32) and reference")
+INTERPRETED = tests("interpreted/test_triton_bits", "lion and same_bits and f32-f32-f32")
+INTERPRETED_SUMS = tests("interpreted/test_triton_reducing", "float64 and (lamb or adafactor-optax)")
+GPU_PLAN = tests("test_gpu_plan", "not emulator and not one_wrong_bit")
+TRAIN = tests("test_train", "held_out or repeated or schedule")
+BENCH = tests("test_bench", "quartiles or fresh or touch")
+
+MUTANTS = [
+    # the CPU's engine
+    Mutant("cpu-last-claim", "csrc/cpu/step.h", "    if (filled > 0) claims_", "    if (filled < 0) claims_", CPU_BITS),
+    Mutant("cpu-claims-skipped", "csrc/cpu/threads.h", "fetch_add(1,", "fetch_add(2,", CPU_BITS),
+    Mutant("cpu-absent-in-norm", "csrc/cpu/step.h", "t.row >= 0 && !lists(", "!lists(", NORM),
+    Mutant("cpu-norm-tail", "csrc/cpu/sum_squares.h", "= streams * part; i < n;", "= streams * part; i + 1 < n;", NORM),
+    Mutant("cpu-minus-zero", "csrc/cpu/any_nonzero.h", "return bits << 1 != 0;", "return bits != 0;", LAZY),
+    Mutant("cpu-lazy-entries", "csrc/cpu/lazy_tensors.h", "for (int64_t which = 1;", "for (int64_t which = 2;", LAZY),
+    Mutant("cpu-idle-rows", "csrc/cpu/lazy_tensors.h", "m.resting[store_params] = 0.f", "m.resting[0] = 0.f", LAZY),
+    Mutant("cpu-store-short", "csrc/cpu/storage.h", "static_cast<bf16*>(storage_.data) + at, n)", "static_cast<bf16*>(storage_.data) + at, n - 1)", CPU_BITS),
+    Mutant("cpu-params-in-cycle", "csrc/cpu/engine.h", "if (store_params) {", "if (uses.parameter) {", CPU_BITS),
+    Mutant("cpu-lane-sum", "csrc/cpu/reduce.h", "for (; i < n; i++) rest += x[i];", "for (; i + 1 < n; i++) rest += x[i];", CPU_SUMS),
+    # the CUDA engine
+    Mutant("cuda-alignment", "csrc/cuda/engine.cuh", "return bits % pack_bytes == 0;", "return bits % 4 == 0;", CUDA_BITS),
+    Mutant("cuda-tail", "csrc/cuda/engine.cuh", "at < span.size; at", "at + 1 < span.size; at", CUDA_BITS),
+    Mutant("cuda-params-in-cycle", "csrc/cuda/engine.cuh", "Outcome::none && store_params)", "Outcome::none)", CUDA_BITS),
+    Mutant("cuda-found-inf", "csrc/cuda/engine.cuh", "*list.found_inf != 0.f) return;", "*list.found_inf == 7.f) return;", tests("test_capturable", "found_inf and not (adam or adax or amos or adafactor or lamb or layer or tiger)")),
+    Mutant("cuda-last-chunk", "csrc/cuda/launch_list.h", "block + 1 < next ?", "block + 1 <= next ?", CUDA_BITS),
+    Mutant("cuda-row-of-launch", "csrc/cuda/launch_list.h", "t.row - first_row_ :", "t.row :", tests("test_cuda_launches", "boundary or few_bytes")),
+    Mutant("cuda-last-launch", "csrc/cuda/launches.h", "if (!packer.empty()) enqueue();", "if (packer.num_tensors() > 1) enqueue();", CUDA_BITS),
+    Mutant("cuda-absent-in-norm", "csrc/cuda/launches.h", "t.row < 0 || t.g.dtype != dtype", "t.g.dtype != dtype", CUDA_NORM),
+    Mutant("cuda-norm-twice", "csrc/cuda/norm.cu", "first += together * stride", "first += stride", CUDA_NORM),
+    Mutant("cuda-norm-enlarges", "csrc/cuda/norm.cu", "factor / max_norm, 1.0)", "factor / max_norm, 0.5)", CUDA_NORM),
+    Mutant("cuda-barrier", "csrc/cuda/sums.cuh", "__syncthreads();", "", CUDA_NORM),
+    Mutant("cuda-sum-of-rows", "csrc/cuda/reduce/collect.cuh", "if (upper) rows.first += half;", "", CUDA_SUMS),
+    Mutant("cuda-mean-of-rows", "csrc/cuda/reduce/average.cuh", "sum / double(t.columns)", "sum / double(t.rows)", CUDA_SUMS),
+    Mutant("cuda-mean-of-matrix", "csrc/cuda/reduce/average.cuh", "warp_size, 1)) / double(t.rows)", "warp_size, 1)) / double(t.columns)", CUDA_SUMS),
+    # rules
+    Mutant("lion-beta", "csrc/rules/lion.h", "c = k.beta1 * m", "c = k.beta2 * m", CPU_BITS),
+    Mutant("lamb-zero-update", "csrc/rules/lamb.h", "sums[0] > 0 && sums[1] > 0", "sums[0] > 0", LAMB),
+    Mutant("lamb-clip", "csrc/rules/lamb.h", "ratio > k.max_ratio ? k.max_ratio : ratio", "ratio", LAMB),
+    Mutant("adafactor-floor", "csrc/rules/adafactor.h", "larger(double(k.eps2),", "larger(0.0,", tests("test_reducing", "zero_parameters and adafactor")),
+    Mutant("amos-decay", "csrc/rules/amos.h", "b = b + gamma * (1.f + b);", "b = b + gamma;", CPU_SUMS),
+    Mutant("accumulate-fresh", "csrc/rules/accumulate.h", "k.fresh != 0.f ? term", "k.fresh > 1.f ? term", ACCUMULATION),
+    Mutant("fp16-infinity", "csrc/common/types.h", "magnitude >= 0x477ff000u", "magnitude > 0x477ff000u", tests("test_storage", "nearest")),
+    # the native list of parameters
+    Mutant("list-replaced-state", "csrc/host/step_list.h", "if (value != r.state) return false;", "", PLAN),
+    Mutant("list-cycle", "csrc/host/step_list.h", "micro_step + 1.f < float(r.cycle)", "micro_step < float(r.cycle)", TIGER),
+    Mutant("list-moved-together", "csrc/host/step_list.h", "if (share_memory()) {", "if (false) {", SHARED),
+    Mutant("list-negated", "csrc/host/tensor_view.h", "|| !negated(tensor))", "|| true)", tests("test_plan_changes", "negated and lion")),
+    # host code in Python
+    Mutant("plan-late-gradient", "python/danlu/plan.py", "any(p.grad is not None for p in self._waiting)", "False", PLAN),
+    Mutant("plan-left-alone", "python/danlu/plan.py", "if any(_look(p) != look for p, look in self._left_alone):", "if False:", tests("test_left_alone", "gets_a_gradient or later")),
+    Mutant("plan-turns", "python/danlu/plan.py", "key=lambda item: item[0][0]", "key=lambda item: -item[0][0]", SHARED),
+    Mutant("plan-found-inf", "python/danlu/plan.py", "and scaling.skips():", "and False:", tests("test_gradient_scale", "found_inf and lion")),
+    Mutant("checkpoint-other-optimizer", "python/danlu/checkpoint.py", "if lacking and foreign:", "if False:", LOADING),
+    Mutant("checkpoint-count", "python/danlu/checkpoint.py", "number >= 0 and math.isfinite(number)", "number >= 0", LOADING),
+    Mutant("checkpoint-lacking", "python/danlu/checkpoint.py", "    if lacking:", "    if False:", LOADING),
+    Mutant("checkpoint-dtype", "python/danlu/checkpoint.py", "(device=p.device, dtype=dtype)", "(device=p.device)", tests("test_checkpoints", "declared and lion")),
+    Mutant("scale-enlarges", "python/danlu/scale.py", "scalar.maximum(1.0, excess)", "excess", tests("test_gradient_scale", "max_grad_norm and lion")),
+    Mutant("shared-turns", "python/danlu/shared_memory.py", "turn + 1 - (", "turn + 0 * (", SHARED),
+    Mutant("lazy-order-of-entries", "python/danlu/listed_rows.py", "rows.sort(stable=True)", "rows.sort(descending=True)", LAZY),
+    Mutant("schedule-last-tile", "python/danlu/schedule.py", "_divided_up(rows, tile_rows), _divided_up(columns", "rows // tile_rows, _divided_up(columns", SCHEDULE),
+    Mutant("request-by-name-alone", "python/danlu/callers.py", ' and _is_known(frame.f_globals.get("__name__"))', "", tests("test_state_request")),
+    # wrappers
+    Mutant("accumulation-flush", "python/danlu/wrappers/gradient_accumulation.py", "self._pass.scale(self.steps / self.position)", "self._pass.scale(1.0)", ACCUMULATION),
+    Mutant("accumulation-resumed", "python/danlu/wrappers/gradient_accumulation.py", "(steps / max(self.steps, position))", "(steps / self.steps)", ACCUMULATION),
+    Mutant("ema-resumed", "python/danlu/wrappers/ema.py", "if before != self.decay:", "if False:", EMA),
+    Mutant("ema-weight", "python/danlu/wrappers/ema.py", "(1 - math.pow(decay, step))", "1", EMA),
+    Mutant("lookahead-stale", "python/danlu/wrappers/lookahead.py", 'self.state[p]["step"].item() == 0:', "False:", LOOKAHEAD),
+    # Triton
+    Mutant("triton-alignment", "triton_kernels/engine.py", "bits % 16 == 0", "bits % 4 == 0", PTX),
+    Mutant("triton-tail", "triton_kernels/engine.py", "offsets < left, factor", "offsets <= left, factor", PTX),
+    Mutant("triton-whole-tail", "triton_kernels/engine.py", "for at in range(full, left, BLOCK)", "for at in range(full, left - 1, BLOCK)", INTERPRETED),
+    Mutant("triton-mean-of-rows", "triton_kernels/reduce/average.py", "mean = total / tl.load(geometry + COLUMNS)", "mean = total / tl.load(geometry + ROWS)", INTERPRETED_SUMS),
+    Mutant("triton-mask-of-sums", "triton_kernels/reduce/measure.py", "tl.where(mask, terms[0], 0.0)", "terms[0] * 1.0", tests("test_machine_code_ptx", "triton and float64 and (lamb or tiger-matrix)")),
+    Mutant("triton-tile-below", "triton_kernels/reduce/collect.py", "square = tl.where(mask, square, 0.0)", "square = square * 1.0", tests("interpreted/test_triton_reducing", "float64 and amos")),
+    # benches
+    Mutant("bench-quartiles", "bench/harness.py", "inclusive", "exclusive", BENCH),
+    Mutant("bench-wrong-bits", "bench/gpu_plan.py", "return len(faults(stages)) == len(ENGINES)", "return bool(faults(stages))", GPU_PLAN),
+    Mutant("bench-time-left", "bench/gpu_plan.py", "if left < stage.least:", "if left < 0:", GPU_PLAN),
+    Mutant("bench-held-out", "bench/text.py", "hashlib.sha256(name.encode())", "hashlib.sha256(b'')", TRAIN),
+    Mutant("bench-batches", "bench/text.py", 'self.generator.set_state(state["generator"])', "pass", TRAIN),
+]  # fmt: skip

@@ -23,10 +23,10 @@ bench: .venv/built
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/built
-	$(PYTEST)
+	$(PYTEST) $(ARGUMENTS)
 
-test-all: .venv/built
-	$(PYTEST) --all
+test-all:
+	$(MAKE) test ARGUMENTS=--all
 
 mutants: .venv/built
 	$(BIN)/python tests/mutants

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 
 from cases import EVERY_REDUCING, F32, F64, OTHER_LAYERED, Case, Storage
@@ -12,6 +13,13 @@ from layouts import Layout, offset
 from runs import Result
 
 CASE: dict[str, Case] = {case.id: case for case in EVERY_REDUCING + OTHER_LAYERED}
+# of each kind of statistic one rule, with a momentum or without: for what holds of passes, not of formulas
+KINDS = ("adafactor", "adafactor-root-momentum", "lamb", "tiger-rows", "amos-rows", "amos-columns-momentum")
+every_kind = pytest.mark.parametrize(
+    "case",
+    [c if c.id in KINDS else pytest.param(c, marks=pytest.mark.full) for c in EVERY_REDUCING],
+    ids=lambda c: c.id,
+)
 DOUBLE = Storage(F64, F64, F32)
 TOLERANCE = 1e-6  # of a tensor's norm after some steps
 LAST_BIT = 3e-3  # of a tensor's norm, where some of its 16-bit numbers are the next one

@@ -106,6 +106,20 @@ def test_same_bits_at_the_boundary_of_a_launch(own_steps: bool, extra: int | Non
     assert [launch.blocks for launch in launches] == ([] if not count else [count - extra, 1][: 1 + extra])
 
 
+def test_a_later_launch_has_its_own_rows_on_the_device(cuda: Emulated) -> None:
+    """Whose numbers begin with those of its first tensor."""
+    results = []
+    for backend in ("cuda", "cpu"):
+        params = [torch.nn.Parameter(values((3,), i, wild=False)) for i in range(1000)]
+        groups = [{"params": params[i::10], "lr": 1e-3 * (1 + i)} for i in range(10)]
+        opt = ADAMW.make(groups, backend=backend, capturable=True)
+        give_gradients(params, 1)
+        opt.step()
+        results.append(copies(opt))
+    assert all_same(*results)
+    assert len(cuda.native.machine().launches) == 2
+
+
 def most_in_few_bytes(states: int, row: int, own_rows: bool) -> int:
     """Tensors that fit into the shorter list."""
     words = [n * (3 + states) + -(-row * (n if own_rows else 1) // 2) for n in range(1, 300)]

@@ -31,7 +31,18 @@ from danlu.testing import same_bits
 from danlu.triton_kernels import rules as triton_rules
 from emulated import STREAM, Emulated
 from layouts import LAYOUTS, Layout, offset
-from reductions import CASE, DOUBLE, LAST_BIT, MATRICES, TOLERANCE, assert_bits, difference, far, singles
+from reductions import (
+    CASE,
+    DOUBLE,
+    LAST_BIT,
+    MATRICES,
+    TOLERANCE,
+    assert_bits,
+    difference,
+    every_kind,
+    far,
+    singles,
+)
 from runs import run
 from training import all_same, copies, everything, give_gradients, parameters
 
@@ -58,7 +69,7 @@ def test_close_to_float64(case: Case, layouts: list[Layout]) -> None:
 
 
 @pytest.mark.parametrize("storage", [s for s in STORAGES[1:] if s.moment != F16], ids=lambda s: s.id)
-@by_case
+@every_kind
 def test_16_bits(case: Case, storage: Storage) -> None:
     """One step from the same numbers: what is stored differs by the last bit of 16 at most."""
     got, want = (
@@ -68,14 +79,14 @@ def test_16_bits(case: Case, storage: Storage) -> None:
     assert not far(singles(got), singles(want), SOME)
 
 
-@by_case
+@every_kind
 def test_the_same_bits_from_run_to_run(case: Case) -> None:
     first, *others = (run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES) for _ in range(3))
     for other in others:
         assert_bits(other, first, MATRICES)
 
 
-@by_case
+@every_kind
 def test_blocks_and_threads_in_another_order(case: Case, cuda: Emulated) -> None:
     """Nothing reads what another block of its launch writes, or another thread between two barriers."""
     forwards = run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES)
@@ -129,7 +140,7 @@ def test_rows_and_columns_of_zeros_under_a_floor(shape: tuple[int, ...]) -> None
     assert ((p - 1).abs() > 0).sum() == (shape[0] - 1) * (shape[1] - 1)
 
 
-@by_case
+@every_kind
 def test_coefficients_from_the_device(case: Case) -> None:
     """The same bits as with coefficients from the host."""
     host, device = (
@@ -140,7 +151,7 @@ def test_coefficients_from_the_device(case: Case) -> None:
 
 
 @pytest.mark.parametrize("size", [1e4, 1e5, 1e6])
-@by_case
+@every_kind
 def test_groups_change_no_bit(case: Case, size: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scratch that the groups share holds nothing that the next one needs."""
     together = run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES)
@@ -148,7 +159,7 @@ def test_groups_change_no_bit(case: Case, size: float, monkeypatch: pytest.Monke
     assert_bits(run(case, STORAGES[0], "cuda", wild=False, steps=2, layouts=MATRICES), together, MATRICES)
 
 
-@by_case
+@every_kind
 def test_alignment_changes_no_bit_of_a_sum(case: Case) -> None:
     """Which thread adds up what does not depend on addresses."""
     shapes = [layout.shape for layout in MATRICES]
@@ -262,7 +273,7 @@ ARRAYS = {  # passes over p, g and the first moment; second moments read; what i
 
 
 @pytest.mark.parametrize("storage", [STORAGES[0], STORAGES[1], STORAGES[3]], ids=lambda s: s.id)
-@by_case
+@every_kind
 def test_traffic(case: Case, storage: Storage, cuda: Emulated) -> None:
     """Each pass touches what it must and nothing else; sums of rows, columns and chunks are the slack."""
     reads, second, writes = ARRAYS[case.id]

@@ -286,6 +286,7 @@ def compiler() -> str:
     return nvcc
 
 
+@pytest.mark.full
 def test_tune_compiles(tmp_path: Path) -> None:
     """And spills nothing: a shape that does would only be slow."""
     nvcc = compiler()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import harness
-from cases import ALL, BF16, F32, Case, values
+from cases import ALL, BF16, CASES, F32, Case, values
+from reductions import KINDS
 
 
 class MallInfo(ctypes.Structure):
@@ -52,7 +53,11 @@ def test_torch_allocates_nothing_in_a_step(case: Case, dtype: torch.dtype) -> No
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="mallinfo2 is glibc's")
-@pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    "case",
+    [c if c.id in KINDS or c in CASES[:5] else pytest.param(c, marks=pytest.mark.full) for c in ALL],
+    ids=lambda c: c.id,
+)
 def test_no_native_memory_is_kept(case: Case) -> None:
     opt = after_two_steps(case, F32)
     for _ in range(20):

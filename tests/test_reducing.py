@@ -14,6 +14,7 @@ from cases import EVERY_REDUCING, F32, F64, REDUCING, STORAGES, Case, Storage, s
 from danlu import _cpu
 from danlu.testing import same_bits
 from layouts import LAYOUTS, Layout, offset
+from reductions import every_kind
 from runs import Result, run
 
 INSTRUCTION_SETS = _cpu.instruction_sets()
@@ -65,7 +66,7 @@ def test_close_to_float64(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch)
     assert_close(run(case, STORAGES[0], "cpu", wild=False), oracle(case.id), LAYOUTS)
 
 
-@by_id("case", EVERY_REDUCING)
+@every_kind
 def test_close_to_float64_in_tiles(case: Case) -> None:
     got, want = (
         run(case, storage, backend, wild=False, steps=4, layouts=MATRICES)
@@ -83,7 +84,7 @@ def test_close_to_the_reference_in_16_bits(case: Case, storage: Storage, backend
     assert_close(got, want, LAYOUTS)
 
 
-@by_id("case", EVERY_REDUCING)
+@every_kind
 def test_the_same_bits_for_any_threads_and_instruction_set(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,9 @@ def other_number(i: Instruction) -> Instruction | None:
         ("lion", other_guard, 20),
         ("lion", other_address, 20),
         ("lion", other_number, 20),
-        ("adamw", other_sign, 20),  # with what makes a quotient and a root of approximations
+        pytest.param(
+            "adamw", other_sign, 20, marks=pytest.mark.full
+        ),  # with what makes a quotient and a root of approximations
     ],
 )
 def test_a_change_is_noticed(

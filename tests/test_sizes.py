@@ -19,6 +19,7 @@ def available_bytes() -> int:
 @pytest.mark.skipif(
     available_bytes() < 12 << 30 and not os.environ.get("CI"), reason="needs 12 GB of free memory"
 )
+@pytest.mark.full
 def test_more_elements_than_an_int32_counts() -> None:
     size = 2**31 + 70_001
     where = torch.tensor([0, 65_535, 65_536, 2**31 - 1, 2**31, 2**31 + 65_536, size - 1])

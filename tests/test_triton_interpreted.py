@@ -18,7 +18,7 @@ from training import some_params
 TESTS = Path(__file__).parent
 
 
-# pytest's arguments, and how many tests they find at least, all of them and without --all
+# pytest's arguments, how many tests they find at least, all of them and without --all
 RUNS = {
     # everything in tests/interpreted but what the next one has
     "bits": (["tests/interpreted", "--ignore=tests/interpreted/test_triton_reducing.py"], (164, 100)),

@@ -61,6 +61,7 @@ def test_numbers_whose_squares_fp32_does_not_hold() -> None:
     assert measured([torch.zeros(5)]) == (0.0, 1.0)
 
 
+@pytest.mark.full
 def test_many_sums() -> None:
     """More than the last program adds at once."""
     assert measured([torch.ones(3) for _ in range(4099)])[0] == 3 * 4099

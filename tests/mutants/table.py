@@ -24,8 +24,12 @@ def tests(file: str, *selected: str) -> tuple[str, ...]:
 
 CPU_BITS = tests("test_same_bits", "(lion or tiger-accumulate) and (bf16-bf16-bf16 or ordinary)")
 CUDA_BITS = tests("test_cuda_bits", "(lion or tiger-accumulate) and not alignment")
-CPU_SUMS = tests("test_reducing", "float64 and (lamb or adafactor-optax or amos-rows)")
-CUDA_SUMS = tests("test_cuda_reducing", "(float64 or traffic) and (lamb or adafactor-optax or amos-rows)")
+CPU_SUMS = tests(
+    "test_reducing", "float64 and ((lamb or adafactor-torch) and not tiles or amos-rows and not momentum)"
+)
+CUDA_SUMS = tests(
+    "test_cuda_reducing", "(float64 or traffic) and (lamb or adafactor-torch or amos-rows) and not momentum"
+)
 CUDA_NORM = tests("test_cuda_norm")
 NORM = tests("test_gradient_scale", "the_norm or only_gradients")
 LAZY = tests("test_lazy", "(which_rows or params_mode or twice or rows_of_zeros) and (lion or twice)")
@@ -40,7 +44,7 @@ LOOKAHEAD = tests("test_lookahead")
 SCHEDULE = tests("test_schedule")
 PTX = tests("test_machine_code_ptx", "triton and (lion-f32 or adamw-f32-f32-f32) and reference")
 INTERPRETED = tests("interpreted/test_triton_bits", "lion and same_bits and f32-f32-f32")
-INTERPRETED_SUMS = tests("interpreted/test_triton_reducing", "float64 and (lamb or adafactor-optax)")
+INTERPRETED_SUMS = tests("interpreted/test_triton_reducing", "float64 and (lamb or adafactor-root-momentum)")
 GPU_PLAN = tests("test_gpu_plan", "not emulator and not one_wrong_bit")
 TRAIN = tests("test_train", "held_out or repeated or schedule")
 BENCH = tests("test_bench", "quartiles or fresh or touch")
@@ -63,7 +67,7 @@ MUTANTS = [
     Mutant("cuda-params-in-cycle", "csrc/cuda/engine.cuh", "Outcome::none && store_params)", "Outcome::none)", CUDA_BITS),
     Mutant("cuda-found-inf", "csrc/cuda/engine.cuh", "*list.found_inf != 0.f) return;", "*list.found_inf == 7.f) return;", tests("test_capturable", "found_inf and not (adam or adax or amos or adafactor or lamb or layer or tiger)")),
     Mutant("cuda-last-chunk", "csrc/cuda/launch_list.h", "block + 1 < next ?", "block + 1 <= next ?", CUDA_BITS),
-    Mutant("cuda-set-of-launch", "csrc/cuda/launch_list.h", "t.coefficients - first_set_", "t.coefficients", tests("test_cuda_launches", "boundary or few_bytes")),
+    Mutant("cuda-set-of-launch", "csrc/cuda/launch_list.h", "t.coefficients - first_set_", "t.coefficients", tests("test_cuda_launches", "own_rows or few_bytes")),
     Mutant("cuda-last-launch", "csrc/cuda/launches.h", "if (!packer.empty()) enqueue();", "if (packer.num_tensors() > 1) enqueue();", CUDA_BITS),
     Mutant("cuda-absent-in-norm", "csrc/cuda/launches.h", "t.coefficients < 0 || t.g.dtype != dtype", "t.g.dtype != dtype", CUDA_NORM),
     Mutant("cuda-norm-twice", "csrc/cuda/norm.cu", "first += together * stride", "first += stride", CUDA_NORM),

@@ -133,9 +133,9 @@ std::vector<float> coefficients<cuda::AdamW>() {
 // All tensors of a workload, one behind the other in memory.
 template <class Rule, class F>
 LaunchPacker packed(const Memory& memory, const Workload& workload, int chunk_size) {
-  const std::vector<float> row = coefficients<Rule>();
-  static_assert(sizeof(Row<Rule>) == sizeof(RowHeader) + sizeof(typename Rule::Coeffs));
-  LaunchPacker packer(Rule::num_states, sizeof(Row<Rule>) / sizeof(float), chunk_size, nullptr);
+  const std::vector<float> own = coefficients<Rule>();
+  static_assert(sizeof(Coefficients<Rule>) == sizeof(CoefficientsHeader) + sizeof(typename Rule::Coeffs));
+  LaunchPacker packer(Rule::num_states, sizeof(Coefficients<Rule>) / sizeof(float), chunk_size, nullptr);
   packer.head().clip = packer.head().found_inf = nullptr;
   int64_t at = 0;
   for (const int64_t size : workload.sizes) {
@@ -145,7 +145,7 @@ LaunchPacker packed(const Memory& memory, const Workload& workload, int chunk_si
     t.states[0].data = static_cast<typename F::M*>(memory.m) + at;
     t.states[1].data = memory.v + at;
     t.size = size;
-    if (!packer.add(t, row.data())) {
+    if (!packer.add(t, own.data())) {
       std::fprintf(stderr, "%s does not fit into a launch\n", workload.name);
       std::exit(1);
     }

@@ -75,6 +75,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Emulated:
         assert not os.environ.get("CI"), "CI runs on x86-64"
         pytest.skip("the emulator switches stacks in x86-64 assembly")
     monkeypatch.setitem(BACKENDS, "cuda", emulated())
+    monkeypatch.setattr(emulated(), "dependent_launches", True)  # benches turn it off, and leave it so
     emulated().native.reset()
     return emulated()
 

@@ -337,7 +337,7 @@ def test_launches_find_these_kernels(executed: Executor, monkeypatch: pytest.Mon
         compiled_pass("lamb", STORAGES[0], HOPPER, name)
         monkeypatch.setattr(KERNELS[name], "device_caches", defaultdict(KERNELS[name].create_binder))
     compiled("adamw", STORAGES[0], HOPPER)
-    monkeypatch.setattr(engine.step_kernel, "device_caches", defaultdict(engine.step_kernel.create_binder))
+    monkeypatch.setattr(engine.apply_kernel, "device_caches", defaultdict(engine.apply_kernel.create_binder))
     monkeypatch.setattr(triton.knobs.compilation, "listener", lambda **found: hits.append(found["cache_hit"]))
     for case in (CASE["lamb"], CASES[4]):
         run(case, STORAGES[0], "triton", wild=False, steps=1, layouts=[Layout("matrix", (33, 65))])

@@ -326,9 +326,10 @@ def test_outcomes_of_tests_in_processes_of_their_own(
         result = gpu_stages.tests({})
     finally:
         os.sched_setaffinity(0, own)
+    # in the order in which they ended, which is chance where there are two workers
     failures = {f["test"].split("::")[1]: f["message"] for f in result["failures"]}
     assert result["counts"] == {"passed": 2, "failed": 1 + cores, "skipped": 1}
-    assert list(failures) == ["test_fails", "test_error", *(["test_crashes"] if cores > 1 else [])]
+    assert set(failures) == {"test_fails", "test_error"} | ({"test_crashes"} if cores > 1 else set())
     assert "assert 1 == 2" in failures["test_fails"]
     assert cores == 1 or "crashed while running" in failures["test_crashes"]
     assert result["skipped"] == {"Skipped: not today": 1}

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import danlu
 from cases import ALL
+from danlu.plan import Plan
 from wrapped import MAKERS, WRAPPERS
 
 Make = Callable[..., Any]
@@ -49,6 +50,16 @@ def looks(opt: Any) -> dict[Any, Any]:
         for index, held in opt.state_dict()["state"].items()
         for key, t in held.items()
     }
+
+
+def test_a_step_has_no_sums_to_stop_at() -> None:
+    with FakeTensorMode():
+        opt = run(danlu.LAMB, steps=1)
+        for p in opt.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        (executor,) = Plan(opt)._executors
+        assert list(executor.rounds()) == []
+        assert {held["step"].item() for held in opt.state.values()} == {2}
 
 
 @pytest.mark.parametrize("name", [*RULES, *CLIPPED, *AROUND])

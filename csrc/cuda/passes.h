@@ -16,7 +16,8 @@ namespace danlu {
   };                     \
   constexpr const char* geometry_fields = #__VA_ARGS__
 GEOMETRY(size, batch, rows, columns, lanes, warps, tile_rows, tile_columns, row_tiles, column_tiles, parts,
-         row_sums, column_sums, part_sums, row_factors, column_factors, sums, scales);
+         row_sums, column_sums, part_sums, row_factors, column_factors, sums, scales, chunks, summed_rows,
+         summed_columns, summed_size, matrix_sums, average_sums, row_norms, half);
 
 // The arguments of one launch.
 struct Pass {

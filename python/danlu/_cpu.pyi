@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from types import ModuleType
 
-from ._step_list import StepList
+from ._step_list import SelectingList, StepList
 
 num_zeros: int
 
@@ -11,7 +11,7 @@ def stream(written: Sequence[int], read: int, size: int, threads: int) -> None: 
 def read_through(address: int, size: int, threads: int) -> int: ...
 def rounded_coefficients(coefficients: Sequence[Sequence[float]], length: int) -> bytes: ...
 
-class AddressList(StepList):
+class AddressList(SelectingList):
     def __init__(
         self,
         exchange_api: object,
@@ -21,8 +21,6 @@ class AddressList(StepList):
         counters_on_device: bool,
     ) -> None: ...
     def advance(self) -> None: ...
-    def select(self, indices: Sequence[int]) -> int: ...
-    def table(self, selection: int) -> bytes: ...
     def lazy_table(
         self, selection: int, chunk_size: int, idle: int, zeros: int
     ) -> tuple[bytes, bytes, bytes, bytes]: ...

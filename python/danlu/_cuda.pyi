@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from types import ModuleType
 
-from ._step_list import StepList
+from ._step_list import SelectingList
 
 architectures: str
 geometry_fields: tuple[str, ...]
@@ -17,7 +17,7 @@ def launch_plan(
 def stream(written: Sequence[int], read: int, size: int, device: int, cuda_stream: int) -> None: ...
 def read_through(address: int, size: int, device: int, cuda_stream: int) -> None: ...
 
-class Step(StepList):
+class Step(SelectingList):
     def __init__(
         self,
         exchange_api: object,
@@ -26,8 +26,6 @@ class Step(StepList):
         device_index: int,
         counters_on_device: bool,
     ) -> None: ...
-    def select(self, indices: Sequence[int]) -> int: ...
-    def table(self, selection: int) -> bytes: ...
     def num_squares(self) -> int: ...
     def norm(self, stream: int, squares: int, norm: int, max_norm: float, grad_scale: int) -> None: ...
     def run(

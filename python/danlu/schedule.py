@@ -67,10 +67,17 @@ class Geometry:
     column_factors: int  # fp32, one or two arrays of batch * columns
     sums: int  # float64 [chunks][sums]
     scales: int  # fp32
-
-    @property
-    def chunks(self) -> int:
-        return _divided_up(self.size, CHUNK_SIZE)
+    chunks: int  # that have left sums
+    # what the sums are of: this tensor, or the larger one of which it is a part
+    summed_rows: int
+    summed_columns: int
+    summed_size: int
+    # float64, where a step stops: sums over matrices of the statistic, of row averages before they move
+    # [batch]; of each row by itself [batch * rows][sums]
+    matrix_sums: int
+    average_sums: int
+    row_norms: int
+    half: int  # of apply_by_row: 1 leaves row_norms, 2 takes them, 0 is both without
 
     @property
     def tiles(self) -> int:
@@ -113,7 +120,7 @@ class Map:
 class Schedule:
     """Of the tensors of one rule and one combination of dtypes.
 
-    matrices: (batch, rows, columns) of each, none of them empty. group_bytes: of gradients that shall stay in
+    matrices: (batch, rows, columns) of each. group_bytes: of gradients that shall stay in
     the L2 cache; a rule without statistics of the gradient has one group. The passes, in their order:
 
         reduce_gradient     tiles     sums of the statistic along rows and columns
@@ -148,7 +155,7 @@ class Schedule:
     def _add(self, members: Sequence[tuple[int, int, int]]) -> None:
         before = {kernel: len(blocks) for kernel, blocks in self.maps.items()}
         first = len(self.geometries)
-        room = _Room()
+        room = Room()
         for matrix in members:
             self._add_blocks(_geometry(matrix, self.reduction, room))
         self.scratch_bytes = max(self.scratch_bytes, 8 * room.taken)
@@ -189,11 +196,11 @@ class Schedule:
             maps["update_row_factors"].add(tensor, of_rows)
 
 
-class _Room:
+class Room:
     """Places of arrays one behind the other, each at a multiple of 16 bytes."""
 
-    def __init__(self) -> None:
-        self.taken = 0  # in float64 numbers
+    def __init__(self, taken: int = 0) -> None:
+        self.taken = taken  # in float64 numbers
 
     def take(self, count: int, itemsize: int = 8) -> int:
         place = self.taken
@@ -201,7 +208,7 @@ class _Room:
         return place
 
 
-def _geometry(matrix: tuple[int, int, int], reduction: Reduction, room: _Room) -> Geometry:
+def _geometry(matrix: tuple[int, int, int], reduction: Reduction, room: Room) -> Geometry:
     batch, rows, columns = matrix
     lanes = min(LANES, _power_of_two(_divided_up(columns, COLUMNS_OF_LANE)))
     rows_of_warp = ROWS_OF_LANE * LANES // lanes
@@ -210,13 +217,14 @@ def _geometry(matrix: tuple[int, int, int], reduction: Reduction, room: _Room) -
     if warps == WARPS:
         tile_rows *= min(MOST_BATCHES, _divided_up(_divided_up(rows, tile_rows), WANTED_ROW_TILES))
     if reduction.along == "rows":
-        turns = ELEMENTS_OF_WARP // (min(rows, ROWS_OF_LANE) * tile_columns)
-        tile_columns *= min(turns, _divided_up(columns, tile_columns))
+        turns = ELEMENTS_OF_WARP // (min(max(rows, 1), ROWS_OF_LANE) * tile_columns)
+        tile_columns *= max(1, min(turns, _divided_up(columns, tile_columns)))
     row_tiles, column_tiles = _divided_up(rows, tile_rows), _divided_up(columns, tile_columns)
     parts = _divided_up(rows, ROWS_OF_PART)
     along_rows, along_columns = (reduction.along in (kind, "both") for kind in ("rows", "columns"))
     size = batch * rows * columns
     sums = 0 if reduction.row_by_row else reduction.sums
+    chunks = _divided_up(size, CHUNK_SIZE)
     return Geometry(
         size=size,
         batch=batch,
@@ -234,8 +242,16 @@ def _geometry(matrix: tuple[int, int, int], reduction: Reduction, room: _Room) -
         part_sums=room.take((reduction.along == "both") * batch * parts),
         row_factors=room.take(reduction.row_factors * batch * rows, 4),
         column_factors=room.take(reduction.column_factors * batch * columns, 4),
-        sums=room.take(sums * _divided_up(size, CHUNK_SIZE)),
+        sums=room.take(sums * chunks),
         scales=room.take(SCALES if sums else 0, 4),
+        chunks=chunks,
+        summed_rows=rows,
+        summed_columns=columns,
+        summed_size=size,
+        matrix_sums=0,
+        average_sums=0,
+        row_norms=0,
+        half=0,
     )
 
 

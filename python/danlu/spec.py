@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -81,6 +81,14 @@ class Executor(Protocol):
 
     def run(self) -> None:
         """Advances the counters and updates parameters and states."""
+        ...
+
+    def rounds(self) -> Iterator[Stop]:
+        """As `run`, but stops where sums of tensors are complete, at most twice. They may be changed in place
+        there, values and count; what comes next takes them for those of the whole tensors. Parts of a tensor
+        stop equally often, also those without elements. Values are gone when the step ends, and a step that
+        has begun cannot be repeated.
+        """
         ...
 
     def release(self) -> None:

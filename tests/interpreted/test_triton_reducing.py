@@ -15,7 +15,7 @@ from test_triton_bits import placed
 
 import danlu
 from cases import EVERY_REDUCING, F32, F64, OTHER_LAYERED, STORAGES, Case, Storage, values
-from danlu.backends import triton_reduce
+from danlu.backends import triton as backend
 from danlu.backends.triton import TritonExecutor
 from danlu.backends.triton_reduce import ReducingLaunches
 from danlu.schedule import CHUNK_SIZE, WANTED_ROW_TILES
@@ -124,14 +124,14 @@ def launches_of(opt: danlu.FusedOptimizer) -> list[ReducingLaunches]:
 def test_the_same_bits_in_several_groups(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them reuses the scratch of the one before."""
     bytes_of_group = 20000.0
-    monkeypatch.setattr(triton_reduce, "group_bytes", lambda device: bytes_of_group)
+    monkeypatch.setattr(backend, "group_bytes", lambda device: bytes_of_group)
     got = run(case, STORAGES[0], "triton", wild=False, steps=STEPS, layouts=MATRICES)
     assert_same_bits(got, on_triton(case.id))
 
 
 def test_groups_and_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     def launched(shapes: list[tuple[int, ...]], group_bytes: float) -> list[str]:
-        monkeypatch.setattr(triton_reduce, "group_bytes", lambda device: group_bytes)
+        monkeypatch.setattr(backend, "group_bytes", lambda device: group_bytes)
         params = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
         opt = danlu.Adafactor(params, lr=0.1, backend="triton")
         give_gradients(parameters(opt), 0)

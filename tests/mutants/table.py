@@ -41,6 +41,7 @@ LOADING = tests("test_loading")
 ACCUMULATION = tests("test_gradient_accumulation", "resumed or small or cycle")
 EMA = tests("test_ema")
 LOOKAHEAD = tests("test_lookahead")
+CUDA_ROUNDS = tests("test_rounds", "cuda and (adafactor-torch or tiger-rows or lamb)")
 SCHEDULE = tests("test_schedule")
 PTX = tests("test_machine_code_ptx", "triton and (lion-f32 or adamw-f32-f32-f32) and reference")
 INTERPRETED = tests("interpreted/test_triton_bits", "lion and same_bits and f32-f32-f32")
@@ -74,8 +75,13 @@ MUTANTS = [
     Mutant("cuda-norm-enlarges", "csrc/cuda/norm.cu", "factor / max_norm, 1.0)", "factor / max_norm, 0.5)", CUDA_NORM),
     Mutant("cuda-barrier", "csrc/cuda/sums.cuh", "__syncthreads();", "", CUDA_NORM),
     Mutant("cuda-sum-of-rows", "csrc/cuda/reduce/reduce_gradient.cuh", "if (upper) rows.first += half;", "", CUDA_SUMS),
-    Mutant("cuda-mean-of-rows", "csrc/cuda/reduce/update_factors.cuh", "sum / double(t.columns)", "sum / double(t.rows)", CUDA_SUMS),
+    Mutant("cuda-mean-of-rows", "csrc/cuda/reduce/update_factors.cuh", "sum / double(t.summed_columns)", "sum / double(t.rows)", CUDA_SUMS),
     Mutant("cuda-mean-of-matrix", "csrc/cuda/reduce/update_factors.cuh", "warp_size, 1)) / double(t.rows)", "warp_size, 1)) / double(t.columns)", CUDA_SUMS),
+    Mutant("cuda-shards-mean-of-matrix", "csrc/cuda/reduce/update_factors.cuh", "if (t.summed_rows == t.rows) {", "if (true) {", CUDA_ROUNDS),
+    Mutant("cuda-shards-size", "csrc/cuda/reduce/reduce_norms.cuh", "Rule::finalize(totals, t.summed_size,", "Rule::finalize(totals, t.size,", CUDA_ROUNDS),
+    Mutant("cuda-shards-row-norms", "csrc/cuda/reduce/apply_by_row.cuh", "totals[j] = load(norms + j);", "totals[j] = 1;", CUDA_ROUNDS),
+    Mutant("rounds-counts", "python/danlu/backends/stops.py", "rows = sums.count", "rows = rows", CUDA_ROUNDS),
+    Mutant("rounds-stale-counts", "python/danlu/backends/reducing_rounds.py", "self.whole.copy_(self._host)", "pass", CUDA_ROUNDS),
     # rules
     Mutant("lion-beta", "csrc/rules/lion.h", "c = k.beta1 * m", "c = k.beta2 * m", CPU_BITS),
     Mutant("lamb-zero-update", "csrc/rules/lamb.h", "sums[0] > 0 && sums[1] > 0", "sums[0] > 0", LAMB),
@@ -113,7 +119,7 @@ MUTANTS = [
     Mutant("triton-alignment", "triton_kernels/engine.py", "bits % 16 == 0", "bits % 4 == 0", PTX),
     Mutant("triton-tail", "triton_kernels/engine.py", "offsets < left, factor", "offsets <= left, factor", PTX),
     Mutant("triton-whole-tail", "triton_kernels/engine.py", "for at in range(full, left, BLOCK)", "for at in range(full, left - 1, BLOCK)", INTERPRETED),
-    Mutant("triton-mean-of-rows", "triton_kernels/reduce/update_factors.py", "mean = total / tl.load(geometry + COLUMNS)", "mean = total / tl.load(geometry + ROWS)", INTERPRETED_SUMS),
+    Mutant("triton-mean-of-rows", "triton_kernels/reduce/update_factors.py", "mean = total / tl.load(geometry + SUMMED_COLUMNS)", "mean = total / tl.load(geometry + ROWS)", INTERPRETED_SUMS),
     Mutant("triton-mask-of-sums", "triton_kernels/reduce/reduce_norms.py", "tl.where(mask, terms[0], 0.0)", "terms[0] * 1.0", tests("test_machine_code_ptx", "triton and float64 and (lamb or tiger-matrix)")),
     Mutant("triton-tile-below", "triton_kernels/reduce/reduce_gradient.py", "square = tl.where(mask, square, 0.0)", "square = square * 1.0", tests("interpreted/test_triton_reducing", "float64 and amos")),
     # benches

@@ -9,7 +9,20 @@ from ..engine import coefficients_of
 from .apply import stepped
 from .elements import arrays_of, ends_of
 from .reduce_norms import norm_sums
-from .work_item import BATCH, CHUNK, COLUMNS, FIELDS, NUMBERS, ROWS, UNITS, coefficients_at, work_item
+from .work_item import (
+    BATCH,
+    CHUNK,
+    COLUMNS,
+    FIELDS,
+    HALF,
+    NUMBERS,
+    ROW_NORMS,
+    ROWS,
+    SUMMED_COLUMNS,
+    UNITS,
+    coefficients_at,
+    work_item,
+)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -35,7 +48,7 @@ def apply_by_row(
     TERMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """reduce_norms, finalize and apply of each row by itself, with one sum."""
+    """reduce_norms, finalize and apply of each row by itself, with one sum; or one half of these."""
     tl.static_assert(TERMS == 1)
     tensor, index = work_item(places, work_items, first, count, reverse)
     own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
@@ -45,12 +58,15 @@ def apply_by_row(
     store_params = tl.load(own + 1) != 0
     coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
-    columns = tl.load(geometry + COLUMNS)
+    columns, half = tl.load(geometry + COLUMNS), tl.load(geometry + HALF)
     above = index.to(tl.int64) * UNITS
     below = tl.minimum(above + UNITS, tl.load(geometry + BATCH) * tl.load(geometry + ROWS))
     for r in range(above, below):
         total = tl.full((), 0.0, tl.float64)
-        for at in range(0, columns, CHUNK):
+        norm = scratch + tl.load(geometry + ROW_NORMS) + r
+        if half == 2:
+            total = tl.load(norm)
+        for at in range(0, tl.where(half == 2, 0, columns), CHUNK):
             arrays, aligned, bits = arrays_of(table, tensor, tensors, r * columns + at, DTYPES, "none")
             ends = ends_of(bits, tl.minimum(columns - at, CHUNK).to(tl.int32), geometry, "none", BLOCK)
             with_p = tl.full((), True, tl.int1)
@@ -58,7 +74,12 @@ def apply_by_row(
                 arrays, aligned, ends, (), factor, coefficients, with_p, NORM_TERMS, TERMS, "none", BLOCK
             )
             total += totals[0]
-        scales = FINALIZE((total,), columns, coefficients)
-        arrays, aligned, bits = arrays_of(table, tensor, tensors, r * columns, DTYPES, "none")
-        ends = ends_of(bits, columns, geometry, "none", BLOCK)
-        stepped(arrays, aligned, ends, (), factor, store_params, coefficients, scales, STEP, "none", BLOCK)
+        if half == 1:
+            tl.store(norm, total)
+        else:
+            scales = FINALIZE((total,), tl.load(geometry + SUMMED_COLUMNS), coefficients)
+            arrays, aligned, bits = arrays_of(table, tensor, tensors, r * columns, DTYPES, "none")
+            ends = ends_of(bits, columns, geometry, "none", BLOCK)
+            stepped(
+                arrays, aligned, ends, (), factor, store_params, coefficients, scales, STEP, "none", BLOCK
+            )

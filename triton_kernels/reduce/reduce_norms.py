@@ -9,7 +9,19 @@ from ..engine import coefficients_of
 from ..storage import load
 from .elements import arrays_of, ends_of, states_of
 from .factors import factors_at
-from .work_item import CHUNK, FIELDS, NUMBERS, SCALES, SIZE, SUMS, coefficients_at, floats, work_item
+from .work_item import (
+    CHUNK,
+    CHUNKS,
+    FIELDS,
+    NUMBERS,
+    SCALES,
+    SIZE,
+    SUMMED_SIZE,
+    SUMS,
+    coefficients_at,
+    floats,
+    work_item,
+)
 
 CHUNKS_AT_ONCE = tl.constexpr(1024)
 
@@ -161,8 +173,8 @@ def finalize(
         return
     coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
-    size = tl.load(geometry + SIZE)
-    chunks = tl.where(NEEDS_NORMS(coefficients), tl.cdiv(size, CHUNK), 0)
+    size = tl.load(geometry + SUMMED_SIZE)
+    chunks = tl.where(NEEDS_NORMS(coefficients), tl.load(geometry + CHUNKS), 0)
     sums = scratch + tl.load(geometry + SUMS)
     totals = ()
     for i in tl.static_range(TERMS):

@@ -11,12 +11,14 @@ from ... import schedule
 from ..engine import coefficients_of
 from ..storage import load, store
 from .work_item import (
+    AVERAGE_SUMS,
     BATCH,
     COLUMN_FACTORS,
     COLUMN_SUMS,
     COLUMN_TILES,
     COLUMNS,
     FIELDS,
+    MATRIX_SUMS,
     NUMBERS,
     PART_SUMS,
     PARTS,
@@ -24,6 +26,8 @@ from .work_item import (
     ROW_SUMS,
     ROW_TILES,
     ROWS,
+    SUMMED_COLUMNS,
+    SUMMED_ROWS,
     UNITS,
     coefficients_at,
     floats,
@@ -62,6 +66,8 @@ def update_factors(
         return
     coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
+    if (tl.load(geometry + SUMMED_ROWS) == 0) | (tl.load(geometry + SUMMED_COLUMNS) == 0):
+        return  # there is no mean
     states = (
         tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2])),
         tl.load(table + 3 * tensors + tensor).to(tl.pointer_type(DTYPES[3])),
@@ -85,7 +91,7 @@ def _average_rows(states, geometry, scratch, index, coefficients, AVERAGE: tl.co
     units, at, mask = _parts(geometry, index)
     sums = scratch + tl.load(geometry + ROW_SUMS) + at
     total = _total(sums, batch * rows, tl.load(geometry + COLUMN_TILES), mask, 4)
-    mean = total / tl.load(geometry + COLUMNS).to(tl.float64)
+    mean = total / tl.load(geometry + SUMMED_COLUMNS).to(tl.float64)
     if ALONG == "both":
         v = AVERAGE(load(states[0] + at, mask), mean, coefficients)
         store(states[0] + at, v, mask)
@@ -114,7 +120,7 @@ def _average_columns(
     mask = at < batch * columns
     of_matrix = at // columns * row_tiles * columns
     sums = scratch + tl.load(geometry + COLUMN_SUMS) + of_matrix + at % columns
-    mean = _total(sums, columns, row_tiles, mask, 8) / tl.load(geometry + ROWS).to(tl.float64)
+    mean = _total(sums, columns, row_tiles, mask, 8) / tl.load(geometry + SUMMED_ROWS).to(tl.float64)
     instead = floats(scratch, geometry, COLUMN_FACTORS)
     if ALONG == "both":
         v = AVERAGE(load(states[1] + at, mask), mean, coefficients)
@@ -148,6 +154,7 @@ def update_row_factors(
     first,
     count,
     reverse,
+    AVERAGE: tl.constexpr,
     ROW_FACTOR: tl.constexpr,
     DTYPES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
@@ -159,6 +166,8 @@ def update_row_factors(
         return
     coefficients = coefficients_of(own, COEFFICIENTS)
     geometry = geometries + tensor * FIELDS
+    if tl.load(geometry + SUMMED_COLUMNS) == 0:
+        return
     parts = tl.load(geometry + PARTS)
     state = tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2]))
     units, at, mask = _parts(geometry, index)
@@ -169,14 +178,22 @@ def update_row_factors(
         others = i + tl.arange(0, PART)
         existing_parts = existing[:, None] & (others < parts)[None, :]
         total += tl.load(part_sums[:, None] + others[None, :], existing_parts, other=0.0)
-    mean = tl.sum(total, 1) / tl.load(geometry + ROWS).to(tl.float64)
+    rows, summed_rows = tl.load(geometry + ROWS), tl.load(geometry + SUMMED_ROWS)
+    mean = tl.sum(total, 1) / rows.to(tl.float64)
+    if summed_rows != rows:  # others have more rows; the mean of averages moves as they do
+        matrices = scratch + units // parts
+        averages = tl.load(matrices + tl.load(geometry + AVERAGE_SUMS), existing, other=0.0)
+        sums = tl.load(matrices + tl.load(geometry + MATRIX_SUMS), existing, other=0.0)
+        size = summed_rows.to(tl.float64) * tl.load(geometry + SUMMED_COLUMNS).to(tl.float64)
+        moved = (averages / summed_rows.to(tl.float64)).to(tl.float32)
+        mean = AVERAGE(moved, sums / size, coefficients).to(tl.float64)
     x = ROW_FACTOR(load(state + at, mask), mean[:, None], coefficients)
     tl.store(floats(scratch, geometry, ROW_FACTORS) + at, x, mask)
 
 
 @triton.jit
 def _parts(geometry, index):
-    """Of the units of an work_item: their numbers, the rows of each, and which of these there are."""
+    """Of the units of a work item: their numbers, the rows of each, and which of these there are."""
     rows, parts = tl.load(geometry + ROWS), tl.load(geometry + PARTS)
     units = index.to(tl.int64) * UNITS + tl.arange(0, UNITS)
     row = (units % parts * PART)[:, None] + tl.arange(0, PART)[None, :]

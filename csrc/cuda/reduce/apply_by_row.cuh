@@ -5,7 +5,8 @@
 namespace danlu {
 namespace DANLU_ISA {
 
-// All three passes of a row: a warp for each, so that its second reading finds it in the cache.
+// All three passes of a row: a warp for each, so that its second reading finds it in the cache. Where a step
+// stops in between, two launches have a half each.
 template <class Rule, class F>
 __global__ void __launch_bounds__(pass_threads) apply_by_row_kernel(const Pass __grid_constant__ pass) {
   constexpr int count = Sums<Rule>::count, width = Arrays<Rule, F>::width;
@@ -33,15 +34,27 @@ __global__ void __launch_bounds__(pass_threads) apply_by_row_kernel(const Pass _
     }
   };
   double totals[count] = {};
-  for_row(NormReads<Rule>::reads(item.coefficients.k), [&](const auto& e, int64_t) {
-    float sums[count] = {};
-    e.add_norms(item.coefficients, sums);
+  double* const norms = doubles(pass, t.row_norms) + row * count;
+  if (t.half != 2) {
+    for_row(NormReads<Rule>::reads(item.coefficients.k), [&](const auto& e, int64_t) {
+      float sums[count] = {};
+      e.add_norms(item.coefficients, sums);
 #pragma unroll
-    for (int j = 0; j < count; j++) totals[j] += double(sums[j]);
-  });
+      for (int j = 0; j < count; j++) totals[j] += double(sums[j]);
+    });
 #pragma unroll
-  for (int j = 0; j < count; j++) totals[j] = warp_sum(totals[j]);
-  const typename Rule::StepScales scales = Rule::finalize(totals, t.columns, item.coefficients.k);
+    for (int j = 0; j < count; j++) totals[j] = warp_sum(totals[j]);
+  }
+  if (t.half == 1) {
+#pragma unroll
+    for (int j = 0; j < count; j++)
+      if (lane == 0) store(norms + j, totals[j]);
+    return;
+  }
+  if (t.half == 2)
+#pragma unroll
+    for (int j = 0; j < count; j++) totals[j] = load(norms + j);
+  const typename Rule::StepScales scales = Rule::finalize(totals, t.summed_columns, item.coefficients.k);
   for_row(Reads(), [&](auto& e, int64_t at) {
     e.update(item.coefficients, scales);
     e.store_all(arrays, at, store_params);

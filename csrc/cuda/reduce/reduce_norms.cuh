@@ -7,7 +7,7 @@ namespace DANLU_ISA {
 
 constexpr int most_scales = 4;
 
-// What measure() reads: everything, but for what a rule says.
+// What norm_terms() reads: everything, but for what a rule says.
 template <class Rule, class = void>
 struct NormReads {
   static __device__ __forceinline__ Reads reads(const typename Rule::Coeffs&) { return {}; }
@@ -56,14 +56,13 @@ __global__ void __launch_bounds__(pass_threads) finalize_kernel(const Pass __gri
   const Geometry t = *item.geometry;
   double totals[count] = {};
   if (Rule::needs_norms(item.coefficients.k)) {
-    const int64_t chunks = (t.size + pass_chunk - 1) / pass_chunk;
-    for (int64_t i = threadIdx.x; i < chunks; i += pass_threads)
+    for (int64_t i = threadIdx.x; i < t.chunks; i += pass_threads)
 #pragma unroll
       for (int j = 0; j < count; j++) totals[j] += load(doubles(pass, t.sums) + i * count + j);
   }
   block_sums<pass_threads>(totals);
   if (threadIdx.x > 0) return;
-  const typename Rule::StepScales scales = Rule::finalize(totals, t.size, item.coefficients.k);
+  const typename Rule::StepScales scales = Rule::finalize(totals, t.summed_size, item.coefficients.k);
   static_assert(sizeof scales <= most_scales * sizeof(float));
   __builtin_memcpy(floats(pass, t.scales), &scales, sizeof scales);
 }

@@ -49,7 +49,7 @@ __device__ __forceinline__ void average_rows(const Pass& pass, const WorkItem<Ru
   float *first = reduced_state(pass, item, 0), *x = floats(pass, t.row_factors);
   double total = 0;
   const auto average = [&](int64_t r, double sum) {
-    const double mean = sum / double(t.columns);
+    const double mean = sum / double(t.summed_columns);
     if constexpr (Statistics<Rule>::along == Along::both) {
       float average = load(first + r);
       Rule::average(average, mean, item.coefficients.k);
@@ -79,7 +79,7 @@ __device__ __forceinline__ void average_column(const Pass& pass, const WorkItem<
   const Geometry t = *item.geometry;
   const int64_t columns = t.batch * t.columns, matrix = column / t.columns;
   const double* sums = doubles(pass, t.column_sums) + matrix * t.row_tiles * t.columns + column % t.columns;
-  const double mean = sum_of_tiles(sums, 0, t.row_tiles, 1, t.columns) / double(t.rows);
+  const double mean = sum_of_tiles(sums, 0, t.row_tiles, 1, t.columns) / double(t.summed_rows);
   float* y = floats(pass, t.column_factors);
   if constexpr (Statistics<Rule>::along == Along::both) {
     float* second = reduced_state(pass, item, 1) + column;
@@ -98,6 +98,7 @@ __global__ void __launch_bounds__(pass_threads) update_factors_kernel(const Pass
   WorkItem<Rule> item;
   if (!find_work_item(pass, item)) return;
   const Geometry t = *item.geometry;
+  if (t.summed_rows == 0 || t.summed_columns == 0) return;  // there is no mean
   int64_t index = item.index;
   if constexpr (along != Along::columns) {
     const int64_t units = t.batch * t.parts, row_blocks = (units + pass_warps - 1) / pass_warps;
@@ -114,6 +115,22 @@ __global__ void __launch_bounds__(pass_threads) update_factors_kernel(const Pass
   }
 }
 
+// Of the averages of a matrix's rows; by a warp.
+template <class Rule>
+__device__ __forceinline__ double mean_of_rows(const Pass& pass, const WorkItem<Rule>& item, int64_t matrix) {
+  const Geometry& t = *item.geometry;
+  const int lane = threadIdx.x % warp_size;
+  if (t.summed_rows == t.rows) {
+    const double* sums = doubles(pass, t.part_sums) + matrix * t.parts;
+    return warp_sum(sum_of_tiles(sums, lane, t.parts, warp_size, 1)) / double(t.rows);
+  }
+  // others have more rows; the mean of averages moves as they do
+  float mean = float(load(doubles(pass, t.average_sums) + matrix) / double(t.summed_rows));
+  const double sum = load(doubles(pass, t.matrix_sums) + matrix);
+  Rule::average(mean, sum / (double(t.summed_rows) * double(t.summed_columns)), item.coefficients.k);
+  return mean;
+}
+
 // What stands in the place of a row's average depends on the mean of all of its matrix.
 template <class Rule>
 __global__ void __launch_bounds__(pass_threads) update_row_factors_kernel(const Pass __grid_constant__ pass) {
@@ -122,10 +139,9 @@ __global__ void __launch_bounds__(pass_threads) update_row_factors_kernel(const 
   const Geometry t = *item.geometry;
   const int lane = threadIdx.x % warp_size;
   const int64_t unit = int64_t(item.index) * pass_warps + threadIdx.x / warp_size;
-  if (unit >= t.batch * t.parts) return;
+  if (unit >= t.batch * t.parts || t.summed_columns == 0) return;
   const Part part(t, unit);
-  const double* sums = doubles(pass, t.part_sums) + part.matrix * t.parts;
-  const double mean = warp_sum(sum_of_tiles(sums, lane, t.parts, warp_size, 1)) / double(t.rows);
+  const double mean = mean_of_rows(pass, item, part.matrix);
   const float* averages = reduced_state(pass, item, 0);
   float* x = floats(pass, t.row_factors);
   for (int64_t r = part.first + lane; r < part.last; r += warp_size)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..partial_sums import PartialSums
 from ..scale import StepScale
 from ..sharding import dtensor_type
 from ..spec import ParamSpec, Stop
 from ..step_rule import StepRule
 from .native import STORED, NativeExecutor, exchange_api, refusal_of_tensors, why_missing
+from .stops import Array, counts, partial_sums
 
 try:
     # not `from .. import`, whose error says that the package may import itself, whatever is wrong
@@ -81,11 +80,6 @@ class CpuExecutor(NativeExecutor):
         self._native.run(self._coefficients, torch.get_num_threads())
 
     def rounds(self) -> Iterator[Stop]:
-        """As `run`, but stops where sums of tensors are complete, at most twice. They may be changed in place
-        there, values and count; what comes next takes them for those of the whole tensors. Parts of a tensor
-        stop equally often, also those without elements. Values are gone when the step ends, and a step that
-        has begun cannot be repeated.
-        """
         threads = torch.get_num_threads()
         self.count_writes(self.active())
         self._native.reduce_gradient(self._coefficients, threads)
@@ -95,50 +89,22 @@ class CpuExecutor(NativeExecutor):
         self._native.apply(threads)
 
     def _stop(self, which: int) -> Iterator[Stop]:
-        found = {i: self._sums(i, which) for i in self._summed}
-        stop = [(self._specs[i], [sums for _, sums in of]) for i, of in found.items() if of]
-        if not stop:
-            return
-        yield stop
-        for i, of in found.items():
-            if of:
-                self._native.count(i, *_counts(self._specs[i], of))
-
-    def _sums(self, i: int, which: int) -> list[tuple[str, PartialSums]]:
-        """With what they are of."""
-        spec, (along_rows, along_columns) = self._specs[i], self._summed[i]
-        rows, columns, size = _counts(spec, [])
-        kinds = {
-            "rows": (along_rows, columns),
-            "columns": (along_columns, rows),
-            "both": (tuple(sorted((*along_rows, *along_columns))), rows * columns),
-            "averages": (along_columns, rows),
-            "row": (along_rows, columns),
-            "tensor": (tuple(range(len(spec.shape))), size),
+        arrays = {i: self._arrays(i, which) for i in self._summed}
+        found = {
+            i: partial_sums(self._specs[i], self._summed[i], those) for i, those in arrays.items() if those
         }
+        if not found:
+            return
+        yield [(self._specs[i], sums) for i, sums in found.items()]
+        for i, sums in found.items():
+            self._native.count(i, *counts(self._specs[i], arrays[i], sums))
+
+    def _arrays(self, i: int, which: int) -> list[Array]:
         found = []
         for of, values in self._native.sums(i, which):
-            dims, count = kinds[of]
-            gone = {*dims, *along_rows} if of == "averages" else dims
-            shape = [1 if d in gone else n for d, n in enumerate(spec.shape)]
             numbers = torch.frombuffer(values, dtype=torch.float64) if len(values) else torch.empty(0)
-            numbers = numbers.double().view(shape)
-            found.append((of, PartialSums(numbers, dims, count)))
+            found.append((of, numbers.double()))
         return found
-
-
-def _counts(spec: ParamSpec, found: Sequence[tuple[str, PartialSums]]) -> tuple[int, int, int]:
-    """Rows, columns and elements of the tensor that sums are of by now."""
-    batch, rows, columns = spec.matrix or (1, 1, math.prod(spec.shape))
-    size = batch * rows * columns
-    for of, sums in found:
-        if of in ("columns", "averages"):
-            rows = sums.count
-        elif of in ("rows", "row"):
-            columns = sums.count
-        elif of == "tensor":
-            size = sums.count
-    return rows, columns, size
 
 
 CPU = Cpu()

@@ -7,19 +7,20 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from ..schedule import Reduction
+from ..schedule import Launch, Reduction
 from ..sharding import dtensor_type
 from ..spec import ParamSpec
 from ..step_rule import StepRule
 from .gpu import GpuExecutor
 from .native import exchange_api, refusal_of_tensors, why_missing
 from .reducing import ReducingTensors, group_bytes, reducing_tensors
+from .reducing_rounds import ReducingRounds
 
 _NATIVE: ModuleType | None
 try:
@@ -99,7 +100,11 @@ class CudaExecutor(GpuExecutor):
         self._backend = backend
         super().__init__(self._native, module, optimizer, specs)
         self._reducing = reducing_tensors(specs, backend.reduction, group_bytes(device))
-        self._passes = [self._pass_list(module, index, tensors) for _, tensors in self._reducing]
+        self._module, self._index = module, index
+        self._passes = []
+        for _, tensors in self._reducing:
+            launches = itertools.chain.from_iterable(tensors.schedule.groups)
+            self._passes.append(self._pass_list(module, index, tensors, tensors.geometries, launches))
         self._selections = [self._native.select(indices) for indices, _ in self._reducing]
         count = 0 if self._max_norm is None else self._native.num_squares()
         self._squares = torch.empty(count, dtype=torch.float64, device=device)
@@ -107,9 +112,6 @@ class CudaExecutor(GpuExecutor):
         self._waits = _passes_wait(module.architectures, _capability(module, backend.index(device)))
 
     def launch(self) -> None:
-        stream = self._backend.stream(self.device)
-        clip = 0 if self._clip is None else self._clip.data_ptr()
-        found_inf = 0 if self._found_inf is None else self._found_inf.data_ptr()
         launches = 0
         if self._reducing:
             table = self.coefficient_table().data_ptr()
@@ -121,10 +123,40 @@ class CudaExecutor(GpuExecutor):
             dependent = self._backend.dependent_launches and self._waits and not self.is_capturing()
             for passes, sent in zip(self._passes, addresses, strict=True):
                 passes.dependent = dependent
-                launches = passes.run(stream, sent.data_ptr(), table, self._stride, clip, found_inf, launches)
-        rows = 0 if self._on_device is None else self._on_device.table.data_ptr()
-        zeros = self._zeros.data_ptr()
-        self._native.run(self._coefficients, stream, rows, clip, found_inf, self._idle, zeros, launches)
+                launches = self._run(passes, sent, table, launches)
+        self.launch_others(launches)
+
+    def launch_others(self, launches: int = 0) -> None:
+        table = 0 if self._on_device is None else self._on_device.table.data_ptr()
+        zeros, stream = self._zeros.data_ptr(), self._backend.stream(self.device)
+        clip, found_inf = self._clip_and_found_inf()
+        self._native.run(self._coefficients, stream, table, clip, found_inf, self._idle, zeros, launches)
+
+    def reduction(self, rule: str) -> Reduction | None:
+        return self._backend.reduction(rule)
+
+    def stages(self, rounds: ReducingRounds) -> list[Any]:
+        def passes(launch: Launch, whole: bool) -> Any:
+            geometries = rounds.whole if whole else rounds.geometries
+            return self._pass_list(self._module, self._index, rounds.tensors, geometries, [launch])
+
+        return [[passes(*one) for one in stage] for stage in rounds.stages]
+
+    def run_stages(self, stages: Sequence[tuple[list[Any], torch.Tensor]]) -> None:
+        table = self.coefficient_table().data_ptr()
+        for passes, addresses in stages:
+            for one in passes:
+                self._run(one, addresses, table, 0)
+
+    def _run(self, passes: Any, addresses: torch.Tensor, table: int, launches: int) -> int:
+        stream, (clip, found_inf) = self._backend.stream(self.device), self._clip_and_found_inf()
+        made: int = passes.run(stream, addresses.data_ptr(), table, self._stride, clip, found_inf, launches)
+        return made
+
+    def _clip_and_found_inf(self) -> tuple[int, int]:
+        """Their addresses."""
+        clip, found_inf = self._clip, self._found_inf
+        return (0 if clip is None else clip.data_ptr()), (0 if found_inf is None else found_inf.data_ptr())
 
     def enqueue_norm(self, result: torch.Tensor, grad_scale: torch.Tensor | None) -> None:
         assert self._max_norm is not None
@@ -133,11 +165,17 @@ class CudaExecutor(GpuExecutor):
         self._native.norm(stream, self._squares.data_ptr(), result.data_ptr(), self._max_norm, scale)
 
     @staticmethod
-    def _pass_list(module: ModuleType, index: int, tensors: ReducingTensors) -> Any:
-        places = tensors.geometries.data_ptr(), tensors.scratch.data_ptr()
+    def _pass_list(
+        module: ModuleType,
+        index: int,
+        tensors: ReducingTensors,
+        geometries: torch.Tensor,
+        launches: Iterable[Launch],
+    ) -> Any:
+        places = geometries.data_ptr(), tensors.scratch.data_ptr()
         count = len(tensors.schedule.geometries)
         passes = module.PassList(tensors.rule, tensors.dtypes, tensors.name, index, count, *places)
-        for launch in itertools.chain.from_iterable(tensors.schedule.groups):
+        for launch in launches:
             blocks = tensors.maps.get(launch.kernel)
             halves = (0, 0) if blocks is None else (blocks[0].data_ptr(), blocks[1].data_ptr())
             passes.add(launch.kernel, launch.first, launch.count, launch.reverse, *halves)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import capture, checks
 from ..listed_rows import ListedRows, in_order, nonzero_rows, summed
 from ..scale import StepScale
-from ..spec import ParamSpec
+from ..schedule import Reduction
+from ..spec import ParamSpec, Stop
 from ..step_rule import StepRule
 from .device_coefficients import DeviceCoefficients
 from .native import HEADER_FLOATS, CoefficientNames, NativeExecutor
+from .reducing_rounds import STAGES, ReducingRounds, reducing_rounds
 from .staged_table import StagedTable
 from .streams import Streams
 
 if TYPE_CHECKING:
-    from .._step_list import StepList
+    from .._step_list import SelectingList
 
 
 class GpuExecutor(NativeExecutor):
@@ -33,7 +36,7 @@ class GpuExecutor(NativeExecutor):
 
     def __init__(
         self,
-        native: StepList,
+        native: SelectingList,
         rules: CoefficientNames,
         optimizer: StepRule,
         specs: Sequence[ParamSpec],
@@ -41,6 +44,7 @@ class GpuExecutor(NativeExecutor):
         from .. import _cpu
 
         super().__init__(native, rules, optimizer, specs)
+        self._selecting = native
         self._stride = HEADER_FLOATS + max(len(names or ()) for names in self._names.values())
         self.device = specs[0].param.device
         on_device = optimizer.counters_on_device
@@ -56,6 +60,13 @@ class GpuExecutor(NativeExecutor):
             else None
         )
         self._coefficients: list[tuple[float, ...]] = []
+        self._summed = {
+            i: optimizer.summed_dims(optimizer.param_groups[spec.group], spec.shape)
+            for i, spec in enumerate(specs)
+            if spec.reduces
+        }
+        # with the native list's number of its tensors, and what launches each stage
+        self._rounds: list[tuple[ReducingRounds, int, list[Any]]] | None = None
         self._sharded = any(spec.sharded for spec in specs)
         self._max_norm = optimizer.max_grad_norm
         # of the last norm: its squares, and behind them in float32 the factor
@@ -126,6 +137,49 @@ class GpuExecutor(NativeExecutor):
         self.launch()
         if self._on_device is not None:
             self._on_device.advance(active)
+
+    def rounds(self) -> Iterator[Stop]:
+        """As `Executor.rounds`; the host does not wait for the device."""
+        active = self.active()
+        self.count_writes(active)
+        if self._rounds is None:
+            made = reducing_rounds(self._specs, self._summed, self.reduction)
+            self._rounds = [(one, self._selecting.select(one.indices), self.stages(one)) for one in made]
+            self.streams.keep(*(t for one, *_ in self._rounds for t in one.tables))
+        members = []
+        for one, selection, stages in self._rounds:
+            table = one.tensors.addresses.send(
+                self._selecting.table(selection), capturing=self.is_capturing()
+            )
+            members.append((one, stages, table))
+            one.begin()
+        for which in range(STAGES - 1):
+            self.run_stages([(stages[which], table) for _, stages, table in members])
+            found = dict(itertools.chain(*(one.stop(which, active) for one, *_ in members)))
+            if found:
+                yield [(self._specs[i], found[i]) for i in sorted(found)]
+            for one, *_ in members:
+                one.go_on(which)
+        self.run_stages([(stages[-1], table) for _, stages, table in members])
+        self.launch_others()
+        if self._on_device is not None:
+            self._on_device.advance(active)
+
+    def reduction(self, rule: str) -> Reduction | None:
+        """What a rule sums before its step; None if nothing."""
+        raise NotImplementedError
+
+    def stages(self, rounds: ReducingRounds) -> list[Any]:
+        """What `run_stages` takes for each stage."""
+        raise NotImplementedError
+
+    def run_stages(self, stages: Sequence[tuple[Any, torch.Tensor]]) -> None:
+        """Enqueues a stage, with its tables of addresses."""
+        raise NotImplementedError
+
+    def launch_others(self) -> None:
+        """As `launch`, without tensors whose rule reduces."""
+        raise NotImplementedError
 
     def launch(self) -> None:
         """Enqueues the kernels, and counts the step where the counters are on the host."""

@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
+from ..schedule import Launch, Reduction
 from ..sharding import dtensor_type
 from ..spec import ParamSpec
 from ..step_rule import StepRule
 from .cpu import CPU
 from .gpu import GpuExecutor
 from .native import STORED, exchange_api, refusal_of_tensors
+from .reducing import ReducingTensors, group_bytes
+from .reducing_rounds import ReducingRounds
 from .staged_table import StagedTable
 from .triton_loading import load
 from .triton_norm import ChunkMap, GradientNorm
@@ -110,13 +113,45 @@ class TritonExecutor(GpuExecutor):
         self._loaded = interpreted()
 
     def launch(self) -> None:
-        capturing = self.is_capturing()
-        rows = self.coefficient_table()
+        self._launch_all(list(zip(self.launches, self._selections, strict=True)))
+
+    def launch_others(self) -> None:
+        pairs = zip(self.launches, self._selections, strict=True)
+        self._launch_all([pair for pair in pairs if not isinstance(pair[0], ReducingLaunches)])
+
+    def reduction(self, rule: str) -> Reduction | None:
+        found: Reduction | None = _rule(rule).reduction
+        return found
+
+    def stages(self, rounds: ReducingRounds) -> list[Any]:
+        spec = self._specs[rounds.indices[0]]
+        return [
+            _reducing_launches(
+                rounds.tensors,
+                spec,
+                [(launch, rounds.whole if whole else rounds.geometries) for launch, whole in stage],
+            )
+            for stage in rounds.stages
+        ]
+
+    def run_stages(self, stages: Sequence[tuple[ReducingLaunches, torch.Tensor]]) -> None:
+        numbers = self._numbers()
+        with self._current_device():
+            for launches, addresses in stages:
+                launches.run(addresses.view(torch.int64), *numbers)
+
+    def _numbers(self) -> tuple[Any, ...]:
+        """Coefficients, clip, found_inf, and the stride of the first."""
         clip = self._one if self._clip is None else self._clip
         found_inf = self._zero if self._found_inf is None else self._found_inf
+        return self.coefficient_table(), clip, found_inf, self._stride
+
+    def _launch_all(self, pairs: Sequence[tuple[Any, int]]) -> None:
+        capturing = self.is_capturing()
+        numbers = self._numbers()
         with self._current_device():
             calls = []
-            for launch, selection in zip(self.launches, self._selections, strict=True):
+            for launch, selection in pairs:
                 if isinstance(launch, _LazyLaunch):
                     zeros = self._zeros.data_ptr()
                     tables = self._native.lazy_table(selection, launch.chunk, self._idle, zeros)
@@ -124,7 +159,7 @@ class TritonExecutor(GpuExecutor):
                 else:
                     sent = launch.table.send(self._native.table(selection), capturing=capturing)
                     table = sent.view(torch.int64)
-                calls.append((launch, (table, rows, clip, found_inf, self._stride)))
+                calls.append((launch, (table, *numbers)))
             # all before the first runs, so that none can fail when others have run
             if not self._loaded:
                 load(
@@ -153,9 +188,18 @@ def _launches(specs: Sequence[ParamSpec]) -> _Launch | _LazyLaunch | ReducingLau
         return _LazyLaunch(first.rule, dtypes, device)
     if rule.reduction is None:
         return _Launch(first.rule, dtypes, [math.prod(spec.shape) for spec in specs], device)
+    return _reducing_launches(ReducingTensors(rule.reduction, specs, group_bytes(device)), first)
+
+
+def _reducing_launches(
+    tensors: ReducingTensors,
+    spec: ParamSpec,
+    passes: Sequence[tuple[Launch, torch.Tensor]] | None = None,
+) -> ReducingLaunches:
+    rule, dtypes = _rule(spec.rule), spec.dtypes
     reduced = 0 if rule.reduction.along == "none" else 2
-    elementwise = (*dtypes[:2], *dtypes[2 + reduced :])
-    return ReducingLaunches(specs, rule, _kinds(dtypes), _block_size(elementwise, device), _options())
+    block = _block_size((*dtypes[:2], *dtypes[2 + reduced :]), tensors.device)
+    return ReducingLaunches(tensors, rule, _kinds(dtypes), block, _options(), passes)
 
 
 class _ElementwiseLaunch:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..schedule import WARPS, Launch, Map
-from ..spec import ParamSpec
-from .reducing import ReducingTensors, group_bytes
+from .reducing import ReducingTensors
 
 
 @dataclass
@@ -18,6 +18,7 @@ class _Call:
     """One launch: what it takes besides the arguments of all kernels."""
 
     kernel: Any
+    geometries: torch.Tensor
     places: torch.Tensor
     launch: Launch
     constants: dict[str, Any]
@@ -27,22 +28,26 @@ class ReducingLaunches:
     """Tensors of one rule and one combination of dtypes, none of them empty.
 
     rule: from danlu.triton_kernels.rules; dtypes: Triton's; block: elements of a turn; options: of the
-    compiler, none under the interpreter.
+    compiler, none under the interpreter; passes: with their tables of geometries, None for all of a step.
     """
 
     def __init__(
         self,
-        specs: Sequence[ParamSpec],
+        tensors: ReducingTensors,
         rule: Any,
         dtypes: tuple[Any, ...],
         block: int,
         options: dict[str, Any],
+        passes: Iterable[tuple[Launch, torch.Tensor]] | None = None,
     ) -> None:
-        self.tensors = ReducingTensors(rule.reduction, specs, group_bytes(specs[0].param.device))
-        self.table = self.tensors.addresses
-        self._scratch = self.tensors.scratch.view(torch.float64)
+        self.tensors = tensors
+        self.table = tensors.addresses
+        self._scratch = tensors.scratch.view(torch.float64)
         self._constants = constants(rule, dtypes, block, options)
-        self._calls = [call for group in self.tensors.schedule.groups for call in self._group(group)]
+        if passes is None:
+            launches = itertools.chain.from_iterable(tensors.schedule.groups)
+            passes = [(launch, tensors.geometries) for launch in launches]
+        self._calls = [call for launch, geometries in passes for call in self._call(launch, geometries)]
 
     @property
     def tables(self) -> list[torch.Tensor]:
@@ -68,20 +73,19 @@ class ReducingLaunches:
         stride: int,
     ) -> tuple[Any, ...]:
         tensors = self.tensors
-        pointers = (table, tensors.geometries, call.places, self._scratch, coefficients, clip, found_inf)
+        pointers = (table, call.geometries, call.places, self._scratch, coefficients, clip, found_inf)
         launch, work_items = call.launch, call.places.shape[1]
         numbers = (launch.first, launch.count, int(launch.reverse))
         return (*pointers, len(tensors.schedule.geometries), stride, work_items, *numbers)
 
-    def _group(self, launches: Sequence[Launch]) -> Iterator[_Call]:
-        for launch in launches:
-            if launch.kernel == "reduce_gradient":
-                yield from self._reduce_gradient(launch)
-            else:
-                places = self.tensors.maps.get(launch.kernel, self.tensors.maps["apply"])
-                yield _Call(_kernel(launch.kernel), places, launch, self._constants[launch.kernel])
+    def _call(self, launch: Launch, geometries: torch.Tensor) -> Iterator[_Call]:
+        if launch.kernel == "reduce_gradient":
+            yield from self._reduce_gradient(launch, geometries)
+        else:
+            places = self.tensors.maps.get(launch.kernel, self.tensors.maps["apply"])
+            yield _Call(_kernel(launch.kernel), geometries, places, launch, self._constants[launch.kernel])
 
-    def _reduce_gradient(self, launch: Launch) -> Iterator[_Call]:
+    def _reduce_gradient(self, launch: Launch, geometries: torch.Tensor) -> Iterator[_Call]:
         """A launch for each width of tiles, which is a constant of the kernel."""
         schedule = self.tensors.schedule
         blocks = schedule.maps["reduce_gradient"]
@@ -95,9 +99,8 @@ class ReducingLaunches:
             table = [of_width.tensors, of_width.indices]
             places = torch.tensor(table, dtype=torch.int32, device=self.tensors.device)
             constants = {**self._constants["reduce_gradient"], "LANES": lanes}
-            yield _Call(
-                _kernel("reduce_gradient"), places, Launch("reduce_gradient", 0, len(of_width)), constants
-            )
+            of_all = Launch("reduce_gradient", 0, len(of_width))
+            yield _Call(_kernel("reduce_gradient"), geometries, places, of_all, constants)
 
 
 def constants(rule: Any, dtypes: tuple[Any, ...], block: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def constants(rule: Any, dtypes: tuple[Any, ...], block: int, options: dict[str,
     return dict(
         reduce_gradient=dict(wide, STATISTIC=rule.statistic, **along, **registers),
         update_factors=dict(wide, AVERAGE=rule.average, COLUMN_FACTOR=rule.column_factor, **along),
-        update_row_factors=dict(wide, ROW_FACTOR=rule.row_factor, **registers),
+        update_row_factors=dict(wide, AVERAGE=rule.average, ROW_FACTOR=rule.row_factor, **registers),
         reduce_norms=dict(
             common,
             NEEDS_NORMS=rule.needs_norms,

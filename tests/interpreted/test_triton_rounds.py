@@ -1,0 +1,28 @@
+"""Steps of Triton's kernels that stop where their sums are complete, for each kind of statistic."""
+
+from __future__ import annotations
+
+import pytest
+
+from cases import Case
+from reductions import every_kind
+from test_rounds import check_same_bits, check_two_halves
+
+# a cut along each dimension, a part without elements
+CUTS = [
+    ((262, 264), 0, 131),
+    ((33, 40), 1, 40),
+    pytest.param((262, 264), 1, 130, marks=pytest.mark.full),
+    pytest.param((3, 20, 31), 0, 1, marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim", "at"), CUTS, ids=lambda x: str(x).replace(" ", ""))
+@every_kind
+def test_two_halves_step_as_the_whole(case: Case, shape: tuple[int, ...], dim: int, at: int) -> None:
+    check_two_halves(case, "triton", shape, dim, at)
+
+
+@every_kind
+def test_a_step_that_stops_has_the_bits_of_one_that_does_not(case: Case) -> None:
+    check_same_bits(case, "triton")

@@ -41,7 +41,18 @@ MATRICES = [
     Layout("one", (1, 1)),
     Layout("empty", (0, 4)),
 ]
-FEW = [MATRICES[i] for i in (0, 4, 5)]
+# for rules that take each row by itself, which the interpreter does one after the other
+ROWS = [
+    Layout("narrow", (13, 20)),
+    Layout("wide", (5, 700)),
+    Layout("batch", (3, 7, 130)),
+    Layout("batches", (11, 3, 9), offset(1), offset(3)),
+    Layout("row", (1, 17000)),
+    Layout("column", (35, 1), offset(4), offset(8)),
+    Layout("even", (9, 200), offset(8)),
+    Layout("one", (1, 1)),
+    Layout("empty", (0, 4)),
+]
 DOUBLE = Storage(F64, F64, F32)
 STEPS = 2
 
@@ -73,9 +84,19 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReducingLaunches, "run", run_poisoned)
 
 
+def layouts(case: Case) -> list[Layout]:
+    return ROWS if case.id == "tiger-rows" else MATRICES
+
+
+def few(case: Case) -> list[Layout]:
+    """One of several tiles, a batch, and one at another offset."""
+    return [layout for layout in layouts(case) if layout.id in ("tiles", "narrow", "batch", "batches")]
+
+
 @functools.cache
 def on_triton(case_id: str) -> Result:
-    return run(CASE[case_id], STORAGES[0], "triton", wild=False, steps=STEPS, layouts=MATRICES)
+    case = CASE[case_id]
+    return run(case, STORAGES[0], "triton", wild=False, steps=STEPS, layouts=layouts(case))
 
 
 def assert_same_bits(got: Result, want: Result) -> None:
@@ -85,8 +106,8 @@ def assert_same_bits(got: Result, want: Result) -> None:
 
 @every_case
 def test_close_to_float64(case: Case) -> None:
-    want = run(case, DOUBLE, "reference", wild=False, steps=STEPS, layouts=MATRICES)
-    assert_close(on_triton(case.id), want, MATRICES)
+    want = run(case, DOUBLE, "reference", wild=False, steps=STEPS, layouts=layouts(case))
+    assert_close(on_triton(case.id), want, layouts(case))
 
 
 @pytest.mark.parametrize(
@@ -99,16 +120,18 @@ def test_close_to_float64(case: Case) -> None:
     ids=lambda x: x.id,
 )
 def test_close_to_the_reference_in_16_bits(case: Case, storage: Storage) -> None:
-    got, want = (run(case, storage, b, wild=False, steps=2, layouts=FEW) for b in ("triton", "reference"))
-    assert_close(got, want, FEW)
+    got, want = (
+        run(case, storage, b, wild=False, steps=2, layouts=few(case)) for b in ("triton", "reference")
+    )
+    assert_close(got, want, few(case))
 
 
 @each_kind
 def test_the_same_bits_again_and_with_coefficients_from_the_device(case: Case) -> None:
     for engine in (dict(), dict(capturable=True)):
-        got = run(case, STORAGES[0], "triton", wild=False, steps=STEPS, layouts=MATRICES, **engine)
+        got = run(case, STORAGES[0], "triton", wild=False, steps=STEPS, layouts=layouts(case), **engine)
         if engine:  # made of fp32 numbers on the device
-            assert_close(got, on_triton(case.id), MATRICES)
+            assert_close(got, on_triton(case.id), layouts(case))
         else:
             assert_same_bits(got, on_triton(case.id))
 
@@ -125,7 +148,7 @@ def test_the_same_bits_in_several_groups(case: Case, monkeypatch: pytest.MonkeyP
     """Each of them reuses the scratch of the one before."""
     bytes_of_group = 20000.0
     monkeypatch.setattr(backend, "group_bytes", lambda device: bytes_of_group)
-    got = run(case, STORAGES[0], "triton", wild=False, steps=STEPS, layouts=MATRICES)
+    got = run(case, STORAGES[0], "triton", wild=False, steps=STEPS, layouts=layouts(case))
     assert_same_bits(got, on_triton(case.id))
 
 
@@ -148,13 +171,13 @@ def test_groups_and_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # one for each width
 
 
-def test_tiles_of_several_batches_of_rows() -> None:
+@pytest.mark.parametrize("name", ["amos-columns", pytest.param("adafactor", marks=pytest.mark.full)])
+def test_tiles_of_several_batches_of_rows(name: str) -> None:
     """Those of a matrix that has too many rows for one batch of rows a tile."""
-    rows = 2048 * WANTED_ROW_TILES + 5000
-    for case in (CASE["adafactor"], CASE["amos-columns"]):
-        layouts = [Layout("longest", (rows, 1))]
-        got = run(case, STORAGES[0], "triton", wild=False, steps=1, layouts=layouts)
-        assert_close(got, run(case, DOUBLE, "reference", wild=False, steps=1, layouts=layouts), layouts)
+    longest = [Layout("longest", (2048 * WANTED_ROW_TILES + 5000, 1))]
+    got = run(CASE[name], STORAGES[0], "triton", wild=False, steps=1, layouts=longest)
+    want = run(CASE[name], DOUBLE, "reference", wild=False, steps=1, layouts=longest)
+    assert_close(got, want, longest)
 
 
 def test_parameters_are_measured_only_for_their_scale() -> None:

@@ -7,8 +7,8 @@
     python bench/train.py --optimizers lion,lion+lazy --untied --schedule linear
     python bench/train.py --device cuda --dtype bf16 --layers 8 --width 512 --context 512 --batch 64
 
-A name is that of an optimizer and of what goes around it, from the inside: layer, lazy, lookahead, ema and
-accumulation. All start from the same weights and see the same batches, with as many updates; files, not
+A name is an optimizer's with its wrappers', innermost first: layer, lazy, lookahead, ema and accumulation.
+All start from the same weights and see the same batches, with as many updates; files, not
 bytes, are held out. Loss and saved weights are those that a user would ship: of EMA the averages, of
 Lookahead the slow weights. Layer adaptation has an lr of its own, since its steps are relative; the others
 have their optimizer's.

@@ -335,7 +335,7 @@ def test_whatever_a_plan_asks_is_asked_of_the_inner_optimizer() -> None:
     base = danlu.FusedOptimizer
     public = {name for name in {**vars(base), **base.__annotations__} if not name.startswith("_")}
     torchs = vars(torch.optim.SGD(some_params(), lr=0.1)).keys()
-    held = vars(danlu.AdamW(some_params(), fused=True)).keys() - torchs - {"_plan", "_resting_plans"}
+    held = vars(danlu.AdamW(some_params(), fused=True)).keys() - torchs - {"_plan", "_idle_plans"}
     held |= {"defaults", "param_groups", "state"}
     passed_on = {name for name, value in vars(Derived).items() if type(value) is type(vars(Derived)["rule"])}
     assert passed_on == (public | held) - OWN

@@ -22,7 +22,7 @@ Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable
 
 # a plan is kept as long as one of so many steps takes it: whoever steps group by group comes back to it, and
 # parameters that are gone for good are let go
-RESTING_STEPS = 64
+IDLE_STEPS = 64
 # plans for one step: another thread may give gradients meanwhile
 _TRIES = 10
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,7 +88,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     # plans are lists of addresses: what makes, runs or drops one, or changes what it lists, holds this
     _lock: AbstractContextManager[Any]
     _plan: Plan | None = None  # of the last step
-    _resting_plans: tuple[Plan, ...] = ()  # of other lists of parameters, which steps take in turn
+    _idle_plans: tuple[Plan, ...] = ()  # of other lists of parameters, which steps take in turn
     _captured_plans: tuple[Plan, ...] = ()
     _steps: int = 0
 
@@ -405,7 +405,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             elif scaling.skips():
                 return
         self._steps += 1
-        if self._resting_plans or self._plan is None or not self._plan.lists(self.param_groups):
+        if self._idle_plans or self._plan is None or not self._plan.lists(self.param_groups):
             self._choose_plan()
         for _ in range(_TRIES):
             if self._plan is None:
@@ -418,23 +418,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
 
     def _choose_plan(self) -> None:
-        """Takes the plan for the groups of now, if one rests, and drops those that rest too long."""
-        plans = self._resting_plans if self._plan is None else (self._plan, *self._resting_plans)
+        """Takes the plan for the groups of now, if there is one, and drops those that were idle too long."""
+        plans = self._idle_plans if self._plan is None else (self._plan, *self._idle_plans)
         self._plan = next((plan for plan in plans if plan.lists(self.param_groups)), None)
-        resting = []
+        idle = []
         for plan in plans:
             if plan is not self._plan:
-                rests = plan.last_step >= self._steps - RESTING_STEPS
+                keep = plan.last_step >= self._steps - IDLE_STEPS
                 # where a new plan is needed, parameters may have been replaced
-                rests = rests and (self._plan is not None or plan.has_states(self))
-                resting.append(plan) if rests else self._drop(plan)
-        self._resting_plans = tuple(resting)
+                keep = keep and (self._plan is not None or plan.has_states(self))
+                idle.append(plan) if keep else self._drop(plan)
+        self._idle_plans = tuple(idle)
 
     def _drop_plan(self) -> None:
         """The next step makes a new one."""
-        for plan in (self._plan, *self._resting_plans):
+        for plan in (self._plan, *self._idle_plans):
             self._drop(plan)
-        self._plan, self._resting_plans = None, ()
+        self._plan, self._idle_plans = None, ()
 
     def _drop(self, plan: Plan | None) -> None:
         """A plan that a graph has captured stays for its replays."""

@@ -12,7 +12,7 @@ TIMES_TORCH = 5.0  # Adafactor's speed by that of torch's foreach one
 # memory and once from the cache; what its passes read and write is more, see docs/gpu_reductions.md
 ADAFACTOR_BYTES = {4: 20, 2: 10}
 ADAFACTOR_TIME = 1.35
-LAMB_SHARE = 0.85  # of the stream's speed, for LAMB's own bytes
+LAMB_SHARE = 0.85  # of the bandwidth ceiling, for LAMB's own bytes
 NORM_SHARE = 0.9  # of the speed of reading
 
 Result = dict[str, Any]
@@ -53,7 +53,7 @@ def _times_torch(measured: Result) -> Iterator[tuple[str, Result]]:
 def _time_of_adafactor(measured: Result) -> Iterator[tuple[str, Result]]:
     for row, contender in _rows(measured, "adafactor"):
         asked = ADAFACTOR_BYTES[contender.dtype.itemsize]
-        more, share = contender.bytes / asked, row["share_of_stream"]
+        more, share = contender.bytes / asked, row["share_of_ceiling"]
         times = {"median": more / share["median"], "low": more / share["high"], "high": more / share["low"]}
         what = f"times {asked} B/param in place"
         yield row["name"], bar(what, times, most=ADAFACTOR_TIME)
@@ -61,8 +61,8 @@ def _time_of_adafactor(measured: Result) -> Iterator[tuple[str, Result]]:
 
 def _share_of_lamb(measured: Result) -> Iterator[tuple[str, Result]]:
     for row, contender in _rows(measured, "lamb"):
-        what = f"of the stream for {contender.bytes} B/param"
-        yield row["name"], bar(what, row["share_of_stream"], least=LAMB_SHARE)
+        what = f"of the ceiling for {contender.bytes} B/param"
+        yield row["name"], bar(what, row["share_of_ceiling"], least=LAMB_SHARE)
 
 
 def _rows(measured: Result, rule: str) -> Iterator[tuple[Result, Any]]:

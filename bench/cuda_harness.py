@@ -51,7 +51,7 @@ class OnCuda:
         for model in self._models.values():
             model.hold_gradients()
         self._kept: dict[str, torch.optim.Optimizer] = {}
-        self._stream = CudaStream(workload.elements)
+        self._ceiling = CudaBandwidthCeiling(workload.elements)
         gc.collect()
         gc.freeze()  # else each collection between turns looks at all of torch again
 
@@ -65,8 +65,8 @@ class OnCuda:
         host = time_on_host(optimizer.step)
         step, host_bound = time_on_gpu(optimizer.step, host)
         touched = contender.bytes * self._workload.elements
-        stream = self._stream.seconds(touched, contender.written)
-        return Turn(step, stream, host, host_bound=host_bound)
+        ceiling = self._ceiling.seconds(touched, contender.written)
+        return Turn(step, ceiling, host, host_bound=host_bound)
 
     def memory(self, contender: Contender) -> dict[str, Any]:
         optimizer = self._optimizer(contender)
@@ -143,7 +143,7 @@ def time_on_host(step: Step) -> float:
     return statistics.median(samples)
 
 
-class CudaStream:
+class CudaBandwidthCeiling:
     """What the memory gives to a step: a kernel over fp32 arrays that makes its reads and writes, and adds.
 
     Args:
@@ -167,7 +167,7 @@ class CudaStream:
             torch.cuda.current_device(),
             torch.cuda.current_stream().cuda_stream,
         )
-        step = functools.partial(_cuda.stream, *arguments)
+        step = functools.partial(_cuda.bandwidth_ceiling, *arguments)
         step()
         return time_on_gpu(step, 1e-4)[0] * wanted / elements
 

@@ -11,12 +11,12 @@ The longest of the three is the bound.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import results_file
 import sass_counts
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/gpu_forecast.md"
@@ -249,7 +249,7 @@ def shares(results: dict[str, Any]) -> dict[str, float]:
     for stage in results["stages"].values():
         for workload in _workloads(stage.get("result")):
             for row in workload["contenders"]:
-                share = row.get("kernel_share_of_stream") or row.get("share_of_stream")
+                share = row.get("kernel_share_of_ceiling") or row.get("share_of_ceiling")
                 if share:
                     found.setdefault(row["name"], share["median"])
     return found
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--measured", type=Path, help="gpu.json of a run")
     options = parser.parse_args(arguments)
-    measured = shares(json.loads(options.measured.read_text())) if options.measured else None
+    measured = shares(results_file.read(options.measured)) if options.measured else None
     library = sass_counts.built()
     PAGE.write_text(page(read(library), sass_counts.compiler(library), measured))
 

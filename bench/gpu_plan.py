@@ -100,4 +100,4 @@ def slow(stages: Stages) -> list[str]:
     """danlu's contenders by CUDA whose first rounds are below the ceiling by more than they may be."""
     rows = stages.get("first", {}).get("result", {}).get("contenders", [])
     ours = [row for row in rows if not row["name"].startswith("torch") and not row["name"].endswith("triton")]
-    return [r["name"] for r in ours if "failed" not in r and r["share_of_stream"]["median"] < SHARE]
+    return [r["name"] for r in ours if "failed" not in r and r["share_of_ceiling"]["median"] < SHARE]

@@ -107,18 +107,18 @@ def _models(result: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _table(measured: dict[str, Any]) -> Iterator[str]:
-    head = f"{'ms':>9} {'ratio':>6} {'GB/s':>6} {'stream':>7} {'kernels':>8} {'launches':>8} {'host ms':>8}"
+    head = f"{'ms':>9} {'ratio':>6} {'GB/s':>6} {'ceiling':>7} {'kernels':>8} {'launches':>8} {'host ms':>8}"
     yield f"{measured['id']:20} {head} {'B/param':>8} {'extra MB':>9}"
     for row in measured["contenders"]:
         if "failed" in row:
             yield f"{row['name']:20} {row['failed'][:100]}"
             continue
         ratio = f"{row['ratio']['median']:.2f}" if row["ratio"] else ""
-        kernels = f"{row['kernel_share_of_stream']['median']:.0%}" if "kernel_ms" in row else ""
+        kernels = f"{row['kernel_share_of_ceiling']['median']:.0%}" if "kernel_ms" in row else ""
         host = row["host_us_per_tensor"]["median"] * measured["tensors"] / 1e3
         yield (
             f"{row['name']:20} {row['ms']['median']:8.3f}{'*' if row['host_bound'] else ' '} {ratio:>6} "
-            f"{row['GB_per_s']['median']:6.0f} {row['share_of_stream']['median']:7.0%} {kernels:>8} "
+            f"{row['GB_per_s']['median']:6.0f} {row['share_of_ceiling']['median']:7.0%} {kernels:>8} "
             f"{row.get('launches', ''):>8} {host:8.3f} {row['state_bytes_per_parameter']:8.2f} "
             f"{row['peak_extra_bytes'] / 1e6:9.1f}"
         )
@@ -126,7 +126,7 @@ def _table(measured: dict[str, Any]) -> Iterator[str]:
 
 def _reductions(result: list[dict[str, Any]]) -> Iterator[str]:
     for measured in result:
-        head = f"{'ms':>9} {'times torch foreach':>20} {'stream':>7} {'launches':>8} {'extra MB':>9}"
+        head = f"{'ms':>9} {'times torch foreach':>20} {'ceiling':>7} {'launches':>8} {'extra MB':>9}"
         yield f"{measured['id']:28} {head}"
         by_foreach = {pair["name"]: pair["ratio"] for pair in measured["pairs"] if "foreach" in pair["than"]}
         for row in measured["contenders"]:
@@ -137,7 +137,7 @@ def _reductions(result: list[dict[str, Any]]) -> Iterator[str]:
             asked = "; ".join(map(bars.text, measured["bars"].get(row["name"], [])))
             yield (
                 f"{row['name']:28} {row['ms']['median']:8.3f}{'*' if row['host_bound'] else ' '} {times:>20} "
-                f"{row['share_of_stream']['median']:7.0%} {row.get('launches', ''):>8} "
+                f"{row['share_of_ceiling']['median']:7.0%} {row.get('launches', ''):>8} "
                 f"{row['peak_extra_bytes'] / 1e6:9.1f}  {asked}"
             ).rstrip()
 

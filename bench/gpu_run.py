@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import results_file
 from out_option import add_out_option
 
 LIMIT = 560.0  # seconds for everything, unless DANLU_SECONDS says otherwise
@@ -54,7 +55,7 @@ class Run:
         self._started = started
         self.limit = float(os.environ.get("DANLU_SECONDS", LIMIT))
         os.environ[commands.DEADLINE] = str(started + self.limit - FINISH)
-        self.stages: Results = json.loads(path.read_text())["stages"] if resume else {}
+        self.stages: Results = results_file.read(path)["stages"] if resume else {}
 
     def elapsed(self) -> float:
         return time.time() - self._started

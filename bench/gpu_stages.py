@@ -22,7 +22,7 @@ import gpu_plan
 import lazy_rows
 from commands import limited
 from contenders import Contender
-from cuda_harness import CudaStream, OnCuda
+from cuda_harness import CudaBandwidthCeiling, OnCuda
 from gpu_plan import Planned
 from gpu_run import Results
 from harness import ROOT
@@ -43,7 +43,7 @@ FIRST = [
 ]
 FIRST_REDUCING = [*contenders.TORCH_ADAFACTOR, *(c for c in contenders.REDUCING_ON_CUDA if not c.backend)]
 ROUNDS, FIRST_ROUNDS = 4, 2
-STREAM_ELEMENTS = 1 << 28  # 1 GiB an array
+CEILING_ELEMENTS = 1 << 28  # 1 GiB an array
 TEST_SECONDS, TUNE_SECONDS, MEMCHECK_SECONDS, WARM_SECONDS = 150.0, 60.0, 90.0, 30.0
 MOST_FAILURES = 50
 
@@ -92,13 +92,13 @@ def tests(_: Results) -> Results:
 
 
 def ceiling(_: Results) -> Results:
-    """Bytes per second of the in-place stream, by the arrays that it writes, and of a copy."""
-    stream = CudaStream(STREAM_ELEMENTS)
+    """Bytes per second of the in-place loop, by the arrays that it writes, and of a copy."""
+    bandwidth = CudaBandwidthCeiling(CEILING_ELEMENTS)
     result = {}
     for written in (1, 2, 3):
-        touched = 4 * (2 * written + 1) * STREAM_ELEMENTS
-        result[f"stream_{written}_GB_per_s"] = touched / stream.seconds(touched, written) / 1e9
-    del stream
+        touched = 4 * (2 * written + 1) * CEILING_ELEMENTS
+        result[f"ceiling_{written}_GB_per_s"] = touched / bandwidth.seconds(touched, written) / 1e9
+    del bandwidth
     cuda_harness.free()
     return {**result, "copy_GB_per_s": cuda_harness.copy_bandwidth() / 1e9}
 

@@ -1,4 +1,4 @@
-"""How steps are timed on the CPU, the memory ceiling among them, and what every benchmark needs."""
+"""How steps are timed on the CPU, the bandwidth ceiling among them, and what every benchmark needs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Turn:
     """Seconds for a step of one contender in one round."""
 
     step: float
-    stream: float  # of as many bytes
+    ceiling: float  # of as many bytes
     host: float  # the host's work
     kernel: float | None = None  # the part of the step without Python, where each step tells it
     host_bound: bool = False  # whether the device had to wait for the host all the same
@@ -72,13 +72,13 @@ class OnCpu:
         self._workload = workload
         self._models = {dtype: Model(workload, dtype) for dtype in dtypes}
         self._single_elements = {dtype: Model(workload.single_elements(), dtype) for dtype in dtypes}
-        self._stream = Stream(workload.elements)
+        self._ceiling = BandwidthCeiling(workload.elements)
 
     def turn(self, contender: Contender) -> Turn:
         host, _ = self._timed(contender, self._single_elements[contender.dtype])
         step, kernel = self._timed(contender, self._models[contender.dtype])
         touched = contender.bytes * self._workload.elements
-        return Turn(step, self._stream.seconds(touched, contender.written), host, kernel)
+        return Turn(step, self._ceiling.seconds(touched, contender.written), host, kernel)
 
     def memory(self, contender: Contender) -> dict[str, Any]:
         model = self._models[contender.dtype]
@@ -107,7 +107,7 @@ def time_steps(step: Callable[[], object], before: Callable[[], object], count: 
     return total / count
 
 
-class Stream:
+class BandwidthCeiling:
     """What the memory gives to a step: a loop over fp32 arrays that makes its reads and writes, and adds.
 
     Args:
@@ -124,11 +124,11 @@ class Stream:
         addresses = [array.data_ptr() for array in self._arrays]
         threads = torch.get_num_threads()
 
-        def stream() -> None:
-            _cpu.stream(addresses[:written], addresses[-1], elements, threads)
+        def update() -> None:
+            _cpu.bandwidth_ceiling(addresses[:written], addresses[-1], elements, threads)
 
-        stream()
-        return time_steps(stream, lambda: None, 2) * wanted / elements
+        update()
+        return time_steps(update, lambda: None, 2) * wanted / elements
 
 
 class KernelClock:

@@ -18,7 +18,7 @@ import torch
 
 import danlu
 from danlu import _cpu
-from harness import Stream, positive, time_steps
+from harness import BandwidthCeiling, positive, time_steps
 from rounds import spread
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Turns:
         inner = optimizer([self.p])
         lazy, moments = danlu.Lazy(inner), danlu.Lazy(inner, "params")
         self._written = 1 + len(inner.state_names)
-        self._stream, self._read = Stream(size // 4), given["dense"][0]
+        self._ceiling, self._read = BandwidthCeiling(size // 4), given["dense"][0]
         # of an element's update what is neither parameter nor gradient
         moving = 2 * len(inner.state_names) / (2 * self._written + 1)
         rest = int((size - updated) * moving)
@@ -162,7 +162,7 @@ class Turns:
 
     def ceiling(self, read: int, updated: int) -> float:
         """Seconds to read as many elements and to update as many."""
-        seconds = self._stream.seconds(4 * (2 * self._written + 1) * updated, self._written)
+        seconds = self._ceiling.seconds(4 * (2 * self._written + 1) * updated, self._written)
         if read:
             address, threads = self._read.data_ptr(), torch.get_num_threads()
             seconds += time_steps(

@@ -127,7 +127,7 @@ def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
     )
     if "layer" in wrappers:
         found = dataclasses.replace(found, lr=LAYER_LR)
-    # wrappers say themselves what they go around
+    # wrappers say themselves what they wrap
     found.make(GPT(context=1, layers=1, width=32, untied=options.untied), options.accumulate)
     return found
 

@@ -76,10 +76,10 @@ def profile(workload: Workload, contenders: Sequence[Contender], measured: dict[
         except Exception as error:
             row["profile_failed"] = reason(error)
             continue
-        stream = c.bytes * workload.elements / (1e9 * row["stream_GB_per_s"]["median"])
+        ceiling = c.bytes * workload.elements / (1e9 * row["ceiling_GB_per_s"]["median"])
         row["launches"] = seen["launches"]
         row["kernel_ms"] = spread([1e3 * seen["kernel_seconds"]])
-        row["kernel_share_of_stream"] = spread([stream / seen["kernel_seconds"]])
+        row["kernel_share_of_ceiling"] = spread([ceiling / seen["kernel_seconds"]])
 
 
 def reason(error: Exception) -> str:
@@ -98,14 +98,14 @@ def figures(
         "ms": spread(1e3 * turn.step for turn in turns),
         "ratio": ratio(baseline, turns) if baseline else None,
         "GB_per_s": spread(touched / turn.step / 1e9 for turn in turns),
-        "stream_GB_per_s": spread(touched / turn.stream / 1e9 for turn in turns),
-        "share_of_stream": spread(turn.stream / turn.step for turn in turns),
+        "ceiling_GB_per_s": spread(touched / turn.ceiling / 1e9 for turn in turns),
+        "share_of_ceiling": spread(turn.ceiling / turn.step for turn in turns),
         "host_bound": any(turn.host_bound for turn in turns),
         "host_us_per_tensor": spread(1e6 * turn.host / len(workload.shapes) for turn in turns),
     }
     if of_danlu:
         row["kernel_ms"] = spread(1e3 * turn.kernel for turn in of_danlu)
-        row["kernel_share_of_stream"] = spread(turn.stream / turn.kernel for turn in of_danlu)
+        row["kernel_share_of_ceiling"] = spread(turn.ceiling / turn.kernel for turn in of_danlu)
     return row
 
 

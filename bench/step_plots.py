@@ -5,7 +5,6 @@ Beside the file lie NAME.png (the first workload), NAME_memory.png (its memory) 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+import results_file
 from contenders import BASELINE, ON_CPU, ON_CUDA, Contender
 
 Row = dict[str, Any]
@@ -120,7 +120,7 @@ def _panel_of_times(panel: Any, rows: list[Row]) -> None:
     places = range(len(rows))
     panel.barh(places, medians, color=[OF_DANLU if is_danlu(row) else OF_OTHERS for row in rows], height=0.7)
     panel.hlines(places, [s["low"] for s in spreads], [s["high"] for s in spreads], color="black", lw=1)
-    ceilings = [row["share_of_stream"]["median"] * m for row, m in zip(rows, medians, strict=True)]
+    ceilings = [row["share_of_ceiling"]["median"] * m for row, m in zip(rows, medians, strict=True)]
     panel.plot(ceilings, places, "|", color="black", markersize=11, markeredgewidth=2)
     ends = [max(s["high"], c) for s, c in zip(spreads, ceilings, strict=True)]
     for place, end, median in zip(places, ends, medians, strict=True):
@@ -166,4 +166,4 @@ def _finish(figure: Any, environment: dict[str, Any], path: Path) -> None:
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         file = Path(argument)
-        print("\n".join(draw(json.loads(file.read_text()), file.with_suffix(".png"))))
+        print("\n".join(draw(results_file.read(file), file.with_suffix(".png"))))

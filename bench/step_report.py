@@ -18,7 +18,7 @@ LEGENDS = {
     "cpu": f"""\
 ms        median over the rounds, with quartiles
 {_COMMON}\
-stream    an in-place loop over as many bytes, right after the step: what the memory gives; the whole
+ceiling   an in-place loop over as many bytes, right after the step: what the memory gives; the whole
           step's speed by its speed, and that of danlu's kernels alone
 host      microseconds per tensor, measured with as many tensors of one element
 extra     the most memory that torch's allocators held during a step, beyond what they held before it, and
@@ -28,7 +28,7 @@ extra     the most memory that torch's allocators held during a step, beyond wha
 ms        median over the rounds, with quartiles, of the GPU's time, the whole step being enqueued before the
           GPU comes to it; * where the host held it up
 {_COMMON}\
-stream    a kernel with as many bytes in place, right after the step: what the memory gives; the speed of
+ceiling   a kernel with as many bytes in place, right after the step: what the memory gives; the speed of
           the step by its speed, and that of its kernels alone
 launches  kernels of a step; their time and number are the profiler's
 host      microseconds per tensor until step() returns, the GPU being idle before it
@@ -57,7 +57,7 @@ def table(measured: dict[str, Any]) -> Table:
     )
     profiled = any("launches" in row for row in rows)
     shown.add_column("optimizer", no_wrap=True)
-    headings = ["ms", "ratio", "GB/s", "step/\nstream", "kernels/\nstream", *["launches"] * profiled]
+    headings = ["ms", "ratio", "GB/s", "step/\nceiling", "kernels/\nceiling", *["launches"] * profiled]
     for heading in (*headings, "host\nus/tensor", "state\nB/parameter", "extra\nMB"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -66,8 +66,8 @@ def table(measured: dict[str, Any]) -> Table:
             text(row["ms"], ".1f" if row["ms"]["median"] > 20 else ".2f") + "*" * row["host_bound"],
             text(row["ratio"], ".2f"),
             f"{row['GB_per_s']['median']:.1f}",
-            f"{row['share_of_stream']['median']:.0%}",
-            f"{row['kernel_share_of_stream']['median']:.0%}" if "kernel_ms" in row else "",
+            f"{row['share_of_ceiling']['median']:.0%}",
+            f"{row['kernel_share_of_ceiling']['median']:.0%}" if "kernel_ms" in row else "",
             *[f"{row.get('launches', '')}"] * profiled,
             f"{row['host_us_per_tensor']['median']:.2f}",
             f"{row['state_bytes_per_parameter']:.2f}",

@@ -7,8 +7,8 @@
     python bench/train.py --optimizers lion,lion+lazy --untied --schedule linear
     python bench/train.py --device cuda --dtype bf16 --layers 8 --width 512 --context 512 --batch 64
 
-A name is that of an optimizer and of what goes around it, from the inside: layer, lazy, lookahead, ema and
-accumulation. All start from the same weights and see the same batches, with as many updates; files, not
+A name is an optimizer's with its wrappers', innermost first: layer, lazy, lookahead, ema and accumulation.
+All start from the same weights and see the same batches, with as many updates; files, not
 bytes, are held out. Loss and saved weights are those that a user would ship: of EMA the averages, of
 Lookahead the slow weights. Layer adaptation has an lr of its own, since its steps are relative; the others
 have their optimizer's.
@@ -22,12 +22,10 @@ A run that comes to its end removes its checkpoints.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import sys
 import time
@@ -40,8 +38,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import danlu
-from harness import ROOT, environment, positive, state_bytes
-from model import GPT, HEAD_WIDTH
+from harness import ROOT, environment, positive
+from model import HEAD_WIDTH
 from out_option import add_out_option
 from recipes import (
     DEFAULT,
@@ -52,31 +50,11 @@ from recipes import (
     recipe_of,
     shipped_weights,
 )
-from text import Batches, Corpus, even_windows, load_corpus
+from text import Batches, Corpus, load_corpus
 from train_report import plot, table
+from training_run import DTYPES, SCHEDULES, Run, Settings, make_model
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WARM_UP_SHARE = 0.1
 SECONDS_BETWEEN_LINES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is the same for every optimizer."""
-
-    steps: int
-    batch: int
-    accumulate: int
-    context: int
-    layers: int
-    width: int
-    evaluate_every: int
-    held_out_windows: int
-    device: str
-    dtype: str
-    seed: int
-    schedule: str
-    untied: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if checkpoint.exists():
                 run.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
                 console.print(f"{name} goes on from step {run.step:,}, as {checkpoint} says")
-            run.train(checkpoint, ticker)
+            run.train(checkpoint, ticker.show)
             runs.append((run, checkpoint))
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -120,107 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint.unlink()
     console.print(table(results))
     console.print(f"wrote {options.name}.json and {options.name}.png to {options.out}")
-
-
-class Run:
-    """One optimizer's training, and everything that must survive its end in the middle."""
-
-    def __init__(self, name: str, recipe: Recipe, settings: Settings, corpus: Corpus) -> None:
-        self.name = name
-        self.recipe = recipe
-        self.settings = settings
-        device = torch.device(settings.device)
-        self.model = make_model(settings)
-        self.optimizer = recipe.make(self.model, settings.accumulate)
-        self.scheduler = SCHEDULES[settings.schedule](self.optimizer, settings.steps)
-        self.batches = Batches(corpus.train.to(device), settings.batch, settings.context, settings.seed)
-        self.held_out = even_windows(corpus.held_out, settings.held_out_windows, settings.context).to(device)
-
-        self.step = 0
-        self.resumed = 0
-        self.seconds = 0.0
-        self.optimizer_seconds = 0.0
-        self.state_bytes = 0
-        self.curve: dict[str, list[float]] = {"step": [], "seconds": [], "held_out_loss": []}
-
-    def train(self, checkpoint: Path, ticker: Ticker) -> None:
-        """Trains to the last step; evaluates and saves on the way."""
-        if not self.curve["step"]:
-            self.evaluate()
-        ticker.show(self)
-        while self.step < self.settings.steps:
-            self.advance()
-            if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
-                self.evaluate()
-                save(self.state_dict(), checkpoint)
-            ticker.show(self)
-
-    def advance(self) -> None:
-        """One update of the parameters, timed."""
-        start = self.now()
-        gradients = 1 if self.recipe.accumulates else self.settings.accumulate
-        for part in range(1, self.settings.accumulate + 1):
-            (self.model.loss(self.batches.next()) / gradients).backward()
-            if part % gradients == 0:
-                before = self.now()
-                self.optimizer.step()
-                self.optimizer_seconds += self.now() - before
-                self.optimizer.zero_grad()
-        self.scheduler.step()
-        self.step += 1
-        self.seconds += self.now() - start
-
-    @torch.no_grad()
-    def evaluate(self) -> None:
-        """Adds a point to the curve."""
-        parts = self.held_out.split(self.settings.batch)
-        # before the first step there is no average
-        with shipped_weights(self.optimizer) if self.step > 0 else contextlib.nullcontext():
-            total = sum(float(self.model.loss(part)) * len(part) for part in parts)
-        self.curve["step"].append(self.step)
-        self.curve["seconds"].append(self.seconds)
-        self.curve["held_out_loss"].append(total / len(self.held_out))
-        self.state_bytes = state_bytes(self.optimizer)
-
-    def now(self) -> float:
-        """Seconds, once the device has done what it was told."""
-        if self.held_out.is_cuda:
-            torch.cuda.synchronize(self.held_out.device)
-        return time.perf_counter()
-
-    PARTS = ("model", "optimizer", "scheduler", "batches")
-    NUMBERS = ("step", "resumed", "seconds", "optimizer_seconds", "state_bytes", "curve")
-
-    def state_dict(self) -> dict[str, Any]:
-        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
-        return parts | {name: getattr(self, name) for name in self.NUMBERS}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.PARTS:
-            getattr(self, name).load_state_dict(state[name])
-        for name in self.NUMBERS:
-            setattr(self, name, state[name])
-        self.resumed += 1
-
-    def result(self) -> dict[str, Any]:
-        """What is written down of a finished run."""
-        parameters = sum(p.numel() for p in self.model.parameters())
-        loss = self.curve["held_out_loss"][-1]
-        return {
-            "name": self.name,
-            "optimizer": f"{self.recipe.optimizer.__module__}.{self.recipe.optimizer.__qualname__}",
-            "lr": self.recipe.lr,
-            "weight_decay": self.recipe.weight_decay,
-            **self.recipe.more,
-            "wrappers": [{"name": name, **settings} for name, settings in self.recipe.wrappers],
-            "held_out_loss": loss,
-            "bits_per_byte": loss / math.log(2),
-            "seconds": self.seconds,
-            "optimizer_seconds": self.optimizer_seconds,
-            "state_bytes_per_parameter": self.state_bytes / parameters,
-            "resumed": self.resumed,
-            "curve": self.curve,
-        }
 
 
 class Ticker:
@@ -253,57 +130,12 @@ class Ticker:
             self.console.print(f"{text} at step {run.step:,} of {self.steps:,}, {run.seconds:.1f} s")
 
 
-def warm_up_and_cosine(step: int, *, steps: int) -> float:
-    """The factor of lr: up in a line, then down to nothing as a cosine."""
-    first = warm_up_steps(steps)
-    if step < first:
-        return (step + 1) / first
-    return 0.5 + 0.5 * math.cos(math.pi * (step - first) / max(1, steps - first))
-
-
-def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(warm_up_and_cosine, steps=steps))
-
-
-def linear(optimizer: torch.optim.Optimizer, steps: int) -> danlu.PiecewiseLinearLR:
-    """The same way up, and down in a line."""
-    first = warm_up_steps(steps)
-    return danlu.PiecewiseLinearLR(optimizer, {0: 1 / first, first - 1: 1.0, first: 1.0, steps: 0.0})
-
-
-SCHEDULES = {"cosine": cosine, "linear": linear}
-
-
-def warm_up_steps(steps: int) -> int:
-    return max(1, round(WARM_UP_SHARE * steps))
-
-
-def make_model(settings: Settings) -> GPT:
-    """Made on the CPU in fp32, so that a seed gives the same weights on every device."""
-    torch.manual_seed(settings.seed)
-    model = GPT(
-        context=settings.context, layers=settings.layers, width=settings.width, untied=settings.untied
-    )
-    return model.to(torch.device(settings.device), DTYPES[settings.dtype])
-
-
 def warm_up(settings: Settings, corpus: Corpus) -> None:
     """Pays for what the first steps of a process cost, before any optimizer is timed."""
     model = make_model(settings)
     batches = Batches(corpus.train.to(settings.device), settings.batch, settings.context, settings.seed)
     for _ in range(3):
         model.loss(batches.next()).backward()
-
-
-def save(state: dict[str, Any], checkpoint: Path) -> None:
-    """Replaces the checkpoint at once: killed here, the old one is whole."""
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = checkpoint.with_suffix(".tmp")
-    with unfinished.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, checkpoint)
 
 
 def key(settings: Settings, recipe: Recipe, conditions: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What wrappers add to a step: their own pass, beside the ceiling for its bytes and the optimizer's step.
 
 `python bench/step_time.py --wrappers` runs it. Of each wrapper around AdamW the pass alone is timed; all take
-their turn in each round, and the in-place stream of as many bytes comes right after each turn.
+their turn in each round, and the bandwidth ceiling of as many bytes comes right after each turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 
 import danlu
-from harness import STEPS_PER_TURN, Model, Stream, time_steps
+from harness import STEPS_PER_TURN, BandwidthCeiling, Model, time_steps
 from rounds import spread
 from workloads import Workload
 
@@ -38,8 +38,8 @@ PASSES = [
 
 
 def measure(workload: Workload, rounds: int, show: Callable[[str, str], object]) -> dict[str, Any]:
-    """Milliseconds and shares of the stream; the first round warms up."""
-    model, stream = Model(workload, torch.float32), Stream(workload.elements)
+    """Milliseconds and shares of the bandwidth ceiling; the first round warms up."""
+    model, bandwidth = Model(workload, torch.float32), BandwidthCeiling(workload.elements)
     model.hold_gradients()
     turns: dict[str, list[tuple[float, float, float]]] = {one.id: [] for one in PASSES}
     for round_ in range(rounds + 1):
@@ -52,7 +52,7 @@ def measure(workload: Workload, rounds: int, show: Callable[[str, str], object])
             wrapper._pass.step()
             step = time_steps(optimizer.step, lambda: None, STEPS_PER_TURN)
             seconds = time_steps(wrapper._pass.step, lambda: None, STEPS_PER_TURN)
-            ceiling = stream.seconds(one.bytes * workload.elements, one.written)
+            ceiling = bandwidth.seconds(one.bytes * workload.elements, one.written)
             if round_ > 0:
                 turns[one.id].append((seconds, ceiling, step))
     return {
@@ -64,7 +64,7 @@ def measure(workload: Workload, rounds: int, show: Callable[[str, str], object])
                 "bytes_per_parameter": one.bytes,
                 "every": one.every,
                 "ms": spread(1e3 * seconds for seconds, _, _ in turns[one.id]),
-                "share_of_stream": spread(ceiling / seconds for seconds, ceiling, _ in turns[one.id]),
+                "share_of_ceiling": spread(ceiling / seconds for seconds, ceiling, _ in turns[one.id]),
                 "share_of_adamw": spread(seconds / step for seconds, _, step in turns[one.id]),
             }
             for one in PASSES
@@ -74,11 +74,11 @@ def measure(workload: Workload, rounds: int, show: Callable[[str, str], object])
 
 def table(measured: dict[str, Any]) -> Table:
     found = Table(
-        "pass", "once a", "bytes", "ms", "of the stream", "of AdamW's step", title=measured["title"]
+        "pass", "once a", "bytes", "ms", "of the ceiling", "of AdamW's step", title=measured["title"]
     )
     for row in measured["passes"]:
         cells = [row["name"], row["every"], str(row["bytes_per_parameter"]), f"{row['ms']['median']:.1f}"]
-        for name in ("share_of_stream", "share_of_adamw"):
+        for name in ("share_of_ceiling", "share_of_adamw"):
             s = row[name]
             cells.append(f"{s['median']:.0%} ({s['low']:.0%}-{s['high']:.0%})")
         found.add_row(*cells)

@@ -56,7 +56,9 @@ class FakeGpu:
         patch.setattr(torch.profiler, "profile", fake_profile)
         kernels = emulated().native
         native = SimpleNamespace(
-            stream=kernels.stream, read_through=kernels.read_through, architectures="90-real"
+            bandwidth_ceiling=kernels.bandwidth_ceiling,
+            read_through=kernels.read_through,
+            architectures="90-real",
         )
         patch.setattr(danlu, "_cuda", native, raising=False)
         patch.setitem(sys.modules, "danlu._cuda", native)

@@ -68,7 +68,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gpu_stages, "GPT2", TINY)
     patch.setattr(gpu_stages, "MANY_SMALL", TINIER)
     patch.setattr(gpu_stages, "LLAMA_8B", TINIER)
-    patch.setattr(gpu_stages, "STREAM_ELEMENTS", 1000)
+    patch.setattr(gpu_stages, "CEILING_ELEMENTS", 1000)
     patch.setattr(lazy_rows, "SHAPE", (90, 16))
     patch.setattr(lazy_rows, "LISTED", 10)
     patch.setattr(torch, "compile", lambda step: step)  # the compiler takes its time

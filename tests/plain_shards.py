@@ -149,7 +149,7 @@ def whole(model: FullyShardedDataParallel) -> list[torch.Tensor]:
 
 
 def flat_pieces_step_as_the_whole(rank: int, folder: Path) -> None:
-    """Element-wise rules, and what goes around them."""
+    """Element-wise rules, and their wrappers."""
     makes = {name: make for name, make in EVERY_RULE.items() if BY_ID.get(name) in CASES} | AROUND
     with quiet():
         for name, make in makes.items():

@@ -134,7 +134,7 @@ def test_passes_of_wrappers(
     assert [row["name"] for row in measured["passes"]] == ["accumulation", "lookahead", "ema"]
     for row in measured["passes"]:
         assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
-        assert 0 < row["share_of_stream"]["low"] <= row["share_of_stream"]["high"]
+        assert 0 < row["share_of_ceiling"]["low"] <= row["share_of_ceiling"]["high"]
     ways = results["lazy_rows"]["ways"]
     assert {way["optimizer"] for way in ways} == {"Lion", "AdamW"}
     for way in ways:

@@ -36,7 +36,7 @@ TYPES = {"float": F32, "danlu::bf16": BF16, "danlu::f16": F16}
 
 
 # a module for each source file, in the order in which CMake links them
-SOURCES = ["stream", "norm", *RULES, *(rule.name for rule in listed_rules.REDUCING)]
+SOURCES = ["bandwidth_ceiling", "norm", *RULES, *(rule.name for rule in listed_rules.REDUCING)]
 
 
 every_architecture = pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def _library() -> None:
 
 
 def ptx(source: str) -> str:
-    """Of a rule, or of stream.cu or norm.cu: as in the build, of the oldest architecture."""
+    """Of a rule, or of bandwidth_ceiling.cu or norm.cu: as in the build, of the oldest architecture."""
     return dict(zip(SOURCES, code.modules(built.library()), strict=True))[source]
 
 
@@ -281,8 +281,8 @@ def test_no_contraction_and_no_flushing(rule: str) -> None:
 
 
 @every_architecture
-def test_the_stream_is_all_wide_accesses(architecture: int) -> None:
-    for kernel in compiled("stream", architecture):
+def test_the_bandwidth_ceiling_is_all_wide_accesses(architecture: int) -> None:
+    for kernel in compiled("bandwidth_ceiling", architecture):
         assert (kernel.stack, kernel.local) == (0, 0)
         assert {op for _, op, _ in kernel.accesses} == set(GLOBAL)
         wide = Counter(op for _, op, bits in kernel.accesses if bits == 128)

@@ -220,11 +220,11 @@ def test_a_later_launch_that_fails_says_so(cuda: Emulated) -> None:
 
 @pytest.mark.parametrize("written", [1, 2, 3])
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 1023, 4096, 5001])
-def test_the_stream_adds_to_every_element(size: int, written: int, cuda: Emulated) -> None:
+def test_the_bandwidth_ceiling_adds_to_every_element(size: int, written: int, cuda: Emulated) -> None:
     arrays = [torch.full((size + 4,), float(i)) for i in range(written + 1)]
     addresses = [array.data_ptr() for array in arrays]
     read = torch.arange(size + 4, dtype=torch.float32)
-    cuda.native.stream(addresses[:written], read.data_ptr(), size, 0, STREAM)
+    cuda.native.bandwidth_ceiling(addresses[:written], read.data_ptr(), size, 0, STREAM)
     for i, array in enumerate(arrays[:written]):
         assert torch.equal(array[:size], i + read[:size])
         assert torch.equal(array[size:], torch.full((4,), float(i)))

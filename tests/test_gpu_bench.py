@@ -24,7 +24,7 @@ from fake_stages import TINY, emulated_kernels, fake_gpu  # noqa: F401  fixtures
 from harness import Model
 from workloads import Workload, llama_8b_list
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the emulator gives the stream")
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the emulator gives the bandwidth ceiling")
 
 
 def test_time_on_gpu_lets_the_step_queue_up(fake: FakeGpu) -> None:
@@ -81,23 +81,23 @@ def test_what_the_profiler_of_this_torch_gives_can_be_read() -> None:
     assert event.device_type != torch.autograd.DeviceType.CUDA
 
 
-def test_stream_moves_as_many_bytes(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bandwidth_ceiling_moves_as_many_bytes(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("danlu._cuda.stream", lambda *arguments: seen.append(arguments))
-    cuda_harness.CudaStream(1000).seconds(20 * 1000, 2)
+    monkeypatch.setattr("danlu._cuda.bandwidth_ceiling", lambda *arguments: seen.append(arguments))
+    cuda_harness.CudaBandwidthCeiling(1000).seconds(20 * 1000, 2)
     written, read, size, device, _stream = seen[0]
     assert (len(written), size, device) == (2, 1000, 0)
     assert read not in written
 
 
-def test_a_stream_of_more_bytes_than_arrays_stays_inside(
+def test_a_ceiling_of_more_bytes_than_arrays_stays_inside(
     fake: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As LAMB's, which reads all of them twice; the time is that of all bytes."""
     seen = []
-    monkeypatch.setattr("danlu._cuda.stream", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("danlu._cuda.bandwidth_ceiling", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(cuda_harness, "time_on_gpu", lambda step, host: (7.0, False))
-    assert cuda_harness.CudaStream(1000).seconds(44 * 1000, 3) == pytest.approx(7 * 44 / 28)
+    assert cuda_harness.CudaBandwidthCeiling(1000).seconds(44 * 1000, 3) == pytest.approx(7 * 44 / 28)
     assert seen[0][2] == 1000
 
 

@@ -65,7 +65,7 @@ def test_bytes_are_those_of_the_benchmarks() -> None:
 
 
 def test_a_run_stands_beside_the_forecast(tmp_path: Path) -> None:
-    row = {"name": "lion", "kernel_share_of_stream": {"median": 0.934}}
+    row = {"name": "lion", "kernel_share_of_ceiling": {"median": 0.934}}
     stages = {"first": {"result": [{"contenders": [row, {"name": "adamw", "failed": "no"}]}]}}
     stages["tests"] = {"error": "interrupted"}  # type: ignore[assignment]
     (tmp_path / "gpu.json").write_text(json.dumps({"stages": stages}))

@@ -31,7 +31,7 @@ from fake_stages import (  # noqa: F401  fixtures
 )
 from gpu_plan import Planned
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the emulator gives the stream")
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the emulator gives the bandwidth ceiling")
 
 FEW = ("environment", "smoke", "warm", "ceiling", "first", "first_reductions", "tests", "shapes", "ncu")
 BROKEN = {"check": "lion bfloat16", "right": False, "error": "an illegal memory access\n", "unusable": True}
@@ -170,8 +170,8 @@ def test_a_process_that_dies_of_an_illegal_address() -> None:
 def test_below_the_ceiling_shapes_and_ncu_come_first(
     share: float, stages: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"name": "adamw", "share_of_stream": {"median": share}}
-    others = [{"name": name, "share_of_stream": {"median": 0.5}} for name in ("torch-adamw", "adamw-triton")]
+    row = {"name": "adamw", "share_of_ceiling": {"median": share}}
+    others = [{"name": name, "share_of_ceiling": {"median": 0.5}} for name in ("torch-adamw", "adamw-triton")]
     failed = {"name": "lion", "failed": "no"}
     first = {"contenders": [row, *others, failed]}
     monkeypatch.setattr(gpu_plan, "SHARE", 0.85)

@@ -36,7 +36,7 @@ from fake_stages import TINIER, TINY, emulated_kernels, fake_gpu, small_stages  
 from gpu_plan import Planned
 from harness import ROOT, Model
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the emulator gives the stream")
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the emulator gives the bandwidth ceiling")
 
 
 def plan(patch: pytest.MonkeyPatch, **stages: Any) -> None:
@@ -100,7 +100,7 @@ def test_all_stages(
     assert "best 256/8/4/4096 1.900 ms" in out
     assert "cannot be shown" not in out
     for shown in (
-        r"lamb  .* of the stream for 44 B/param >= 0\.85: (NOT )?REACHED",
+        r"lamb  .* of the ceiling for 44 B/param >= 0\.85: (NOT )?REACHED",
         r"adafactor  .* times torch's speed >= 5: .*; .* times 20 B/param in place <= 1\.35: ",
         r"norm, bfloat16 on tiny: cuda .* of reading >= 0\.9: .*; triton .*; torch get_total_norm",
         r"Lion on an embedding, ms \(times all rows\): all rows .*, rows, listed twice .*",
@@ -113,7 +113,7 @@ def test_all_stages(
 
 def test_bars() -> None:
     def row(name: str, share: float) -> dict[str, Any]:
-        return {"name": name, "share_of_stream": {"median": share, "low": share - 0.1, "high": share + 0.1}}
+        return {"name": name, "share_of_ceiling": {"median": share, "low": share - 0.1, "high": share + 0.1}}
 
     ratio = {"median": 5.2, "low": 4.9, "high": 5.4}
     measured = {
@@ -129,7 +129,7 @@ def test_bars() -> None:
             "5.20 (4.90-5.40) times torch's speed >= 5: reached",
             "1.50 (1.33-1.71) times 20 B/param in place <= 1.35: NOT REACHED",
         ],
-        "lamb-bf16": ["0.86 (0.76-0.96) of the stream for 28 B/param >= 0.85: reached"],
+        "lamb-bf16": ["0.86 (0.76-0.96) of the ceiling for 28 B/param >= 0.85: reached"],
     }
     assert not bars.bar("share", ratio, least=5.3)["reached"]
     assert bars.bar("time", ratio, most=5.3)["reached"]

@@ -94,20 +94,20 @@ def drop_by_loading(opt: danlu.FusedOptimizer) -> None:
 def drop_by_steps(opt: danlu.FusedOptimizer) -> None:
     """Of the others: what has been removed for good is let go."""
     opt.param_groups = opt.param_groups[-1:]
-    for _ in range(base.RESTING_STEPS + 1):
+    for _ in range(base.IDLE_STEPS + 1):
         opt.step()
 
 
 @pytest.mark.parametrize("drop", [drop_by_adding, drop_by_loading, drop_by_steps])
-def test_resting_plans_are_dropped(drop: Callable[[Any], None], backend: str) -> None:
+def test_idle_plans_are_dropped(drop: Callable[[Any], None], backend: str) -> None:
     opt = in_groups(MADE[0], backend)
     give_gradients(parameters(opt), 0)
     step_group_by_group(opt)
-    resting = [weakref.ref(plan) for plan in opt._resting_plans]
-    assert len(resting) == len(opt.param_groups) - 1
+    idle = [weakref.ref(plan) for plan in opt._idle_plans]
+    assert len(idle) == len(opt.param_groups) - 1
     drop(opt)
     gc.collect()
-    assert not any(plan() for plan in resting)
+    assert not any(plan() for plan in idle)
     opt.step()
 
 

@@ -13,6 +13,7 @@ import torch
 import danlu
 from cases import BACKENDS, CASES, F32, F64, LAYERED, Case, values
 from danlu.testing import same_bits
+from danlu.update_rule import UpdateRule
 from danlu.wrappers.derived import Derived
 from oracles.itself import normwise
 from test_oracles import ORACLES
@@ -332,10 +333,10 @@ OWN = {
 
 def test_whatever_a_plan_asks_is_asked_of_the_inner_optimizer() -> None:
     """A method or attribute that `FusedOptimizer` gains is passed on, or its own for a reason."""
-    base = danlu.FusedOptimizer
-    public = {name for name in {**vars(base), **base.__annotations__} if not name.startswith("_")}
+    said = {name for base in (danlu.FusedOptimizer, UpdateRule) for name in vars(base) | base.__annotations__}
+    public = {name for name in said if not name.startswith("_")}
     torchs = vars(torch.optim.SGD(some_params(), lr=0.1)).keys()
-    held = vars(danlu.AdamW(some_params(), fused=True)).keys() - torchs - {"_plan", "_resting_plans"}
+    held = vars(danlu.AdamW(some_params(), fused=True)).keys() - torchs - {"_plan", "_idle_plans"}
     held |= {"defaults", "param_groups", "state"}
     passed_on = {name for name, value in vars(Derived).items() if type(value) is type(vars(Derived)["rule"])}
     assert passed_on == (public | held) - OWN

@@ -75,6 +75,7 @@ ABOVE = {
     "backends": {"plan", "optimizer", "optimizers", "wrappers", "checkpoint"},
     "plan": {"optimizer", "optimizers", "wrappers", "checkpoint"},
     "checkpoint": {"optimizer", "optimizers", "wrappers", "backends", "plan"},
+    "update_rule": {"backends", "plan", "optimizer", "optimizers", "wrappers", "checkpoint"},
     "optimizer": {"optimizers", "wrappers"},
     "optimizers": {"wrappers"},
 }

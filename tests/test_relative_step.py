@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import pickle
 import warnings
@@ -12,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint import state_dict as dcp
 from torch.optim import lr_scheduler
 
 import danlu
 from cases import values
 from danlu.testing import same_bits
 from oracles.submodules import load
+from relative_steps import OWN, every_own, jump, own, shown
 from training import all_same, everything, parameters, some_params, train
 
 transformers: Any = load(
@@ -26,18 +25,6 @@ transformers: Any = load(
     [f"transformers.{name}" for name in ("trainer_pt_utils", "trainer_utils", "utils")],
 )
 
-Rho = Callable[[int], float]
-# optimizers whose groups all have relative_step, and their rho
-OWN: dict[str, tuple[dict[str, Any], Rho]] = {
-    "huggingface": (dict(weight_decay=0.1), lambda t: min(1e-2, t**-0.5)),
-    "warmup_init": (dict(warmup_init=True, beta1=0.9), lambda t: min(1e-6 * t, t**-0.5)),
-    "bert4keras": (dict(preset="bert4keras", lr=None), lambda t: min(1e-2, t**-0.5)),
-    "bert4keras, not scaled": (
-        dict(preset="bert4keras", relative_step=True, scale_parameter=False),
-        lambda t: 0.05 * min(1e-2, t**-0.5),
-    ),
-}
-every_own = pytest.mark.parametrize("name", OWN)
 
 WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "alone": lambda opt: opt,
@@ -47,21 +34,6 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "three": lambda opt: danlu.GradientAccumulation(danlu.EMA(danlu.Lookahead(opt)), 1),
 }
 every_wrapper = pytest.mark.parametrize("around", WRAPPERS)
-
-
-def own(name: str, **options: Any) -> danlu.Adafactor:
-    return danlu.Adafactor(some_params(3), **{**OWN[name][0], **options})
-
-
-def jump(opt: danlu.Adafactor, step: int) -> None:
-    """As if so many steps had been made."""
-    for held in opt.state.values():
-        held["step"].fill_(step)
-
-
-def shown(opt: Any) -> list[float]:
-    assert all(type(group["lr"]) is float for group in opt.param_groups)
-    return [group["lr"] for group in opt.param_groups]
 
 
 @every_own
@@ -380,91 +352,6 @@ def test_a_live_group_without_an_lr_is_named() -> None:
     assert shown(opt) == [1e-2]
 
 
-# State.
-
-
-def through_a_file(saved: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(saved, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
-
-
-def with_lr(value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def change(saved: dict[str, Any]) -> dict[str, Any]:
-        for group in saved["param_groups"]:
-            group["lr"] = value
-        return saved
-
-    return change
-
-
-def without_option(saved: dict[str, Any]) -> dict[str, Any]:
-    """bert4keras as it was saved before it had the option."""
-    for group in with_lr(None)(saved)["param_groups"]:
-        if group["preset"] == "bert4keras":
-            del group["relative_step"]
-    return saved
-
-
-@every_own
-@pytest.mark.parametrize("change", [dict, with_lr(None), with_lr(0.0), without_option])
-def test_saved_and_loaded(name: str, change: Callable[[Any], Any]) -> None:
-    opt, rho = own(name), OWN[name][1]
-    train(opt, range(2))
-    jump(opt, 20_000)
-    saved = change(through_a_file(opt.state_dict()))
-    for options in (OWN[name][0], {"preset": opt.defaults["preset"], "lr": 0.5}):
-        params = [torch.nn.Parameter(p.detach().clone()) for p in parameters(opt)]
-        new = danlu.Adafactor(params, **options)
-        new.load_state_dict(copy.deepcopy(saved))
-        assert shown(new) == [rho(20_000)]
-        train(new, [2])
-        again = copy.deepcopy(opt)
-        train(again, [2])
-        assert all_same(everything(new), everything(again))
-        assert shown(new) == [rho(20_001)]
-
-
-@every_own
-def test_copies(name: str) -> None:
-    opt = own(name)
-    train(opt, range(2))
-    for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
-        assert shown(other) == shown(opt)
-        straight = copy.deepcopy(opt)
-        train(other, [2])
-        train(straight, [2])
-        assert all_same(everything(other), everything(straight))
-        other.add_param_group({"params": some_params(1)})
-        assert shown(other)[1] == OWN[name][1](1)
-
-
-def test_transformers_state_with_its_schedule() -> None:
-    """It has written an lr into a group with relative_step."""
-    theirs = transformers.Adafactor(some_params(2))
-    schedule = transformers.AdafactorSchedule(theirs)
-    for t in range(2):
-        for i, p in enumerate(parameters(theirs)):
-            p.grad = values(p.shape, 10 * t + i, wild=False)
-        theirs.step()
-        schedule.step()
-    saved = copy.deepcopy(theirs.state_dict())
-    assert saved["param_groups"][0]["lr"] is not None
-    opt = danlu.Adafactor([torch.nn.Parameter(p.detach().clone()) for p in parameters(theirs)])
-    opt.load_state_dict(saved)
-    assert shown(opt) == [1e-2]
-    train(opt, [2])
-
-
-def test_a_torch_state_has_an_lr() -> None:
-    theirs = torch.optim.Adafactor(some_params(2), lr=0.5, eps=(1e-30, 1e-3))
-    opt = danlu.Adafactor(some_params(2))
-    opt.load_state_dict(theirs.state_dict())
-    assert (shown(opt), opt.param_groups[0]["relative_step"]) == ([0.5], False)
-
-
 def test_the_first_parameter_that_has_made_a_step_says_the_step() -> None:
     opt = own("warmup_init")
     late, *others = parameters(opt)
@@ -476,26 +363,6 @@ def test_the_first_parameter_that_has_made_a_step_says_the_step() -> None:
     late.grad = torch.ones_like(late)
     opt.step()
     assert shown(opt) == [1e-6]
-
-
-@pytest.mark.parametrize("flat", [False, True])
-def test_a_distributed_checkpoint(flat: bool) -> None:
-    """Which writes an lr of 0 and makes a step to see what state there is."""
-    options = dcp.StateDictOptions(flatten_optimizer_state_dict=flat)
-    model = torch.nn.Linear(3, 2)
-    opt = danlu.Adafactor(model.parameters(), warmup_init=True)
-    assert dcp.get_optimizer_state_dict(model, opt, options=options)
-    train(opt, range(2))
-    # a copy: tensors that fit are taken as they are
-    saved = copy.deepcopy(dcp.get_optimizer_state_dict(model, opt, options=options))
-    other = copy.deepcopy(model)
-    new = danlu.Adafactor(other.parameters(), warmup_init=True)
-    dcp.set_optimizer_state_dict(other, new, saved, options=options)
-    assert shown(new) == shown(opt)
-    assert all_same(parameters(new), parameters(opt))
-    train(opt, [2])
-    train(new, [2])
-    assert all_same(everything(new), everything(opt))
 
 
 def test_where_counters_are_on_a_device_the_lr_is_a_tensor_there(monkeypatch: pytest.MonkeyPatch) -> None:

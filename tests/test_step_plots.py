@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+import results_file
 import step_plots
 from contenders import ON_CPU, ON_CUDA
 
@@ -21,7 +22,7 @@ def spread(median: float) -> dict[str, float]:
 
 def row(name: str, ms: float, baseline: float | None = 10.0) -> dict[str, Any]:
     ratio = None if baseline is None else spread(baseline / ms)
-    of_row = {"name": name, "ms": spread(ms), "ratio": ratio, "share_of_stream": spread(0.5)}
+    of_row = {"name": name, "ms": spread(ms), "ratio": ratio, "share_of_ceiling": spread(0.5)}
     return {**of_row, "state_bytes_per_parameter": 2.0 if name.endswith("bf16") else 4.0}
 
 
@@ -72,6 +73,16 @@ def test_times(figures: list[Figure]) -> None:
     assert list(ticks.get_xdata())[::-1] == pytest.approx([0.25, 0.4, 0.5, 1.0])
     low, high = panel.collections[0].get_segments()[-1][:, 0]
     assert (low, high) == pytest.approx((0.5 / 1.25, 0.5 / 0.9))
+
+
+def test_files_of_older_versions(tmp_path: Path) -> None:
+    """They call the bandwidth ceiling a stream."""
+    rows = [{"stream_GB_per_s": {"median": 9}, "kernel_share_of_stream": 0.5, "name": "stream"}]
+    (tmp_path / "old.json").write_text(json.dumps({"contenders": rows, "share_of_stream": [1.0]}))
+    assert results_file.read(tmp_path / "old.json") == {
+        "contenders": [{"ceiling_GB_per_s": {"median": 9}, "kernel_share_of_ceiling": 0.5, "name": "stream"}],
+        "share_of_ceiling": [1.0],
+    }
 
 
 def test_times_without_the_baseline(figures: list[Figure]) -> None:

@@ -21,7 +21,7 @@ Made = tuple[Callable[[Any], torch.optim.Optimizer], Wrapping]
 
 @pytest.fixture(params=wrappings_around(INSIDE, 4), ids=lambda x: f"{x[1].id}-{x[0]}")
 def made(request: pytest.FixtureRequest) -> Made:
-    """What makes an optimizer, and what goes around it."""
+    """What makes an optimizer, and its wrappers."""
     name, wrapping = request.param
     return INSIDE[name], wrapping
 

@@ -17,6 +17,7 @@ import recipes
 import text
 import train
 import train_report
+import training_run
 from danlu.testing import same_bits
 
 BENCH = Path(train.__file__).parent
@@ -31,13 +32,14 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 import train
+import training_run
 
-def advance(run, advance=train.Run.advance):
+def advance(run, advance=training_run.Run.advance):
     advance(run)
     if (run.name, run.step) == ("tiger", 14):
         os.kill(os.getpid(), signal.SIGKILL)
 
-train.Run.advance = advance
+training_run.Run.advance = advance
 train.main(sys.argv[1:])
 """
 
@@ -58,17 +60,17 @@ def results(folder: Path) -> dict[str, Any]:
 LETTERS = torch.arange(256, dtype=torch.uint8).repeat(9)
 
 
-def small_run(name: str, *more: str, letters: torch.Tensor = LETTERS) -> train.Run:
+def small_run(name: str, *more: str, letters: torch.Tensor = LETTERS) -> training_run.Run:
     """A run in this process, that has not begun, on the same letters for training and evaluation."""
     _, settings, found = train.parse([*SMALL, "--optimizers", name, *more])
-    return train.Run(name, found[name], settings, text.Corpus(letters, letters, ""))
+    return training_run.Run(name, found[name], settings, text.Corpus(letters, letters, ""))
 
 
-def weights(run_: train.Run) -> list[torch.Tensor]:
+def weights(run_: training_run.Run) -> list[torch.Tensor]:
     return [p.detach().clone() for p in run_.model.parameters()]
 
 
-def held_out_loss(run_: train.Run) -> float:
+def held_out_loss(run_: training_run.Run) -> float:
     run_.evaluate()
     return run_.curve["held_out_loss"][-1]
 
@@ -124,9 +126,8 @@ def test_killed_and_started_again_it_goes_on_to_the_same_bits(
 def test_one_that_dies_within_a_cycle_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
     """Neither step 14 nor step 12, the checkpoint, ends a cycle of Lookahead."""
     more = ("--untied", "--schedule", "linear", "--evaluate-every", "12")
-    ticker = train.Ticker(train.Console(quiet=True), 24, 9)
     whole, dying, resumed = (small_run(name, *more) for _ in range(3))
-    whole.train(tmp_path / "whole.pt", ticker)
+    whole.train(tmp_path / "whole.pt", lambda _: None)
 
     batches, parts_made = dying.batches.next, []
 
@@ -138,10 +139,10 @@ def test_one_that_dies_within_a_cycle_goes_on_to_the_same_bits(name: str, tmp_pa
 
     dying.batches.next = next_or_die  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        dying.train(tmp_path / "dead.pt", ticker)
+        dying.train(tmp_path / "dead.pt", lambda _: None)
     resumed.load_state_dict(torch.load(tmp_path / "dead.pt", weights_only=True))
     assert resumed.step == 12
-    resumed.train(tmp_path / "dead.pt", ticker)
+    resumed.train(tmp_path / "dead.pt", lambda _: None)
 
     for axis in ("step", "held_out_loss"):
         assert resumed.curve[axis] == whole.curve[axis]
@@ -152,7 +153,7 @@ def test_saved_weights_are_those_that_were_evaluated(whole: Path) -> None:
     _, settings, _ = train.parse(options(whole))
     windows = text.even_windows(text.load_corpus().held_out, settings.held_out_windows, settings.context)
     for name, run_ in results(whole).items():
-        model = train.make_model(settings)
+        model = training_run.make_model(settings)
         model.load_state_dict(torch.load(whole / f"{name}.pt"))
         assert model.loss(windows).item() == pytest.approx(run_["held_out_loss"], abs=1e-5), name
 
@@ -262,7 +263,7 @@ def test_what_a_user_would_ship_is_evaluated(name: str, shipped: str) -> None:
         seen.append(weights(run_))
     losses = {}
     wanted = {"fast": seen[-1], "slow": first, "averages": averages(seen, 0.9)}
-    plain = train.make_model(run_.settings)
+    plain = training_run.make_model(run_.settings)
     for kind, values in wanted.items():
         with torch.no_grad():
             for p, value in zip(plain.parameters(), values, strict=True):
@@ -364,7 +365,7 @@ def test_batches_can_be_repeated() -> None:
 
 
 def test_schedule() -> None:
-    factors = [train.warm_up_and_cosine(step, steps=100) for step in range(100)]
+    factors = [training_run.warm_up_and_cosine(step, steps=100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1
     assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)

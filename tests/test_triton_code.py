@@ -218,7 +218,7 @@ def compiled_for(
 
 
 def hot_of_pass(rule: str, name: str, storage: Storage) -> Counter[tuple[str, int]]:
-    """The accesses of a turn of `measure` or `step`, for a thread's 4 or 8 elements."""
+    """The accesses of a turn of `reduce_norms` or `apply`, for a thread's 4 or 8 elements."""
     elementwise = states_of(rule, storage)[reduced_of(rule) :]
     read = [storage.param, storage.grad, *elementwise]
     written = [storage.param, *elementwise]

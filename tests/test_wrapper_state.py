@@ -297,49 +297,6 @@ def test_a_first_step_with_an_lr_and_gradients_of_zero_counts(wrapping: Wrapping
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("written", [False, True])
-def test_state_that_was_asked_for_and_then_written_stays(written: bool) -> None:
-    """As a checkpoint does that is read into the tensors; else a first step is a first step."""
-    model = torch.nn.ParameterList(some_params())
-    opt = danlu.EMA(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.5))
-    get_optimizer_state_dict(model, opt)
-    if written:
-        for p in model:
-            opt.state[p]["momentum_buffer"].zero_()
-    before = parameters(opt)[0].detach().clone()
-    train(opt, range(1))
-    moved = (before - parameters(opt)[0].detach()) / parameters(opt)[0].grad
-    torch.testing.assert_close(moved, torch.full_like(moved, 0.05 if written else 0.1), rtol=1e-4, atol=0.0)
-
-
-def test_being_asked_for_state_is_no_step_of_the_optimizer_inside() -> None:
-    """Whatever it counts where, whatever comes of 0 / 0, and whoever listens."""
-
-    class Counting(torch.optim.AdamW):
-        def step(self, closure: Any = None) -> Any:
-            for group in self.param_groups:
-                group["step"] = group.get("step", 0) + 1
-                for p in group["params"]:
-                    p.data.add_(1.0)
-            return super().step(closure)
-
-    model = torch.nn.ParameterList(some_params())
-    inner = Counting(model.parameters(), eps=0.0)
-    opt = danlu.EMA(inner)
-    inner.register_step_post_hook(lambda *_: pytest.fail("a step"))
-    groups, before = [dict(group) for group in inner.param_groups], copies(opt)
-    for gradients in (False, True):
-        if gradients:
-            give_gradients(model, 0)
-            inner.state.clear()
-        kept = [p.grad for p in model]
-        get_optimizer_state_dict(model, opt)
-        assert [dict(group) for group in inner.param_groups] == groups
-        assert all_same(list(model), before[:3])
-        assert all(p.grad is g for p, g in zip(model, kept, strict=True))
-        assert set(inner.state) == set(model)
-
-
 class Standing(torch.optim.Optimizer):
     """Stands for another one, as accelerate's does, without torch's own attributes."""
 

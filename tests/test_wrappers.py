@@ -32,7 +32,7 @@ every_wrapper = pytest.mark.parametrize("wrapping", WRAPPERS, ids=lambda w: w.id
 
 @pytest.fixture(params=wrapped_makers(), ids=lambda x: f"{x[2].id}-{x[0]}-{x[1]}")
 def made(request: pytest.FixtureRequest) -> tuple[Callable[..., Any], Wrapping]:
-    """What makes an optimizer, and what goes around it."""
+    """What makes an optimizer, and its wrappers."""
     name, backend, wrapping = request.param
     if backend == "cuda":
         request.getfixturevalue("cuda")

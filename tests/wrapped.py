@@ -89,7 +89,7 @@ LEVEL = {"LayerAdaptation": 1, "Lazy": 2, "Lookahead": 3, "EMA": 3, "GradientAcc
 
 
 def in_order(names: Sequence[str]) -> bool:
-    """Each of them goes around those before it."""
+    """Each of them wraps those before it."""
     return all(
         LEVEL[inner] < LEVEL[outer] or {inner, outer} == {"EMA", "Lookahead"}
         for inner, outer in itertools.combinations(names, 2)

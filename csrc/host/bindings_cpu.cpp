@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "../cpu/bandwidth_ceiling.h"
 #include "../cpu/instruction_sets.h"
 #include "../cpu/step.h"
-#include "../cpu/stream.h"
 #include "address_list.h"
 #include "python_values.h"
 #include "step_list.h"
@@ -121,10 +121,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_sets", &instruction_set_names, "Those that this machine can run, the fastest first.");
   m.def("coefficient_names", &coefficient_names,
         "The coefficients of a rule in order; None if there is no such rule.");
-  m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
-        "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
+  m.def("bandwidth_ceiling", &bandwidth_ceiling, py::call_guard<py::gil_scoped_release>(),
+        "The bandwidth ceiling: updates fp32 arrays in place and does nothing else.");
   m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),
-        "Reads an fp32 array and returns the exclusive or of its elements' bits; another yardstick.");
+        "Reads an fp32 array and returns the exclusive or of its elements' bits: the ceiling of a norm.");
   m.def("rounded_coefficients", &rounded_coefficients,
         "Rows of numbers as bytes of fp32, padded to a length.");
   step_list_class<AddressList>(m, "AddressList")

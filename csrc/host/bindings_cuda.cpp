@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "../cuda/bandwidth_ceiling.h"
 #include "../cuda/device.h"
 #include "../cuda/launches.h"
 #include "../cuda/pass_list.h"
-#include "../cuda/stream.h"
 #include "address_list.h"
 #include "python_values.h"
 
@@ -142,8 +142,8 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
         "The coefficients of a rule in order; None if there is no such rule.");
   m.def("has_kernel", &has_kernel, "Whether a rule was compiled for dtypes of parameter, gradient, states.");
   m.def("launch_plan", &planned, "(tensors, blocks) of each launch over tensors of these sizes and sets.");
-  m.def("stream", &stream, py::call_guard<py::gil_scoped_release>(),
-        "In-place stream over fp32 arrays, the yardstick of the benchmarks.");
+  m.def("bandwidth_ceiling", &bandwidth_ceiling, py::call_guard<py::gil_scoped_release>(),
+        "The bandwidth ceiling: updates fp32 arrays in place and does nothing else.");
   m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),
         "Reads an fp32 array and does nothing else: the ceiling of a norm.");
   m.def("reduction", &reduction, "What a rule sums before its step; None if nothing.");

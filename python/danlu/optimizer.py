@@ -1,28 +1,26 @@
-"""The base class: torch's contract on one side, a plan and its backends on the other."""
+"""The base class: torch's contract on one side, a rule, a plan and its backends on the other."""
 
 from __future__ import annotations
 
-import inspect
-import math
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from typing_extensions import TypedDict
 
-from . import backends, callers, checkpoint, checks, scalar, scale, state
+from . import backends, callers, checkpoint, checks, scale, state
 from .locking import one_at_a_time
-from .partial_sums import Reducing, SummedDims
 from .plan import Plan, describe, left_alone, named_parameters, refuse_flattened
 from .report import BackendReport
+from .update_rule import UpdateRule
 
 Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
 
 # a plan is kept as long as one of so many steps takes it: whoever steps group by group comes back to it, and
 # parameters that are gone for good are let go
-RESTING_STEPS = 64
+IDLE_STEPS = 64
 # plans for one step: another thread may give gradients meanwhile
 _TRIES = 10
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,8 +39,8 @@ class EngineOptions(TypedDict, total=False):
     differentiable: bool
 
 
-class FusedOptimizer(torch.optim.Optimizer):
-    """A `torch.optim.Optimizer` whose step is one pass over memory. Subclasses give the rule.
+class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose step is one pass over memory. Subclasses give an `UpdateRule`.
 
     Keyword arguments of every subclass:
         maximize: move along the gradient instead of against it; may differ between parameter groups.
@@ -72,39 +70,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         RuntimeError: the backend asked for is not available here; the message says what is missing.
     """
 
-    # in the order in which the rule takes them; `states` says which of them a parameter has
-    state_names: ClassVar[tuple[str, ...]]
-    # what of them a checkpoint may lack beside `micro_step`: starting it at 0 amid a training does no harm
-    optional_states: ClassVar[tuple[str, ...]] = ()
-    # hyper-parameters of classes whose checkpoints this one takes too, though it has not got them
-    also_loads: ClassVar[tuple[str, ...]] = ()
-    # whether the rule sums over tensors: then shards of a tensor cannot be stepped one by one
-    reduces: ClassVar[bool] = False
-    # whether a step needs a gradient; one that does not steps every parameter
-    takes_gradients: ClassVar[bool] = True
-    # what becomes of what `reference` returns: "subtracted" from the parameter, "assigned" to it, or "none"
-    outcome: ClassVar[str] = "subtracted"
-
     # plans are lists of addresses: what makes, runs or drops one, or changes what it lists, holds this
     _lock: AbstractContextManager[Any]
     _plan: Plan | None = None  # of the last step
-    _resting_plans: tuple[Plan, ...] = ()  # of other lists of parameters, which steps take in turn
+    _idle_plans: tuple[Plan, ...] = ()  # of other lists of parameters, which steps take in turn
     _captured_plans: tuple[Plan, ...] = ()
     _steps: int = 0
-
-    _rule: ClassVar[str]
-    _counter_names: ClassVar[tuple[str, ...]]
-    _hyper_names: ClassVar[tuple[str, ...]]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "_rule" not in vars(cls) and ("coefficients" in vars(cls) or "reference" in vars(cls)):
-            cls._rule = cls.__name__.lower()  # a subclass that only sets defaults keeps the rule
-        if not callable(getattr(cls, "coefficients", None)):
-            return  # a base class of some, or another optimizer has them
-        names = inspect.signature(cls.coefficients).parameters
-        cls._counter_names = tuple(name for name in names if name in state.COUNTERS)
-        cls._hyper_names = tuple(name for name in names if name not in ("math", *state.COUNTERS))
 
     def __init__(
         self,
@@ -137,71 +108,6 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._step_supports_amp_scaling = True
         self._lock = threading.RLock()
         super().__init__(params, dict(defaults, maximize=maximize))
-
-    # What a subclass says; the first three are static methods.
-
-    check: ClassVar[Callable[..., None]]
-    """`check(**hyper)` raises ValueError for a hyper-parameter out of its range."""
-
-    coefficients: ClassVar[Callable[..., dict[str, Any]]]
-    """`coefficients(math, *, step, **hyper)`: what the rule takes, in its order, folded in float64; `math` is
-    `danlu.scalar`.
-    """
-
-    reference: ClassVar[Callable[..., torch.Tensor | Reducing]]
-    """`reference(p, g, *states, step, **hyper)`: updates the states in place, returns the amount to subtract.
-
-    Plain torch in any float dtype; it leaves `p` and `g` alone and does not use `coefficients`. A rule that
-    may reduce is a generator: it yields its `PartialSums`, all of a pass at once, before it uses them.
-    """
-
-    def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
-        """The name of the native rule for a parameter of that shape, as csrc/rules.h lists it.
-
-        All rules of a group take the same coefficients.
-        """
-        return self._rule
-
-    def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the states of a parameter of that shape, in the order the rule takes them."""
-        return dict.fromkeys(self.state_names, shape)
-
-    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-        """How a native rule that reduces sees a parameter: (batch, rows, columns), in memory's order.
-
-        (1, 1, n) is a parameter whose order does not matter. None: no native rule can see this shape.
-        """
-        return 1, 1, math.prod(shape)
-
-    def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
-        """The dimensions that sums along rows are over, and those that sums along columns are over; rows and
-        columns as `matrix` has them. Both empty for a rule that has no such sums.
-        """
-        return (), ()
-
-    def variant(self, group: dict[str, Any], p: torch.Tensor) -> Hashable:
-        """What of `p` the coefficients depend on, besides its group and step; None if on nothing."""
-        return None
-
-    def structure(self, group: dict[str, Any]) -> Hashable:
-        """The settings of a group that a plan depends on: when they change, a new one is made."""
-        return self.rule(group, ()), self.accumulation_steps(group)
-
-    def accumulation_steps(self, group: dict[str, Any]) -> int:
-        """Gradients that make one update; more than one gives every parameter a state `micro_step`."""
-        return 1
-
-    def sparse_mode(self, group: dict[str, Any]) -> str | None:
-        """Which part of an update is left out for rows (along the first dimension) that take no part in a
-        gradient: "rows" all of it, "params" that of the parameter. None: no row is told from another.
-        """
-        return None
-
-    def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
-        """A state_dict of another library in this class's terms; must not change what it is given."""
-        return loaded
-
-    # torch's contract.
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -307,67 +213,6 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # For plans and backends.
 
-    def learning_rate(
-        self, group: dict[str, Any], device: torch.device | None = None
-    ) -> scalar.Scalar | None:
-        """The group's lr as a float; with `device`, one that is not on the CPU as a float64 tensor there.
-
-        None if the group has none, because the rule has a schedule of its own.
-        """
-        lr = group.get("lr")
-        if lr is None:
-            return None
-        if device is not None and scale.is_on_device(lr):
-            return torch.as_tensor(lr, dtype=torch.float64, device=device).reshape(())
-        return float(lr)
-
-    def hyper(
-        self, group: dict[str, Any], device: torch.device | None = None, variant: Hashable = None
-    ) -> dict[str, Any]:
-        """The group's hyper-parameters as `coefficients` and `reference` take them."""
-        values = {name: group[name] for name in self._hyper_names}
-        return {**values, "lr": self.learning_rate(group, device)}
-
-    def sign(self, group: dict[str, Any]) -> float:
-        """What multiplies every gradient of the group, beside its scaling."""
-        return -1.0 if group["maximize"] else 1.0
-
-    def moves(self, group: dict[str, Any], device: torch.device | None = None) -> bool | torch.Tensor:
-        """Whether a step may write the group's parameters; with `device`, an answer that may be there."""
-        return self.learning_rate(group, device) != 0
-
-    def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """The state `name` of `p` before its first step."""
-        dtype = self.state_dtype(name, p)
-        if shape == p.shape:
-            return torch.zeros_like(p, dtype=dtype, requires_grad=False)
-        return torch.zeros(shape, dtype=dtype, device=p.device)
-
-    def fold(
-        self,
-        group: dict[str, Any],
-        step: scalar.Scalar,
-        micro_step: scalar.Scalar,
-        device: torch.device | None = None,
-        variant: Hashable = None,
-    ) -> dict[str, Any]:
-        """The rule's coefficients, from numbers, or on a device from vectors with an element a parameter.
-
-        A hyper-parameter that cannot be used raises as in the constructor.
-        """
-        try:
-            hyper = self.hyper(group, device, variant)
-            return self.coefficients(scalar, **self.counters(step, micro_step), **hyper)
-        except (ArithmeticError, TypeError, ValueError):
-            self._check_group(group)
-            raise
-
-    def state_dtype(self, name: str, p: torch.Tensor) -> torch.dtype:
-        """The dtype of the state `name` of `p`."""
-        if p.dtype == torch.float64:
-            return torch.float64
-        return self._state_dtype or torch.float32 if name == "exp_avg" else torch.float32
-
     def make_state(self) -> None:
         """Gives every parameter that a step may take the state that it does not have yet.
 
@@ -382,11 +227,6 @@ class FusedOptimizer(torch.optim.Optimizer):
                 taken.append((p, self.param_groups[index]))
         for p, group in taken:
             state.ensure(self, p, group)
-
-    def counters(self, step: scalar.Scalar, micro_step: scalar.Scalar) -> dict[str, scalar.Scalar]:
-        """Those counters that `coefficients` and `reference` take."""
-        values = {"step": step, "micro_step": micro_step}
-        return {name: values[name] for name in self._counter_names}
 
     def counter_device(self, p: torch.Tensor) -> torch.device:
         """Where the counters of `p` are."""
@@ -405,7 +245,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             elif scaling.skips():
                 return
         self._steps += 1
-        if self._resting_plans or self._plan is None or not self._plan.lists(self.param_groups):
+        if self._idle_plans or self._plan is None or not self._plan.lists(self.param_groups):
             self._choose_plan()
         for _ in range(_TRIES):
             if self._plan is None:
@@ -418,33 +258,28 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
 
     def _choose_plan(self) -> None:
-        """Takes the plan for the groups of now, if one rests, and drops those that rest too long."""
-        plans = self._resting_plans if self._plan is None else (self._plan, *self._resting_plans)
+        """Takes the plan for the groups of now, if there is one, and drops those that were idle too long."""
+        plans = self._idle_plans if self._plan is None else (self._plan, *self._idle_plans)
         self._plan = next((plan for plan in plans if plan.lists(self.param_groups)), None)
-        resting = []
+        idle = []
         for plan in plans:
             if plan is not self._plan:
-                rests = plan.last_step >= self._steps - RESTING_STEPS
+                keep = plan.last_step >= self._steps - IDLE_STEPS
                 # where a new plan is needed, parameters may have been replaced
-                rests = rests and (self._plan is not None or plan.has_states(self))
-                resting.append(plan) if rests else self._drop(plan)
-        self._resting_plans = tuple(resting)
+                keep = keep and (self._plan is not None or plan.has_states(self))
+                idle.append(plan) if keep else self._drop(plan)
+        self._idle_plans = tuple(idle)
 
     def _drop_plan(self) -> None:
         """The next step makes a new one."""
-        for plan in (self._plan, *self._resting_plans):
+        for plan in (self._plan, *self._idle_plans):
             self._drop(plan)
-        self._plan, self._resting_plans = None, ()
+        self._plan, self._idle_plans = None, ()
 
     def _drop(self, plan: Plan | None) -> None:
         """A plan that a graph has captured stays for its replays."""
         if plan is not None and plan.captured:
             self._captured_plans += (plan,)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        merged = {name: group.get(name, default) for name, default in self.defaults.items()}
-        merged.pop("maximize")
-        self.check(**merged)
 
     def _guard_loaded(self, loaded: dict[str, Any]) -> dict[str, Any]:
         loaded = self.translate(loaded)

@@ -1,4 +1,4 @@
-"""Parameter groups for any optimizer: decay, factors of the learning rate and laziness, by patterns."""
+"""Parameter groups for any optimizer: decay, factors of lr and lazy parameters, by patterns."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def places(case: Case, device_type: str, backend: str) -> list[Layout]:
 
 
 def of_few_widths(layout: Layout) -> bool:
-    """Of the narrowest tiles and the widest: Triton compiles `collect` for each width."""
+    """Of the narrowest tiles and the widest: Triton compiles `reduce_gradient` for each width."""
     return len(layout.shape) < 2 or not 8 < layout.shape[-1] < 200
 
 

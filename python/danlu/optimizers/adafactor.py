@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Hashable
 from typing import Any
 
 import torch
 from typing_extensions import Unpack
 
-from .. import checks, scalar, scale
+from .. import checks, scalar
 from ..formula import sqrt
+from ..locking import one_at_a_time
 from ..optimizer import EngineOptions, FusedOptimizer, Params
 from ..partial_sums import PartialSums, Reducing, SummedDims
+from .adafactor_checkpoints import translated
+from .adafactor_options import check, refuse_both, refuse_foreign, settled
 from .adafactor_presets import NEUTRAL, PRESETS
-from .adafactor_schedule import OF_RHO, refuse_both, rho, settled
+from .adafactor_schedule import rho, scheduled_lr, show_lr, warn_of_schedulers
 
 UNSET: Any = object()
 
@@ -123,7 +125,7 @@ class Adafactor(FusedOptimizer):
             min_dim_size_to_factor=min_dim_size_to_factor,
         )
         given = {name: value for name, value in options.items() if value is not UNSET}
-        _refuse_foreign(preset, given)
+        refuse_foreign(preset, given)
         refuse_both(given)
         if preset == "big_vision":
             engine.setdefault("state_dtype", torch.bfloat16)
@@ -197,13 +199,7 @@ class Adafactor(FusedOptimizer):
         """
         held = (self.state.get(p, {}).get("step") for p in group["params"])
         made: Any = next((step for step in held if step is not None), 0.0)
-        if scale.is_on_device(made):
-            step = (made.double().reshape(()) + ahead).clamp(min=1.0)
-        else:
-            step = max(float(made) + ahead, 1.0)
-        settings: dict[str, Any] = {name: group.get(name, NEUTRAL.get(name)) for name in OF_RHO}
-        lr = rho(scalar, step, **settings)
-        return lr if isinstance(lr, torch.Tensor) else float(lr)
+        return scheduled_lr(group, made, ahead)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):
@@ -223,31 +219,17 @@ class Adafactor(FusedOptimizer):
         scaled = group.get("scale_parameter", group["preset"] == "torch")
         return lr * max(group["eps"][1], _rms(p.detach())) if scaled else lr
 
+    @one_at_a_time
     def _step(self) -> None:
-        self._warn_of_schedulers()
+        if not self._warned:
+            self._warned = warn_of_schedulers(self.param_groups)
         super()._step()
         self._show_lr()
 
     def _show_lr(self) -> None:
         for group in self.param_groups:
             if group.get("relative_step"):
-                shown: Any = group.get("lr")
-                lr = self.scheduled_lr(group)
-                if scale.is_on_device(lr) and scale.is_on_device(shown):
-                    shown.copy_(lr)  # where the replays of a captured step write it, too
-                else:
-                    group["lr"] = lr
-
-    def _warn_of_schedulers(self) -> None:
-        for index, group in enumerate(self.param_groups):
-            # torch's schedulers leave it there, those that only report do not
-            if "initial_lr" in group and group.get("relative_step") and not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"a scheduler has written the lr of param_groups[{index}], which steps ignore because of "
-                    "relative_step=True; give the optimizer an lr, or take danlu.RelativeStepLR to report it",
-                    stacklevel=2,
-                )
+                show_lr(group, self.scheduled_lr(group))
 
     # State of elsewhere, or of before.
 
@@ -256,52 +238,16 @@ class Adafactor(FusedOptimizer):
         self._show_lr()
 
     def translate(self, loaded: dict[str, Any]) -> dict[str, Any]:
-        groups = [
-            {_TORCH_OPTIONS.get(name, name): value for name, value in group.items() if name != "foreach"}
-            for group in loaded["param_groups"]
-        ]
-        preset = PRESETS[self.defaults["preset"]]
-        size = {
-            name: value for name, value in preset.options.items() if name == "min_dim_size_to_factor"
-        }  # before it was an option it was the preset's
-        groups = [settled({**size, **group}, self.defaults) for group in groups]
-        state = {key: _translated(value) for key, value in loaded["state"].items()}
-        return {**loaded, "param_groups": groups, "state": state}
+        return translated(loaded, self.defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         preset = self.defaults["preset"]
         if group.get("preset", preset) != preset:
             raise ValueError(f"preset must be {preset!r} in every group, got {group['preset']!r}")
-        _refuse_foreign(preset, group)
+        refuse_foreign(preset, group)
         super()._check_group(group)
 
-    @staticmethod
-    def check(*, lr: Any, eps: Any, preset: str, **options: Any) -> None:
-        if not options.get("relative_step"):  # else lr shows what the schedule says
-            if lr is None:
-                without = " without relative_step" if "relative_step" in options else ""
-                raise ValueError(f"lr must be given in the preset {preset!r}{without}, got None")
-            checks.learning_rate(lr)
-            if options.get("warmup_init"):
-                raise ValueError("warmup_init=True needs relative_step=True")
-        if "min_dim_size_to_factor" in options:
-            checks.positive_int("min_dim_size_to_factor", options["min_dim_size_to_factor"])
-        checks.pair("eps", eps)
-        if eps[0] is not None or preset != "torch":
-            checks.at_least_zero("eps[0]", eps[0])
-        checks.at_least_zero("eps[1]", eps[1])
-        clip = options["clip_threshold"]
-        if clip is not None:
-            checks.at_least_zero("clip_threshold", clip)
-            if clip == 0:
-                raise ValueError("clip_threshold must be greater than 0, got 0; None turns it off")
-        checks.at_most_zero("decay_rate", options["decay_rate"])
-        if options.get("beta1") is not None:
-            checks.unit_interval("beta1", options["beta1"])
-        if options["beta2_cap"] is not None:
-            checks.unit_interval("beta2_cap", options["beta2_cap"])
-        if "weight_decay" in options:
-            checks.at_least_zero("weight_decay", options["weight_decay"])
+    check = staticmethod(check)
 
     # The formula.
 
@@ -451,29 +397,3 @@ def _average(v: torch.Tensor, squares: torch.Tensor, beta2: float, eps: float) -
 def _dims(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int] | None:
     """The two dimensions of a parameter of that shape to factor, if any."""
     return PRESETS[group["preset"]].dims(shape, group.get("min_dim_size_to_factor", 0))
-
-
-def _refuse_foreign(preset: str, given: dict[str, Any]) -> None:
-    for name in given:
-        if name in NEUTRAL and name not in PRESETS[preset].options:
-            raise ValueError(f"{name} is no option of the preset {preset!r}")
-
-
-_TORCH_OPTIONS = {"beta2_decay": "decay_rate", "d": "clip_threshold"}
-
-
-def _translated(state: Any) -> Any:
-    """transformers' names and shapes of a parameter's state; torch's are ours."""
-    if not isinstance(state, dict):
-        return state
-    found = {name: value for name, value in state.items() if name != "RMS"}
-    for theirs, ours, dim in (("exp_avg_sq_row", "row_var", -1), ("exp_avg_sq_col", "col_var", -2)):
-        if isinstance(found.get(theirs), torch.Tensor):
-            found[ours] = found.pop(theirs).unsqueeze(dim)
-    if "exp_avg_sq" in found:
-        found["variance"] = found.pop("exp_avg_sq")
-    return found
-
-
-# as the base's, a graph break under torch.compile
-Adafactor._step = torch._disable_dynamo(Adafactor._step)  # type: ignore[attr-defined,method-assign]

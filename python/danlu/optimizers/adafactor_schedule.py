@@ -1,8 +1,14 @@
-"""The size of Adafactor's steps, and which groups leave it to a schedule of the preset's own."""
+"""The size of Adafactor's steps, and the lr that a group with the preset's own schedule shows."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
+
+import torch
+
+from .. import scalar, scale
+from .adafactor_presets import NEUTRAL
 
 
 def rho(
@@ -24,30 +30,42 @@ def rho(
     return math.minimum(lr, 1 / math.sqrt(step)) if preset == "torch" else lr
 
 
-# the settings of a group that it takes
-OF_RHO = ("lr", "scale_parameter", "relative_step", "warmup_init", "preset")
+# the settings of a group that `rho` takes
+_OF_RHO = ("lr", "scale_parameter", "relative_step", "warmup_init", "preset")
 
 
-def settled(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What a group says, with what follows from it: an lr turns relative_step off, lr=None turns it on, and
-    relative_step=True alone leaves the default lr out. In optax, lr=None is 1.
+def scheduled_lr(group: dict[str, Any], made: Any, ahead: int) -> float | torch.Tensor:
+    """rho of the step that is `ahead` of those made, or of the first one if that is later.
+
+    A float64 tensor where `made` is on a device.
     """
-    group = dict(group)
-    if defaults["preset"] == "optax" and group.get("lr", 1.0) is None:
-        group["lr"] = 1.0
-    if "relative_step" not in defaults:
-        return group
-    if "relative_step" in group:
-        if group["relative_step"]:
-            group.setdefault("lr", None)
-    elif "lr" in group:
-        group["relative_step"] = group["lr"] is None
-    if not group.get("relative_step", True) and "warmup_init" in defaults:
-        group.setdefault("warmup_init", False)
-    return group
+    if scale.is_on_device(made):
+        step = (made.double().reshape(()) + ahead).clamp(min=1.0)
+    else:
+        step = max(float(made) + ahead, 1.0)
+    settings: dict[str, Any] = {name: group.get(name, NEUTRAL.get(name)) for name in _OF_RHO}
+    lr = rho(scalar, step, **settings)
+    return lr if isinstance(lr, torch.Tensor) else float(lr)
 
 
-def refuse_both(group: dict[str, Any]) -> None:
-    """Raises if a group that is new says both what its lr is and that it has a schedule."""
-    if group.get("lr") is not None and group.get("relative_step"):
-        raise ValueError("lr must be None with relative_step=True")
+def show_lr(group: dict[str, Any], lr: float | torch.Tensor) -> None:
+    """Writes it where users and schedulers read a group's lr; no step reads it."""
+    shown: Any = group.get("lr")
+    if isinstance(lr, torch.Tensor) and scale.is_on_device(lr) and scale.is_on_device(shown):
+        shown.copy_(lr)  # where the replays of a captured step write it, too
+    else:
+        group["lr"] = lr
+
+
+def warn_of_schedulers(groups: list[dict[str, Any]]) -> bool:
+    """Whether a scheduler has written an lr that steps ignore."""
+    for index, group in enumerate(groups):
+        # torch's schedulers leave initial_lr there, those that only report do not
+        if "initial_lr" in group and group.get("relative_step"):
+            warnings.warn(
+                f"a scheduler has written the lr of param_groups[{index}], which steps ignore because of "
+                "relative_step=True; give the optimizer an lr, or take danlu.RelativeStepLR to report it",
+                stacklevel=2,
+            )
+            return True
+    return False

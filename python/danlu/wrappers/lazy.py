@@ -43,8 +43,8 @@ class Lazy(Derived):
     All parameters are lazy, unless a group has a key "lazy": then only groups where it is true. The others
     step as without `Lazy` and take only dense gradients. `max_grad_norm` sees the summed values of a sparse
     gradient. On a GPU the host computes the addresses of the rows. So a step waits for the device, and raises
-    inside the capture of a CUDA graph. `EMA`, `Lookahead` and `GradientAccumulation` go around it; the last
-    takes dense gradients.
+    inside the capture of a CUDA graph. `EMA`, `Lookahead` and `GradientAccumulation` wrap it; the last takes
+    dense gradients.
 
     State per parameter: the inner optimizer's, under the same names.
 
@@ -115,7 +115,7 @@ class Lazy(Derived):
         if any(inner.accumulation_steps(group) > 1 for group in self.param_groups):
             raise TypeError(
                 "accumulation_steps must be 1 for an optimizer inside Lazy, where a row may take part in one "
-                "gradient of several; GradientAccumulation goes around Lazy"
+                "gradient of several; GradientAccumulation may wrap Lazy"
             )
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What all wrappers have in common: an optimizer inside, and which may go around which."""
+"""What all wrappers have in common: an optimizer inside, and the order in which they nest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 
 class Nested:
-    """One that goes around an optimizer: those of greater rank around those of lower rank.
+    """A wrapper of an optimizer; one of greater rank may wrap those of lower rank.
 
     1 `LayerAdaptation`, 2 `Lazy`, 3 `Lookahead` and `EMA` in either order, 4 `GradientAccumulation`.
     """
@@ -35,7 +35,7 @@ class Nested:
 
     @classmethod
     def check_order(cls, optimizer: Any) -> None:
-        """Raises unless such a one may go around `optimizer`.
+        """Raises unless this wrapper may hold `optimizer`.
 
         Raises:
             TypeError: it has to be around this one, or is of the same kind; the message gives the order.

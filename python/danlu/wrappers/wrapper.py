@@ -12,13 +12,14 @@ import torch
 from .. import callers, capture
 from ..optimizer import FusedOptimizer
 from ..report import BackendReport
+from .evaluation import Evaluated
 from .inner_state import Requested, UpdateMade
-from .order import Nested
+from .joint_state_dict import joined, taken_apart
 from .parameter_pass import ParameterPass, innermost
 from .state_view import StateView
 
 
-class Wrapper(Nested, torch.optim.Optimizer):
+class Wrapper(Evaluated, torch.optim.Optimizer):
     """Steps `optimizer`, and makes passes of its own over the same parameters.
 
     Parameter groups and defaults are the optimizer's own objects, so that schedulers and trainers may hold
@@ -43,9 +44,6 @@ class Wrapper(Nested, torch.optim.Optimizer):
 
     # the key in each group under which `position`, the place in a cycle, is kept
     position_key: ClassVar[str | None] = None
-    # the weights for evaluation in messages, and the name of those for training in a state_dict
-    evaluated: ClassVar[str] = ""
-    training_key: ClassVar[str | None] = None
 
     def __init__(self, optimizer: torch.optim.Optimizer, own_pass: ParameterPass) -> None:
         # torch's own __init__ would make groups and state
@@ -196,17 +194,6 @@ class Wrapper(Nested, torch.optim.Optimizer):
         """The optimizer inside has made its update."""
         self.stepped = True
 
-    def refuse_in_evaluation(self) -> None:
-        """Raises while weights for evaluation are in place, here or further inside."""
-        if self._shared.training is not None:
-            name = type(self).__name__
-            raise RuntimeError(
-                f"{name}: {self.evaluated} are in place, a step would train them; "
-                "train(), or the end of swap(), puts the weights back"
-            )
-        if isinstance(self._inner, Wrapper):
-            self._inner.refuse_in_evaluation()
-
     def refuse_capture(self) -> None:
         """Raises inside the capture of a CUDA graph."""
         if any(capture.is_capturing(p.device) for group in self.param_groups for p in group["params"][:1]):
@@ -250,44 +237,6 @@ class Wrapper(Nested, torch.optim.Optimizer):
         report: BackendReport = self._pass.backend_report()
         return report
 
-    # Weights for evaluation.
-
-    def weights_for_evaluation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Parameters with what takes their place; a wrapper that has none changes nothing."""
-        return []
-
-    def eval(self) -> None:
-        shared = self._shared
-        with shared.lock:
-            super().eval()
-            if shared.training is None and self.training_key is not None:
-                self.put_in_place(self.weights_for_evaluation())
-
-    def train(self) -> None:
-        shared = self._shared
-        with shared.lock:
-            self.put_back()
-            super().train()
-
-    def put_in_place(self, weights: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Gives parameters other values, and keeps a copy of those that they have."""
-        # copies of all first: parameters may lie over one memory
-        self._shared.training = [(p, p.detach().clone()) for p, _ in weights]
-        try:
-            with torch.no_grad():
-                for p, value in weights:
-                    p.copy_(value)
-        except BaseException:
-            self.put_back()
-            raise
-
-    def put_back(self) -> None:
-        """Ends what `put_in_place` began."""
-        with torch.no_grad():
-            for p, value in self._shared.training or ():
-                p.copy_(value)
-        self._shared.training = None
-
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
@@ -316,19 +265,7 @@ class Wrapper(Nested, torch.optim.Optimizer):
                 )
             if not self._inner.state:  # torch does not ask for it while there are gradients
                 self.make_state()
-        inner = self._inner.state_dict()
-        states = {
-            key: dict(value) if isinstance(value, dict) else value for key, value in inner["state"].items()
-        }
-        for index, (_, p) in self._numbered():
-            saved = self._pass.saved(p)
-            if p in training:
-                saved[self.training_key] = training[p]
-            if saved:
-                states.setdefault(index, {}).update(saved)
-        marks = self.marks()
-        groups = [{**marks, **group} for group in inner["param_groups"]]
-        return {**inner, "state": states, "param_groups": groups}
+        return joined(self, self._inner.state_dict(), training)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this wrapper, or of the optimizer alone: then the wrapper starts anew.
@@ -340,7 +277,7 @@ class Wrapper(Nested, torch.optim.Optimizer):
         with shared.lock:
             for before in self._optimizer_load_state_dict_pre_hooks.values():
                 state_dict = before(self, state_dict) or state_dict
-            own, training, rest = self._taken_apart(state_dict)
+            own, training, rest = taken_apart(self, state_dict)
             marks = self._adapted(own, state_dict["param_groups"])
             self._inner.load_state_dict(rest)
             self._pass.replace_state(own)
@@ -374,48 +311,6 @@ class Wrapper(Nested, torch.optim.Optimizer):
             marks = {key: saved[i][key] for key in self.marks() if own and i < len(saved) and key in saved[i]}
             adapted.append(self.adapt([own[p] for p in group["params"] if p in own], marks))
         return adapted
-
-    def _taken_apart(
-        self, state_dict: dict[str, Any]
-    ) -> tuple[dict[torch.Tensor, dict[str, Any]], list[tuple[torch.Tensor, torch.Tensor]], dict[str, Any]]:
-        """States of this wrapper, weights for training, and what is left for the optimizer."""
-        ours = self._pass.shown_names().keys() | ({self.training_key} if self.training_key else set())
-        states = {}
-        for key, value in state_dict["state"].items():
-            states[key] = value
-            if isinstance(value, dict) and ours & set(value):
-                rest = {name: x for name, x in value.items() if name not in ours}
-                if rest:
-                    states[key] = rest
-                else:
-                    del states[key]
-        own, training = {}, []
-        for index, (name, p) in self._numbered(state_dict["param_groups"]):
-            saved = state_dict["state"].get(index, {})
-            found = self._pass.take_saved(name, p, saved)
-            if found:
-                own[p] = found
-            if self.training_key is not None and self.training_key in saved:
-                training.append((p, self._pass.taken(name, self.training_key, p, saved, p.dtype)))
-        marks = self.marks()
-        groups = [
-            {key: value for key, value in group.items() if key not in marks}
-            for group in state_dict["param_groups"]
-        ]
-        return own, training, {**state_dict, "state": states, "param_groups": groups}
-
-    def _numbered(
-        self, saved_groups: list[dict[str, Any]] | None = None
-    ) -> list[tuple[int, tuple[str, torch.Tensor]]]:
-        """Parameters with names, under the numbers of torch's state_dict, or those of `saved_groups`."""
-        numbers: dict[int, int] = {}
-        count = 0
-        for i, group in enumerate(self.param_groups):
-            saved = saved_groups[i]["params"] if saved_groups and i < len(saved_groups) else []
-            for j, p in enumerate(group["params"]):
-                numbers.setdefault(id(p), saved[j] if j < len(saved) else count)
-                count += 1
-        return [(numbers[id(p)], (name, p)) for name, p in self._pass.names()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_shared": self._shared}

@@ -1,4 +1,4 @@
-// The memory ceiling: a loop that does nothing but the reads and writes of an in-place optimizer step.
+// The bandwidth ceiling: a loop that does nothing but the reads and writes of an in-place optimizer step.
 #pragma once
 #include <cstdint>
 #include <stdexcept>
@@ -8,10 +8,10 @@
 
 namespace danlu {
 
-namespace stream_detail {
+namespace ceiling_detail {
 constexpr int64_t chunk = 65536;
 
-// at most 256 bits, so that the figures of all machines have one reduce_norms
+// at most 256 bits, so that the figures of all machines are of one measure
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define YARDSTICK __attribute__((target_clones("avx2", "default")))
 #else
@@ -44,30 +44,32 @@ YARDSTICK static uint32_t combine(const uint32_t* x, int64_t n) {
   return all;
 }
 #undef YARDSTICK
-}  // namespace stream_detail
+}  // namespace ceiling_detail
 
 // Reads fp32 elements and does nothing else: the ceiling of a norm.
 inline uint32_t read_through(uintptr_t address, int64_t size, int threads) {
-  constexpr int64_t chunk = 4 * stream_detail::chunk;
+  constexpr int64_t chunk = 4 * ceiling_detail::chunk;
   const uint32_t* x = reinterpret_cast<const uint32_t*>(address);
   std::atomic<uint32_t> all{0};
   parallel_items((size + chunk - 1) / chunk, threads, [&](int64_t item) {
-    all ^= stream_detail::combine(x + item * chunk, std::min(size - item * chunk, chunk));
+    all ^= ceiling_detail::combine(x + item * chunk, std::min(size - item * chunk, chunk));
   });
   return all;
 }
 
 // Every written array is read and written, `read` only read: Lion's traffic is two written arrays, AdamW's
 // three. Addresses of fp32 arrays of `size` elements.
-inline void stream(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size, int threads) {
-  if (written.empty() || written.size() > 3) throw std::invalid_argument("stream writes 1 to 3 arrays");
+inline void bandwidth_ceiling(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size,
+                              int threads) {
+  if (written.empty() || written.size() > 3)
+    throw std::invalid_argument("bandwidth_ceiling writes 1 to 3 arrays");
   float* arrays[3] = {};
   for (size_t i = 0; i < written.size(); i++) arrays[i] = reinterpret_cast<float*>(written[i]);
   const float* g = reinterpret_cast<const float*>(read);
   const auto shift = [](float* base, int64_t by) { return base ? base + by : nullptr; };
-  parallel_items((size + stream_detail::chunk - 1) / stream_detail::chunk, threads, [&](int64_t item) {
-    const int64_t at = item * stream_detail::chunk, n = std::min(size - at, stream_detail::chunk);
-    stream_detail::update(arrays[0] + at, shift(arrays[1], at), shift(arrays[2], at), g + at, n);
+  parallel_items((size + ceiling_detail::chunk - 1) / ceiling_detail::chunk, threads, [&](int64_t item) {
+    const int64_t at = item * ceiling_detail::chunk, n = std::min(size - at, ceiling_detail::chunk);
+    ceiling_detail::update(arrays[0] + at, shift(arrays[1], at), shift(arrays[2], at), g + at, n);
   });
 }
 

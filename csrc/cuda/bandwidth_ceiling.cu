@@ -1,4 +1,4 @@
-#include "stream.h"
+#include "bandwidth_ceiling.h"
 
 #include <stdexcept>
 
@@ -18,7 +18,7 @@ struct Arrays {
 
 // A pack of every array for each thread, and a value for those behind the last whole pack.
 template <int num_written>
-__global__ void __launch_bounds__(threads) stream_kernel(const Arrays __grid_constant__ a) {
+__global__ void __launch_bounds__(threads) ceiling_kernel(const Arrays __grid_constant__ a) {
   constexpr int width = Pack<float>::size;
   const int64_t thread = int64_t(blockIdx.x) * threads + threadIdx.x;
   if (thread < a.size / width) {
@@ -64,9 +64,10 @@ __global__ void __launch_bounds__(threads) read_kernel(float* const x, const int
 
 }  // namespace
 
-void stream(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size, int device,
-            uintptr_t cuda_stream) {
-  if (written.empty() || written.size() > 3) throw std::invalid_argument("stream writes 1 to 3 arrays");
+void bandwidth_ceiling(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size, int device,
+                       uintptr_t cuda_stream) {
+  if (written.empty() || written.size() > 3)
+    throw std::invalid_argument("bandwidth_ceiling writes 1 to 3 arrays");
   Arrays arrays = {};
   for (size_t i = 0; i < written.size(); i++) arrays.written[i] = reinterpret_cast<float*>(written[i]);
   arrays.read = reinterpret_cast<const float*>(read);
@@ -75,10 +76,10 @@ void stream(const std::vector<uintptr_t>& written, uintptr_t read, int64_t size,
   const int64_t packs = (size + Pack<float>::size - 1) / Pack<float>::size;
   const DeviceGuard guard(device);
   void* arguments[] = {&arrays};
-  const decltype(&stream_kernel<1>) kernels[] = {stream_kernel<1>, stream_kernel<2>, stream_kernel<3>};
+  const decltype(&ceiling_kernel<1>) kernels[] = {ceiling_kernel<1>, ceiling_kernel<2>, ceiling_kernel<3>};
   check(cudaLaunchKernel(kernels[written.size() - 1], dim3(unsigned((packs + threads - 1) / threads)),
                          dim3(threads), arguments, 0, reinterpret_cast<cudaStream_t>(cuda_stream)),
-        "the stream kernel could not be launched");
+        "the kernel of the bandwidth ceiling could not be launched");
 }
 
 void read_through(uintptr_t address, int64_t size, int device, uintptr_t cuda_stream) {

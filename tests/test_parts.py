@@ -143,18 +143,19 @@ def halves(m: torch.Tensor) -> list[torch.Tensor]:
 def test_parts_over_one_memory(case: Case, backend: str) -> None:
     """One after the other, as a step of all takes them; also within a part."""
     results = []
-    for sizes in (None, (1, 1, 1), (1, 2)):
+    for sizes in (None, (1, 1, 1), (1, 2), (-3,)):
         m = values((96, 40), 7, wild=False)
         params = [torch.nn.Parameter(view) for view in halves(m)]
         for i, p in enumerate(params):
             p.grad = values(p.shape, i, wild=False)
         opt = case.make(params, backend=backend)
         ends = iter(params)
-        parts = [Part(opt, [next(ends) for _ in range(size)]) for size in sizes or ()]
+        chosen = [([next(ends) for _ in range(abs(size))], size) for size in sizes or ()]
+        parts = [Part(opt, some if size > 0 else some[::-1]) for some, size in chosen]
         for _ in range(2):
             step_all(parts) if parts else opt.step()
         results.append(m)
-    assert all_same(results[:1] * 2, results[1:])
+    assert all_same(results[:1] * 3, results[1:])
 
 
 @every_case
@@ -219,6 +220,14 @@ def test_it_is_no_step_of_the_optimizer(backend: str) -> None:
     assert not calls
     assert opt._plan is None
     assert [held["step"].item() for held in opt.state.values()] == [1.0] * 5
+
+
+def test_a_parameter_given_twice_steps_once(backend: str) -> None:
+    opt = two_groups(ADAMW, backend)
+    give_gradients(parameters(opt), 0)
+    (p, *_) = parameters(opt)
+    Part(opt, [p, p]).step()
+    assert opt.state[p]["step"] == 1
 
 
 def test_a_gradient_that_is_not_finite_skips_the_part(backend: str) -> None:
@@ -304,6 +313,12 @@ def own_place(opt: Optimizer, p: torch.Tensor) -> None:
     second.append(first.pop())
 
 
+def places_exchanged(opt: Optimizer, p: torch.Tensor) -> None:
+    """Where the other was; each takes up the other's lr."""
+    first, second = (group["params"] for group in opt.param_groups)
+    first[1], second[0] = second[0], first[1]
+
+
 def own_data(opt: Optimizer, p: torch.Tensor) -> None:
     p.data = p.data.t().contiguous().t()
 
@@ -312,12 +327,21 @@ def every_state(opt: Optimizer, p: torch.Tensor) -> None:
     opt.state = defaultdict(dict, {q: dict(held) for q, held in opt.state.items()})
 
 
-CHANGES = [own_state, own_states, own_gradient, own_place, own_data, every_state]
+# and how many of 40 plans are made anew
+CHANGES = [
+    (own_state, 1),
+    (own_states, 1),
+    (own_gradient, 1),
+    (own_place, 1),
+    (places_exchanged, 2),
+    (own_data, 1),
+    (every_state, 40),
+]
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("change", "count"), CHANGES)
 def test_a_plan_goes_with_its_own_parameter_alone(
-    change: Callable[[Optimizer, torch.Tensor], None], plans: list[Plan]
+    change: Callable[[Optimizer, torch.Tensor], None], count: int, plans: list[Plan]
 ) -> None:
     made = [two_groups(ADAMW, "cpu", count=40) for _ in range(2)]
     parts = singles(made[0])
@@ -331,7 +355,7 @@ def test_a_plan_goes_with_its_own_parameter_alone(
     del plans[:]
     step_all(parts)
     made[1].step()
-    assert len(plans) == (len(parts) if change is every_state else 1)
+    assert len(plans) == count
     assert all_same(*(everything(opt) for opt in made))
 
 
@@ -454,7 +478,10 @@ def test_a_step_visits_no_other_parameter(phase: str, backend: str, monkeypatch:
         for p in params[1:]:
             p.grad = torch.ones(2)
         opt.step()
-        part, warm = Part(opt, [params[2], params[50]]), Part(opt, [params[1]])
+        warm = Part(opt, [params[1]])
+        monkeypatch.setattr(Watched, "walks", 0)
+        part = Part(opt, [params[2], params[50]])
+        assert Watched.walks == 0
         for one in (warm, part)[: 1 + (phase == "later")]:
             one.step()
         monkeypatch.setattr(Watched, "walks", 0)

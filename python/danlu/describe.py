@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,22 +25,43 @@ class Descriptions:
 
     def __init__(self, optimizer: StepRule) -> None:
         self._optimizer = optimizer
-        self._known: dict[Hashable, tuple[ParamSpec, Backend]] = {}
+        self._known: dict[Hashable, _Known] = {}
+        self._of: dict[int, _Known] = {}  # by the parameter's id
 
     def of(self, group_index: int, name: str, p: torch.Tensor) -> tuple[ParamSpec, Backend]:
         """Raises what `describe` and `choose` do."""
         optimizer = self._optimizer
         look = _look(optimizer, group_index, p)
-        if look not in self._known:
+        known = self._known.get(look)
+        if known is None:
             spec = describe(optimizer, group_index, name, p)
-            backend, _ = choose(optimizer, spec)
+            known = _Known(spec, choose(optimizer, spec)[0])
             if look is not None:
-                self._known[look] = spec, backend
-            return spec, backend
-        first, backend = self._known[look]
-        group = optimizer.param_groups[group_index]
-        refuse_pieces(optimizer, group, name, p)
-        return first.like(p, name, optimizer.variant(group, p), optimizer.state.get(p, {})), backend
+                self._known[look] = known
+        else:
+            group = optimizer.param_groups[group_index]
+            refuse_pieces(optimizer, group, name, p)
+            variant = optimizer.variant(group, p)
+            spec = known.first.like(p, name, variant, optimizer.state.get(p, {}))
+        self._of[id(p)] = known
+        return spec, known.backend
+
+    def ensure_state(self, spec: ParamSpec) -> None:
+        """Gives a parameter described here its state as kernels take it."""
+        known, before = self._of[id(spec.param)], list(spec.state.values())
+        if known.complete:
+            return
+        spec.state = state.ensure(self._optimizer, spec.param, self._optimizer.param_groups[spec.group])
+        now = list(spec.state.values())
+        # then there is nothing to do for others that look alike
+        known.complete = len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+@dataclass
+class _Known:
+    first: ParamSpec
+    backend: Backend
+    complete: bool = False  # whether its states were there as kernels take them
 
 
 def left_alone(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) -> str | None:

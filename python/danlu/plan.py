@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from . import backends, checks, shared_memory, state
+from . import backends, checks, shared_memory
 from .describe import Descriptions, choose, describe, left_alone
 from .places import name_at
 from .scale import Scaling, StepScale
@@ -57,7 +57,7 @@ class Plan:
         turns = shared_memory.turns(described, in_order)
         taken: dict[tuple[int, Backend, torch.device], list[ParamSpec]] = {}
         for turn, backend, spec in zip(turns, chosen, described, strict=True):
-            spec.state = state.ensure(optimizer, spec.param, optimizer.param_groups[spec.group])
+            descriptions.ensure_state(spec)
             taken.setdefault((turn, backend, spec.param.device), []).append(spec)
         self._slow = list(itertools.compress(described, in_order))
         in_turn = sorted(taken.items(), key=lambda item: item[0][0])

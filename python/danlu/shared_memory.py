@@ -64,10 +64,10 @@ def _all_apart(specs: Sequence[ParamSpec]) -> bool:
     ends: list[int] = []
 
     def add(t: torch.Tensor) -> None:
-        if type(t) in PLAIN and t.is_contiguous() and t.numel():
+        if type(t) in PLAIN and t.is_contiguous() and (size := t.nbytes):
             begin = t.data_ptr()
             begins.append(begin)
-            ends.append(begin + t.numel() * t.element_size())
+            ends.append(begin + size)
         else:
             for r in _range(0, "", t):
                 begins.append(r.begin)

@@ -33,8 +33,8 @@ def nothing(opt: danlu.FusedOptimizer, p: torch.nn.Parameter) -> None:
 
 
 def a_shape(opt: danlu.FusedOptimizer, p: torch.nn.Parameter) -> None:
-    p.data, p.grad = p.data.reshape(4, 6), None
-    p.grad = torch.ones(4, 6)
+    p.data, p.grad = p.data[:5].clone(), None  # with the strides of the others
+    p.grad = torch.ones(5, 4)
 
 
 def strides(opt: danlu.FusedOptimizer, p: torch.nn.Parameter) -> None:
@@ -99,7 +99,7 @@ def state_dtype(opt: danlu.FusedOptimizer, p: torch.nn.Parameter) -> None:
 
 
 def state_shape(opt: danlu.FusedOptimizer, p: torch.nn.Parameter) -> None:
-    opt.state[p].update({key: torch.zeros(2) for key in opt.state[p] if key != "step"})
+    opt.state[p].update({key: torch.zeros(5, 4) for key in opt.state[p] if key != "step"})
 
 
 def state_expanded(opt: danlu.FusedOptimizer, p: torch.nn.Parameter) -> None:
@@ -209,6 +209,15 @@ def test_one_of_those_that_look_alike_is_validated_in_full(
     for _ in range(2):
         Plan(opt)
     assert names == ["param_groups[0]['params'][0]"] * 2
+
+
+def test_states_in_another_order_are_laid_out_in_each(backend: str) -> None:
+    opt = some(MADE[1], backend)
+    opt.step()
+    for held in opt.state.values():
+        held["exp_avg"] = held["exp_avg"].t().contiguous().t()
+    Plan(opt)
+    assert all(held["exp_avg"].is_contiguous() for held in opt.state.values())
 
 
 @pytest.mark.parametrize("seed", range(40))

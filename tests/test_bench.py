@@ -13,6 +13,7 @@ import danlu
 import grad_norm
 import harness
 import lazy_rows
+import plans
 import step_time
 from baselines import PlainLion
 from danlu import _cpu
@@ -170,3 +171,13 @@ def test_norms_of_gradients(capsys: pytest.CaptureFixture[str]) -> None:
     for number in bits.view(torch.int32).tolist():
         wanted ^= number & 0xFFFFFFFF
     assert _cpu.read_through(bits.data_ptr(), 3, 2) == wanted
+
+
+def test_host_work_of_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    plans.main(["--rounds", "2"], (2, 30))
+    assert capsys.readouterr().out.count("(") == 2 * len(plans.WAYS)
+    making, whole, parts = plans.ways_of_work(3)
+    assert len(making()._stepped) == 3  # type: ignore[attr-defined]
+    whole()
+    for _ in range(2):
+        parts()

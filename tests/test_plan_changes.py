@@ -11,6 +11,7 @@ import torch
 
 import danlu
 from cases import ALL, BACKENDS, BF16, F16, F32, Case, set_gradient, values
+from danlu.part import Part
 from danlu.testing import same_bits
 
 STEPS = 6
@@ -368,12 +369,15 @@ CHANGES: list[Change] = [
 
 
 @pytest.mark.pairs
+@pytest.mark.parametrize("by", ["whole", "parts"])
 @pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
-def test_a_change_is_seen_at_the_next_step(change: Change, case: Case, backend: str) -> None:
+def test_a_change_is_seen_at_the_next_step(change: Change, case: Case, by: str, backend: str) -> None:
+    """By the plan of all parameters, and by one for each of them."""
     params = [torch.nn.Parameter(values(shape, i, wild=False)) for i, shape in enumerate(SHAPES)]
     groups = [{"params": params[:2]}, {"params": params[2:], "lr": 5e-3, "weight_decay": 0.0}]
     opt = case.make(groups, backend=backend)
+    parts: dict[torch.Tensor, Part] = {}
     for t in range(STEPS):
         for i, p in enumerate(params):
             if i != FROZEN:
@@ -385,7 +389,10 @@ def test_a_change_is_seen_at_the_next_step(change: Change, case: Case, backend: 
         gradients = [(p.grad.resolve_neg(), p.grad.clone()) for p in parameters(opt) if p.grad is not None]
         want = made_anew(case, opt)
         want.step()
-        opt.step()
+        for p in parameters(opt) if by == "parts" else []:
+            parts.setdefault(p, Part(opt, [p])).step()
+        if by == "whole":
+            opt.step()
         assert_same(case, opt, want)
         assert all(map(same_bits, left_behind, contents))
         assert all(same_bits(g, copy) for g, copy in gradients)

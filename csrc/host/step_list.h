@@ -84,9 +84,10 @@ class StepList {
     tensors_.push_back(t);
   }
 
-  // Records the order in which opt.state holds the parameters, so that a walk over it needs no hashing of
-  // tensors.
-  void bind(const py::dict& state) { note_order(state); }
+  // Prepares for comparisons with opt.state.
+  void bind(const py::dict& state) {
+    if (!looks_up(state)) note_order(state);
+  }
 
   // Reads everything, writes nothing. None if anything differs from the records; else the coefficients
   // that this step needs, as tuples (index of coefficients, step that is being made, micro-step). With
@@ -103,8 +104,7 @@ class StepList {
       listed_.push_back({tensor, reinterpret_cast<void*>(values), num_values, numbers(rows), count,
                          numbers(permutation), numbers(offsets)});
     indices_.clear();
-    // the first step of other groups adds their states
-    if (!same_states(state) && !(note_order(state) && same_states(state))) return py::none();
+    if (!same_states(state)) return py::none();
     py::list keys;
     Key last{-1, 0.f, 0.f};
     int coefficients = -1;
@@ -202,6 +202,8 @@ class StepList {
   // The kernels push torch's own records out of the caches at every step; asking for those of a parameter
   // some turns ahead takes a third off the refresh of thousands.
   static constexpr size_t lookahead = 6;
+  // Entries of opt.state that a walk passes in the time of one lookup.
+  static constexpr size_t walked_per_record = 16;
 
   struct StateTensor {
     PyObject *name, *tensor;
@@ -277,7 +279,27 @@ class StepList {
     return present == records_.size();
   }
 
-  bool same_states(const py::dict& state) const {
+  // Whether each parameter has the state that was recorded.
+  bool same_states(const py::dict& state) {
+    if (looks_up(state)) return found_same(state);
+    // the first step of other groups adds their states
+    return walked_same(state) || (note_order(state) && walked_same(state));
+  }
+
+  // A walk hashes no tensor, which is a call of Python, but visits the states of parameters that are not in this
+  // list: of a list that has few of them it would be the whole time of a step.
+  bool looks_up(const py::dict& state) const { return state.size() > walked_per_record * records_.size(); }
+
+  bool found_same(const py::dict& state) const {
+    for (const Record& r : records_) {
+      PyObject* const held = PyDict_GetItemWithError(state.ptr(), r.param);
+      if (!held && PyErr_Occurred()) throw py::error_already_set();
+      if (held != r.state || !has_states(r)) return false;
+    }
+    return true;
+  }
+
+  bool walked_same(const py::dict& state) const {
     Py_ssize_t at = 0;
     size_t i = 0;
     PyObject *key, *value;
@@ -286,11 +308,16 @@ class StepList {
       const int record = order_[i++].record;
       if (record < 0) continue;
       const Record& r = records_[record];
-      if (value != r.state) return false;
-      for (size_t j = r.first_tensor; j < r.first_tensor + r.num_tensors; j++)
-        if (PyDict_GetItem(value, state_tensors_[j].name) != state_tensors_[j].tensor) return false;
+      if (value != r.state || !has_states(r)) return false;
     }
     return i == order_.size();
+  }
+
+  // Whether the parameter's own dict holds the tensors that were recorded.
+  bool has_states(const Record& r) const {
+    for (size_t j = r.first_tensor; j < r.first_tensor + r.num_tensors; j++)
+      if (PyDict_GetItem(r.state, state_tensors_[j].name) != state_tensors_[j].tensor) return false;
+    return true;
   }
 
   // Whether the gradient can be read where it is; g: null if none is read.

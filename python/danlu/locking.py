@@ -11,7 +11,8 @@ import torch
 
 
 class _Locked(Protocol):
-    _lock: AbstractContextManager[Any]
+    @property
+    def _lock(self) -> AbstractContextManager[Any]: ...
 
 
 Self = TypeVar("Self", bound=_Locked)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from typing_extensions import TypedDict
 
 from . import backends, callers, checkpoint, checks, scale, state
+from .describe import describe, left_alone
 from .locking import one_at_a_time
-from .plan import Plan, describe, left_alone, named_parameters, refuse_flattened
+from .places import Places
+from .plan import Plan, named_parameters, refuse_flattened
 from .report import BackendReport
 from .update_rule import UpdateRule
 
@@ -237,25 +240,44 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
         if not self.state and callers.asks_for_state():
             self.make_state()
             return
-        scaling = scale.Scaling.of(self, self.max_grad_norm)
-        if not self.counters_on_device:
-            if scaling.on_device or any(scale.is_on_device(group.get("lr")) for group in self.param_groups):
-                self.counters_on_device = True
-                self._drop_plan()
-            elif scaling.skips():
-                return
+        scaling = self._scaling(self.param_groups)
+        if scaling is None:
+            return
         self._steps += 1
         if self._idle_plans or self._plan is None or not self._plan.lists(self.param_groups):
             self._choose_plan()
+        self._step_by(self, scaling)
+
+    def _scaling(self, groups: list[dict[str, Any]]) -> scale.Scaling | None:
+        """Of a step of these groups; None if it has to change nothing."""
+        scaling = scale.Scaling.of(self, self.max_grad_norm)
+        if not self.counters_on_device:
+            if scaling.on_device or any(scale.is_on_device(group.get("lr")) for group in groups):
+                self.counters_on_device = True
+                self._drop_plan()
+            elif scaling.skips():
+                return None
+        return scaling
+
+    def _step_by(self, keeper: _KeepsPlan, scaling: scale.Scaling) -> None:
+        """One step by a plan, this optimizer's or a part's."""
         for _ in range(_TRIES):
-            if self._plan is None:
-                self._plan = Plan(self)
-            self._plan.last_step = self._steps
-            if self._plan.step(self, scaling):
+            if keeper._plan is None:
+                keeper._plan = keeper._new_plan()
+            keeper._plan.last_step = self._steps
+            if keeper._plan.step(self, scaling):
                 return
-            self._drop(self._plan)  # should making the next one raise, the old one is no use
-            self._plan = None
+            self._drop(keeper._plan)  # should making the next one raise, the old one is no use
+            keeper._plan = None
         raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
+
+    def _new_plan(self) -> Plan:
+        return Plan(self)
+
+    @functools.cached_property
+    def _places(self) -> Places:
+        """Where parts find their parameters."""
+        return Places()
 
     def _choose_plan(self) -> None:
         """Takes the plan for the groups of now, if there is one, and drops those that were idle too long."""
@@ -287,6 +309,14 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
             self._check_group(group)
         checkpoint.check_settings(self, loaded["param_groups"])
         return {**loaded, "state": checkpoint.carried(loaded["state"])}
+
+
+class _KeepsPlan(Protocol):
+    """What makes a plan and keeps it from step to step."""
+
+    _plan: Plan | None
+
+    def _new_plan(self) -> Plan: ...
 
 
 # what deepcopy and pickling keep beside torch's own; plans are made anew

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Hashable, Iterator
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 
-from . import backends, checks, shared_memory, state
-from .fake import is_fake
+from . import backends, checks, shared_memory
+from .describe import Descriptions, choose, describe, left_alone
+from .places import name_at
 from .scale import Scaling, StepScale
-from .sharding import flattened_by, is_sharded, local, refuse_pieces, sharded_alike
+from .sharding import flattened_by, refuse_pieces
 from .spec import Backend, ParamSpec
 from .step_rule import StepRule
+
+Named: TypeAlias = tuple[int, str, torch.Tensor]  # group index, name, parameter
 
 
 class Plan:
@@ -23,31 +26,38 @@ class Plan:
     A plan decides, its executors only compare. What they do not recognise (another dtype, a replaced state, a
     first gradient that comes late) makes `step` return False, and the optimizer makes a new plan. Making one
     validates every parameter before anything is written.
+
+    parameters: (group index, name, parameter) of those that it is for, each once; None for all.
     """
 
-    def __init__(self, optimizer: StepRule) -> None:
+    def __init__(self, optimizer: StepRule, parameters: Iterable[Named] | None = None) -> None:
         self.last_step = 0  # that took it, as the optimizer counts them
-        self._params = [list(group["params"]) for group in optimizer.param_groups]
+        self._params: list[list[torch.Tensor]] = []
+        if parameters is None:
+            self._params = [list(group["params"]) for group in optimizer.param_groups]
+            parameters = named_parameters(optimizer)
+        self._counters_on_device = optimizer.counters_on_device
         self._waiting: list[torch.Tensor] = []  # no gradient so far
         self._left_alone: list[tuple[torch.Tensor, Hashable]] = []  # and what they looked like
         described: list[ParamSpec] = []
         chosen: list[Backend] = []
-        for group, name, p in named_parameters(optimizer):
+        descriptions = Descriptions(optimizer)
+        for group, name, p in parameters:
             if optimizer.takes_gradients and p.grad is None and p not in optimizer.state:
                 self._waiting.append(p)
                 continue
             if left_alone(optimizer, group, name, p):
                 self._left_alone.append((p, _look(p)))
                 continue
-            spec = describe(optimizer, group, name, p)
+            spec, backend = descriptions.of(group, name, p)
             described.append(spec)
-            chosen.append(choose(optimizer, spec)[0])
+            chosen.append(backend)
         self._stepped = [spec.param for spec in described]
         in_order = [backend is backends.REFERENCE for backend in chosen]
         turns = shared_memory.turns(described, in_order)
         taken: dict[tuple[int, Backend, torch.device], list[ParamSpec]] = {}
         for turn, backend, spec in zip(turns, chosen, described, strict=True):
-            spec.state = state.ensure(optimizer, spec.param, optimizer.param_groups[spec.group])
+            descriptions.ensure_state(spec)
             taken.setdefault((turn, backend, spec.param.device), []).append(spec)
         self._slow = list(itertools.compress(described, in_order))
         in_turn = sorted(taken.items(), key=lambda item: item[0][0])
@@ -82,7 +92,7 @@ class Plan:
         return all(p in optimizer.state for p in self._stepped)
 
     def lists(self, groups: list[dict[str, Any]]) -> bool:
-        """Whether it was made for these parameters in these groups."""
+        """Whether it was made for all parameters, these in these groups."""
         if len(groups) != len(self._params):
             return False
         for group, params in zip(groups, self._params, strict=True):
@@ -92,6 +102,8 @@ class Plan:
         return True
 
     def _refresh(self, optimizer: StepRule) -> bool:
+        if self._counters_on_device != optimizer.counters_on_device:
+            return False
         if any(p.grad is not None for p in self._waiting):
             return False
         if any(_look(p) != look for p, look in self._left_alone):
@@ -150,31 +162,14 @@ class Plan:
         return True
 
 
-def named_parameters(optimizer: StepRule, first: int = 0) -> Iterator[tuple[int, str, torch.Tensor]]:
-    """(group index, name, parameter), each parameter once; of groups from the first on."""
+def named_parameters(optimizer: StepRule, first: int = 0) -> Iterator[Named]:
+    """Each parameter once; of groups from the first on."""
     seen: set[int] = set()
     for index, group in enumerate(optimizer.param_groups[first:], first):
-        names = group.get("param_names")
         for j, p in enumerate(group["params"]):
             if id(p) not in seen:
                 seen.add(id(p))
-                yield index, names[j] if names else f"param_groups[{index}]['params'][{j}]", p
-
-
-def left_alone(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) -> str | None:
-    """Why no step touches the parameter, which needs no gradient and has none; None if one may.
-
-    As quantized weights, integers: what could not be stepped anyway.
-    """
-    if p.requires_grad and not (optimizer.takes_gradients and checks.is_uninitialized(p)):
-        return None
-    if optimizer.takes_gradients and p.grad is not None:
-        return None
-    try:
-        _refuse_parameter(optimizer, optimizer.param_groups[group_index], name, p)
-    except (TypeError, ValueError) as error:
-        return str(error).removeprefix(f"{name}: ")
-    return None
+                yield index, name_at(optimizer.param_groups, (index, j)), p
 
 
 def refuse_flattened(optimizer: StepRule, first: int = 0) -> None:
@@ -190,92 +185,3 @@ def _look(p: torch.Tensor) -> Hashable:
         return None
     strides = p.stride() if p.layout == torch.strided else None
     return p.requires_grad, p.grad is None, p.dtype, p.device, p.layout, p.shape, strides
-
-
-def _refuse_parameter(optimizer: StepRule, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
-    """Raises if the optimizer cannot step the parameter, whatever its gradient and states."""
-    checks.parameter(name, local(p))
-    if optimizer.sparse_mode(group) is not None:
-        checks.has_rows(name, p)
-    refuse_pieces(optimizer, group, name, p)
-
-
-def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) -> ParamSpec:
-    """Validates a parameter, its gradient and states; states that are not made yet count as declared."""
-    group = optimizer.param_groups[group_index]
-    shard, held = local(p), optimizer.state.get(p, {})
-    g = p.grad if optimizer.takes_gradients else None
-    lazy = optimizer.sparse_mode(group)
-    _refuse_parameter(optimizer, group, name, p)
-    if g is not None:
-        if not sharded_alike(p, g):
-            raise ValueError(f"{name}: the gradient is not sharded as the parameter is")
-        checks.alike_fake(name, "gradient", shard, local(g))
-        if lazy is not None and g.layout != torch.strided:
-            checks.listed_rows(name, p, g)
-            if not is_fake(g):
-                checks.row_numbers(name, p, g._indices()[0])
-        else:
-            checks.gradient(name, shard, local(g))
-    try:
-        shapes = state.shapes(optimizer, group, tuple(p.shape))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    lacking = [key for key in shapes if key not in held and key not in state.COUNTERS]
-    others = [key for key in optimizer.state_names if key in held and key not in shapes]
-    if lacking and others:
-        raise ValueError(
-            f"{name}: its state has {others[0]!r}, made with other settings of the group (shape "
-            f"{tuple(p.shape)}); with those of now it needs {lacking[0]!r}"
-        )
-    dtypes = [p.dtype, p.dtype if g is None else g.dtype]
-    for key, shape in shapes.items():
-        if key in state.COUNTERS:
-            if key in held:
-                checks.counter(name, key, held[key])
-            continue
-        if key in held:
-            checks.state(name, key, p, shape, held[key])
-            checks.alike_fake(name, f"state {key!r}", shard, local(held[key]))
-            if not sharded_alike(p, held[key]):
-                raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
-        dtypes.append(held[key].dtype if key in held else optimizer.state_dtype(key, p))
-    return ParamSpec(
-        param=p,
-        name=name,
-        group=group_index,
-        rule=optimizer.rule(group, tuple(shard.shape)),
-        accumulation_steps=optimizer.accumulation_steps(group),
-        takes_gradient=optimizer.takes_gradients,
-        sharded=is_sharded(p),
-        fake=is_fake(shard),
-        shape=tuple(shard.shape),
-        strides=tuple(shard.stride()),
-        reduces=optimizer.reduces,
-        matrix=optimizer.matrix(group, tuple(shard.shape)),
-        sparse_mode=lazy,
-        variant=optimizer.variant(group, p),
-        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in dtypes),
-        state_names=tuple(shapes),
-        state=held,
-    )
-
-
-def choose(optimizer: StepRule, spec: ParamSpec) -> tuple[Backend, str]:
-    """The backend that takes the parameter, and why; raises if the one asked for cannot reach its device."""
-    if spec.fake:
-        return backends.REFERENCE, "it is a fake tensor, which has no data"
-    device = spec.param.device
-    refusals: list[str] = []
-    for backend in backends.candidates(optimizer.backend, device):
-        refusal = backend.refusal(spec)
-        if refusal is None:
-            if backend is backends.REFERENCE and optimizer.capturable and device.type != "cpu":
-                raise ValueError(
-                    f"{spec.name}: capturable=True needs native kernels on {device}; " + "; ".join(refusals)
-                )
-            return backend, "; ".join(refusals) or backend.reason
-        if device.type not in backend.device_types:
-            raise ValueError(f"{spec.name}: {refusal}")
-        refusals.append(f"not {backend.name}: {refusal}")
-    raise AssertionError("the reference refuses nothing")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from . import checks
 from .backends import REFERENCE
 from .backends.native import copies_gradient
-from .plan import choose, describe, left_alone, named_parameters
+from .describe import choose, describe, left_alone
+from .plan import named_parameters
 from .step_rule import StepRule
 
 

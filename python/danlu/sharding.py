@@ -12,6 +12,9 @@ import torch
 
 from .step_rule import StepRule
 
+# these types themselves, whose tensors stand for nothing but their memory
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 def dtensor_type() -> type | None:
     """DTensor, or None as long as nobody has imported it, when no tensor can be one."""
@@ -20,6 +23,8 @@ def dtensor_type() -> type | None:
 
 
 def is_sharded(t: torch.Tensor) -> bool:
+    if type(t) in PLAIN:  # what nearly all are, and asked often
+        return False
     kind = dtensor_type()
     return kind is not None and isinstance(t, kind)
 

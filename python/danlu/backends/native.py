@@ -88,7 +88,7 @@ class NativeExecutor:
     ) -> None:
         self._list = native
         self._specs = specs
-        self._names = {spec.rule: rules.coefficient_names(spec.rule) for spec in specs}
+        self._names = {rule: rules.coefficient_names(rule) for rule in {spec.rule for spec in specs}}
         self._params = [spec.param for spec in specs]
         self._writes = optimizer.outcome != "none"
         self._structures = {

@@ -1,0 +1,188 @@
+"""A parameter as backends take it, all of it validated, and which of them takes it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import backends, checks, state
+from .fake import is_fake
+from .sharding import PLAIN, is_sharded, local, refuse_pieces, sharded_alike
+from .spec import Backend, ParamSpec
+from .step_rule import StepRule
+
+
+class Descriptions:
+    """Parameters of an optimizer that nothing changes meanwhile, described and given to backends.
+
+    Of those that look alike the first is validated in full. What it is validated for is in the look, all but
+    the marks that frameworks leave on a parameter: those are looked at in each.
+    """
+
+    def __init__(self, optimizer: StepRule) -> None:
+        self._optimizer = optimizer
+        self._known: dict[Hashable, _Known] = {}
+        self._of: dict[int, _Known] = {}  # by the parameter's id
+
+    def of(self, group_index: int, name: str, p: torch.Tensor) -> tuple[ParamSpec, Backend]:
+        """Raises what `describe` and `choose` do."""
+        optimizer = self._optimizer
+        look = _look(optimizer, group_index, p)
+        known = self._known.get(look)
+        if known is None:
+            spec = describe(optimizer, group_index, name, p)
+            known = _Known(spec, choose(optimizer, spec)[0])
+            if look is not None:
+                self._known[look] = known
+        else:
+            group = optimizer.param_groups[group_index]
+            refuse_pieces(optimizer, group, name, p)
+            variant = optimizer.variant(group, p)
+            spec = known.first.like(p, name, variant, optimizer.state.get(p, {}))
+        self._of[id(p)] = known
+        return spec, known.backend
+
+    def ensure_state(self, spec: ParamSpec) -> None:
+        """Gives a parameter described here its state as kernels take it."""
+        known, before = self._of[id(spec.param)], list(spec.state.values())
+        if known.complete:
+            return
+        spec.state = state.ensure(self._optimizer, spec.param, self._optimizer.param_groups[spec.group])
+        now = list(spec.state.values())
+        # then there is nothing to do for others that look alike
+        known.complete = len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+@dataclass
+class _Known:
+    first: ParamSpec
+    backend: Backend
+    complete: bool = False  # whether its states were there as kernels take them
+
+
+def left_alone(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) -> str | None:
+    """Why no step touches the parameter, which needs no gradient and has none; None if one may.
+
+    As quantized weights, integers: what could not be stepped anyway.
+    """
+    if p.requires_grad and not (optimizer.takes_gradients and checks.is_uninitialized(p)):
+        return None
+    if optimizer.takes_gradients and p.grad is not None:
+        return None
+    try:
+        _refuse_parameter(optimizer, optimizer.param_groups[group_index], name, p)
+    except (TypeError, ValueError) as error:
+        return str(error).removeprefix(f"{name}: ")
+    return None
+
+
+def _refuse_parameter(optimizer: StepRule, group: dict[str, Any], name: str, p: torch.Tensor) -> None:
+    """Raises if the optimizer cannot step the parameter, whatever its gradient and states."""
+    checks.parameter(name, local(p))
+    if optimizer.sparse_mode(group) is not None:
+        checks.has_rows(name, p)
+    refuse_pieces(optimizer, group, name, p)
+
+
+def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) -> ParamSpec:
+    """Validates a parameter, its gradient and states; states that are not made yet count as declared."""
+    group = optimizer.param_groups[group_index]
+    shard, held = local(p), optimizer.state.get(p, {})
+    g = p.grad if optimizer.takes_gradients else None
+    lazy = optimizer.sparse_mode(group)
+    _refuse_parameter(optimizer, group, name, p)
+    if g is not None:
+        if not sharded_alike(p, g):
+            raise ValueError(f"{name}: the gradient is not sharded as the parameter is")
+        checks.alike_fake(name, "gradient", shard, local(g))
+        if lazy is not None and g.layout != torch.strided:
+            checks.listed_rows(name, p, g)
+            if not is_fake(g):
+                checks.row_numbers(name, p, g._indices()[0])
+        else:
+            checks.gradient(name, shard, local(g))
+    try:
+        shapes = state.shapes(optimizer, group, tuple(p.shape))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    lacking = [key for key in shapes if key not in held and key not in state.COUNTERS]
+    others = [key for key in optimizer.state_names if key in held and key not in shapes]
+    if lacking and others:
+        raise ValueError(
+            f"{name}: its state has {others[0]!r}, made with other settings of the group (shape "
+            f"{tuple(p.shape)}); with those of now it needs {lacking[0]!r}"
+        )
+    dtypes = [p.dtype, p.dtype if g is None else g.dtype]
+    for key, shape in shapes.items():
+        if key in state.COUNTERS:
+            if key in held:
+                checks.counter(name, key, held[key])
+            continue
+        if key in held:
+            checks.state(name, key, p, shape, held[key])
+            checks.alike_fake(name, f"state {key!r}", shard, local(held[key]))
+            if not sharded_alike(p, held[key]):
+                raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
+        dtypes.append(held[key].dtype if key in held else optimizer.state_dtype(key, p))
+    return ParamSpec(
+        param=p,
+        name=name,
+        group=group_index,
+        rule=optimizer.rule(group, tuple(shard.shape)),
+        accumulation_steps=optimizer.accumulation_steps(group),
+        takes_gradient=optimizer.takes_gradients,
+        sharded=is_sharded(p),
+        fake=is_fake(shard),
+        shape=tuple(shard.shape),
+        strides=tuple(shard.stride()),
+        reduces=optimizer.reduces,
+        matrix=optimizer.matrix(group, tuple(shard.shape)),
+        sparse_mode=lazy,
+        variant=optimizer.variant(group, p),
+        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in dtypes),
+        state_names=tuple(shapes),
+        state=held,
+    )
+
+
+def choose(optimizer: StepRule, spec: ParamSpec) -> tuple[Backend, str]:
+    """The backend that takes the parameter, and why; raises if the one asked for cannot reach its device."""
+    if spec.fake:
+        return backends.REFERENCE, "it is a fake tensor, which has no data"
+    device = spec.param.device
+    refusals: list[str] = []
+    for backend in backends.candidates(optimizer.backend, device):
+        refusal = backend.refusal(spec)
+        if refusal is None:
+            if backend is backends.REFERENCE and optimizer.capturable and device.type != "cpu":
+                raise ValueError(
+                    f"{spec.name}: capturable=True needs native kernels on {device}; " + "; ".join(refusals)
+                )
+            return backend, "; ".join(refusals) or backend.reason
+        if device.type not in backend.device_types:
+            raise ValueError(f"{spec.name}: {refusal}")
+        refusals.append(f"not {backend.name}: {refusal}")
+    raise AssertionError("the reference refuses nothing")
+
+
+def _look(optimizer: StepRule, group_index: int, p: torch.Tensor) -> Hashable:
+    """All that `describe` and `choose` see of a parameter, but for marks; None if they may see more."""
+    g = p.grad if optimizer.takes_gradients else None
+    held = optimizer.state.get(p)
+    found: list[Hashable] = [group_index]
+    for t in (p,) if g is None else (p, g):
+        if type(t) not in PLAIN or t.layout is not torch.strided:
+            return None
+        found.append((type(t), t.dtype, t.device, t.shape, t.stride(), t.is_neg()))
+    for name, t in held.items() if held else ():
+        if type(t) is not torch.Tensor or t.layout is not torch.strided:
+            return None
+        found.append((name, t.dtype, t.device, t.shape, t.stride(), t.is_neg()))
+    for name in optimizer.state_names:
+        if not held or name not in held:
+            found.append((name, optimizer.state_dtype(name, p)))
+    return tuple(found)

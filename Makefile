@@ -22,7 +22,7 @@ bench: .venv/built
 # two processes whose threads would spin while the other's wait for a core; the longest files first
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: .venv/built
+test: $(if $(filter --all,$(ARGUMENTS)),.venv/built,.venv/built-for-tests)
 	$(PYTEST) $(ARGUMENTS)
 
 test-all:
@@ -58,6 +58,13 @@ clean:
 	$(BIN)/python -m pip install --no-deps --upgrade --target .venv/oracles -r requirements-oracles.txt
 	touch $@
 
+INSTALL := $(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+
 .venv/built: .venv/installed $(SOURCES)
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	$(INSTALL)
+	touch $@
+
+# the CUDA kernels for the one architecture whose machine code `make test` reads, in half the time, if nothing is there
+.venv/built-for-tests: .venv/installed $(SOURCES)
+	$(MAKE) --question .venv/built || DANLU_CUDA_ARCHS=$${DANLU_CUDA_ARCHS:-90} $(INSTALL)
 	touch $@

@@ -120,7 +120,8 @@ def test_a_step_that_stops_has_the_bits_of_one_that_does_not(case: Case, backend
 
 def check_same_bits(case: Case, backend: str) -> None:
     """Where nobody changes its sums; several tensors go from stop to stop together."""
-    shapes = [(140, 150), (7, 5), (3, 20, 30)]
+    # Triton's interpreter takes one row after the other where a rule takes each by itself
+    shapes = [(14 if case.id == "tiger-rows" else 140, 150), (7, 5), (3, 20, 30)]
     opts = [
         case.make(
             [torch.nn.Parameter(values(s, i, wild=False)) for i, s in enumerate(shapes)], backend=backend

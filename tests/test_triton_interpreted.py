@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,29 +19,39 @@ from training import some_params
 TESTS = Path(__file__).parent
 
 
-# pytest's arguments, how many tests they find at least, all of them and without --all
+class Run(NamedTuple):
+    paths: list[str]
+    all_tests: str  # pytest's -k, with --all
+    tests: str  # without
+    least: tuple[int, int]  # how many tests these find at least
+
+
+def of(*names: str) -> list[str]:
+    return [f"tests/test_{name}.py" for name in names]
+
+
 RUNS = {
     # everything in tests/interpreted but what the next one has
-    "bits": (["tests/interpreted", "--ignore=tests/interpreted/test_triton_reducing.py"], (164, 100)),
-    "rules that reduce": (["tests/interpreted/test_triton_reducing.py"], (74, 30)),
+    "bits": Run(
+        ["tests/interpreted", "--ignore=tests/interpreted/test_triton_reducing.py"], "", "", (164, 100)
+    ),
+    "rules that reduce": Run(["tests/interpreted/test_triton_reducing.py"], "", "", (74, 30)),
     # the tests with the fixture `backend`; of rules that reduce, which take seconds each, one
-    "what every backend must do": (
-        [
-            *("-k", "triton and not (adax or adafactor or amos or tiger-matrix or tiger-rows)"),
-            *(f"tests/test_{name}.py" for name in ("gradient_scale", "torch_contract", "checkpoints")),
-        ],
+    "what every backend must do": Run(
+        of("gradient_scale", "torch_contract", "checkpoints"),
+        "triton and not (adax or adafactor or amos or tiger-matrix or tiger-rows)",
+        "triton and not (adax or adafactor or amos or tiger or layer or adam-)",
         (195, 100),
     ),
     # of a rule with one state, and of one that accumulates
-    "changes between steps": (
-        [
-            *("-k", "triton and (lion or tiger-accumulate)"),
-            *(f"tests/test_{name}.py" for name in ("plan_changes", "shared_memory", "group_by_group")),
-        ],
+    "changes between steps": Run(
+        of("plan_changes", "shared_memory", "group_by_group"),
+        "triton and (lion or tiger-accumulate)",
+        "triton and (lion or tiger-accumulate) and not layer",
         (105, 60),
     ),
     # the bits of accumulation, Lookahead and EMA, over all combinations of dtypes
-    "passes around a step": (["-k", "the_bits", "tests/test_wrappers.py"], (32, 32)),
+    "passes around a step": Run(of("wrappers"), "the_bits", "the_bits", (32, 32)),
 }
 
 
@@ -50,11 +61,13 @@ def started(
 ) -> dict[str, tuple[subprocess.Popen[bytes], Path]]:
     """All of them at once: each keeps one core busy."""
     found = {}
-    for name, (arguments, _) in RUNS.items():
+    everything = bool(pytestconfig.getoption("--all"))
+    for name, wanted in RUNS.items():
         output = tmp_path_factory.mktemp("interpreted") / "output"
         with output.open("wb") as file:
-            everything = ["--all"] if pytestconfig.getoption("--all") else []
-            command = [sys.executable, "-m", "pytest", "-q", *everything, *arguments]
+            chosen = wanted.all_tests if everything else wanted.tests
+            options = ["-k", chosen, *(["--all"] if everything else [])]
+            command = [sys.executable, "-m", "pytest", "-q", *options, *wanted.paths]
             env = {**os.environ, "TRITON_INTERPRET": "1"}
             run = subprocess.Popen(command, cwd=TESTS.parent, env=env, stdout=file, stderr=subprocess.STDOUT)
         found[name] = (run, output)
@@ -71,7 +84,7 @@ def test_interpreted(
     assert "skipped" not in text.splitlines()[-1]
     passed = re.search(r"(\d+) passed", text)
     assert passed
-    assert int(passed[1]) >= RUNS[name][1][0 if pytestconfig.getoption("--all") else 1]
+    assert int(passed[1]) >= RUNS[name].least[0 if pytestconfig.getoption("--all") else 1]
     left_elsewhere(pytestconfig, text)
 
 

@@ -91,7 +91,8 @@ MUTANTS = [
     Mutant("accumulate-fresh", "csrc/rules/accumulate.h", "k.fresh != 0.f ? term", "k.fresh > 1.f ? term", ACCUMULATION),
     Mutant("fp16-infinity", "csrc/common/types.h", "magnitude >= 0x477ff000u", "magnitude > 0x477ff000u", tests("test_storage", "nearest")),
     # the native list of parameters
-    Mutant("list-replaced-state", "csrc/host/step_list.h", "if (value != r.state) return false;", "", PLAN),
+    Mutant("list-replaced-state", "csrc/host/step_list.h", "if (value != r.state || !has_states(r)) return false;", "if (!has_states(r)) return false;", PLAN),
+    Mutant("list-replaced-state-of-a-part", "csrc/host/step_list.h", "if (held != r.state || !has_states(r)) return false;", "if (!has_states(r)) return false;", tests("test_parts")),
     Mutant("list-cycle", "csrc/host/step_list.h", "micro_step + 1.f < float(r.accumulation_steps)", "micro_step < float(r.accumulation_steps)", TIGER),
     Mutant("list-moved-together", "csrc/host/step_list.h", "if (share_memory()) {", "if (false) {", SHARED),
     Mutant("list-negated", "csrc/host/tensor_view.h", "|| !negated(tensor))", "|| true)", tests("test_plan_changes", "negated and lion")),

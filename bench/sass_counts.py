@@ -33,28 +33,31 @@ class Kernel(NamedTuple):
     elements: int
 
 
-_F32, _BF16 = "FormatsIfffEE", "FormatsINS_4bf16ES{0}_S{0}_EE"
-_BF16_F32 = "FormatsINS_4bf16ES{0}_fEE"
+# of parameter, gradient and states: all fp32; the first three bf16; the first two. A type that comes again is
+# S and its number in a name
+_F32 = r"FormatsIJNS_3F32E(S\w_)*EEE"
+_BF16 = r"FormatsIJNS_4Bf16E(S\w_){2}(NS_3F32E(S\w_)*)?EEE"
+_BF16_F32 = r"FormatsIJNS_4Bf16ES\w_NS_3F32E(S\w_)*EEE"
 _FACTORED = r"AdafactorOfINS0_16FactoredVarianceELb0EEE"
 KERNELS = [
     *(
         Kernel(
             f"{rule.lower()} {name}",
-            rf"apply_kernelINS_4cuda\d+{rule}ENS_7{formats.format(4)}.*LaunchListILi31744EE",
+            rf"apply_kernelINS_4cuda\d+{rule}ENS_7{formats}.*LaunchListILi31744EE",
             8,
         )
         for rule in ("Lion", "AdamW")
         for name, formats in (("f32", _F32), ("bf16", _BF16))
     ),
     *(
-        Kernel(f"lamb {kernel} {name}", rf"{kernel}_kernelINS0_4LambENS_7{formats.format(4)}", 8)
+        Kernel(f"lamb {kernel} {name}", rf"{kernel}_kernelINS0_4LambENS_7{formats}", 8)
         for kernel in ("reduce_norms", "apply")
         for name, formats in (("f32", _F32), ("bf16", _BF16))
     ),
     Kernel("adafactor reduce_gradient f32", rf"reduce_gradient_kernelINS0_\d+{_FACTORED}fEE", 64),
     Kernel("adafactor reduce_gradient bf16", rf"reduce_gradient_kernelINS0_\d+{_FACTORED}NS_4bf16EEE", 64),
     *(
-        Kernel(f"adafactor {kernel} {name}", rf"{kernel}_kernelINS0_\d+{_FACTORED}NS_7{formats.format(6)}", 8)
+        Kernel(f"adafactor {kernel} {name}", rf"{kernel}_kernelINS0_\d+{_FACTORED}NS_7{formats}", 8)
         for kernel in ("reduce_norms", "apply")
         for name, formats in (("f32", _F32), ("bf16", _BF16_F32))
     ),

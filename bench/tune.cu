@@ -47,6 +47,10 @@ std::vector<Workload> workloads() {
   return {{"one-tensor", {largest}}, {"gpt2-small", gpt2}};
 }
 
+// What the arrays of parameter (0), gradient and first moment have.
+template <class F, int value>
+using ElementOf = Element<typename F::template Value<value>>;
+
 // Parameter, gradient and states, each large enough for the largest workload in fp32.
 struct Memory {
   void *p, *g, *m;
@@ -100,9 +104,9 @@ void fill(T* to, uint32_t seed, float low, float scale) {
 
 template <class F>
 void fill_all(const Memory& memory) {
-  fill(static_cast<typename F::P*>(memory.p), 1u, -1.f, 2e-2f);
-  fill(static_cast<typename F::G*>(memory.g), 2u, -1.f, 1e-3f);
-  fill(static_cast<typename F::M*>(memory.m), 3u, -1.f, 1e-4f);
+  fill(static_cast<ElementOf<F, 0>*>(memory.p), 1u, -1.f, 2e-2f);
+  fill(static_cast<ElementOf<F, 1>*>(memory.g), 2u, -1.f, 1e-3f);
+  fill(static_cast<ElementOf<F, 2>*>(memory.m), 3u, -1.f, 1e-4f);
   fill(memory.v, 4u, 0.f, 1e-7f);
 }
 
@@ -111,8 +115,8 @@ template <class F>
 unsigned long long checksum(const Memory& memory) {
   unsigned long long sum = 0;
   CHECK(cudaMemset(memory.sum, 0, sizeof sum));
-  sum_kernel<<<1024, 256>>>(static_cast<const typename F::P*>(memory.p), memory.sum);
-  sum_kernel<<<1024, 256>>>(static_cast<const typename F::M*>(memory.m), memory.sum);
+  sum_kernel<<<1024, 256>>>(static_cast<const ElementOf<F, 0>*>(memory.p), memory.sum);
+  sum_kernel<<<1024, 256>>>(static_cast<const ElementOf<F, 2>*>(memory.m), memory.sum);
   sum_kernel<<<1024, 256>>>(memory.v, memory.sum);
   CHECK(cudaGetLastError());
   CHECK(cudaMemcpy(&sum, memory.sum, sizeof sum, cudaMemcpyDeviceToHost));
@@ -140,10 +144,10 @@ LaunchPacker packed(const Memory& memory, const Workload& workload, int chunk_si
   int64_t at = 0;
   for (const int64_t size : workload.sizes) {
     Tensor t = {};
-    t.p.data = static_cast<typename F::P*>(memory.p) + at;
-    t.g.data = static_cast<typename F::G*>(memory.g) + at;
-    t.states[0].data = static_cast<typename F::M*>(memory.m) + at;
-    t.states[1].data = memory.v + at;
+    t.p.data[0] = static_cast<ElementOf<F, 0>*>(memory.p) + at;
+    t.g.data[0] = static_cast<ElementOf<F, 1>*>(memory.g) + at;
+    t.states[0].data[0] = static_cast<ElementOf<F, 2>*>(memory.m) + at;
+    t.states[1].data[0] = memory.v + at;
     t.size = size;
     if (!packer.add(t, own.data())) {
       std::fprintf(stderr, "%s does not fit into a launch\n", workload.name);
@@ -193,7 +197,7 @@ template <class Rule, class F, class... Shapes>
 void compare(const char* rule, const char* formats, const Memory& memory) {
   constexpr int64_t moments = Rule::num_states > 1 ? 2 * sizeof(float) : 0;
   constexpr int64_t bytes =
-      2 * sizeof(typename F::P) + sizeof(typename F::G) + 2 * sizeof(typename F::M) + moments;
+      2 * sizeof(ElementOf<F, 0>) + sizeof(ElementOf<F, 1>) + 2 * sizeof(ElementOf<F, 2>) + moments;
   for (const Workload& workload : workloads()) {
     std::vector<Variant> all = variants<Rule, F, DefaultShape, Shapes...>();
     const auto first_step = [&](const Variant& variant) {
@@ -229,8 +233,10 @@ void compare(const char* rule, const char* formats, const Memory& memory) {
   }
 }
 
-using F32 = Formats<float, float, float>;
-using Bf16 = Formats<bf16, bf16, bf16>;
+template <class Rule>
+using AllF32 = cuda::WithMoment<Rule, F32, F32, F32>;
+template <class Rule>
+using AllBf16 = cuda::WithMoment<Rule, Bf16, Bf16, Bf16>;
 
 }  // namespace
 
@@ -244,9 +250,10 @@ int main() {
       Shape<128, 16, 4, 16384>
 #define FIVE_BLOCKS Shape<256, 8, 5, 16384>
 #define FOUR_ELEMENTS Shape<256, 4, 4, 16384>, Shape<256, 4, 6, 8192>, Shape<512, 4, 3, 16384>
-  compare<cuda::Lion, F32, SHAPES, FIVE_BLOCKS, FOUR_ELEMENTS>("lion", "f32/f32/f32", memory);
-  compare<cuda::AdamW, F32, SHAPES, FIVE_BLOCKS, FOUR_ELEMENTS>("adamw", "f32/f32/f32", memory);
-  compare<cuda::Lion, Bf16, SHAPES, FIVE_BLOCKS>("lion", "bf16/bf16/bf16", memory);
-  compare<cuda::AdamW, Bf16, SHAPES>("adamw", "bf16/bf16/bf16", memory);
+  compare<cuda::Lion, AllF32<cuda::Lion>, SHAPES, FIVE_BLOCKS, FOUR_ELEMENTS>("lion", "f32/f32/f32", memory);
+  compare<cuda::AdamW, AllF32<cuda::AdamW>, SHAPES, FIVE_BLOCKS, FOUR_ELEMENTS>("adamw", "f32/f32/f32",
+                                                                                memory);
+  compare<cuda::Lion, AllBf16<cuda::Lion>, SHAPES, FIVE_BLOCKS>("lion", "bf16/bf16/bf16", memory);
+  compare<cuda::AdamW, AllBf16<cuda::AdamW>, SHAPES>("adamw", "bf16/bf16/bf16", memory);
   return 0;
 }

@@ -32,7 +32,15 @@ AROUND = {
 SHAPE = re.search(r"DefaultShape = Shape<(\d+), (\d+), (\d+), ", (ROOT / "csrc/cuda/engine.cuh").read_text())
 assert SHAPE
 THREADS, ELEMENTS, BLOCKS = map(int, SHAPE.groups())
-TYPES = {"float": F32, "danlu::bf16": BF16, "danlu::f16": F16}
+TYPES = {"danlu::F32": F32, "danlu::Bf16": BF16, "danlu::F16": F16}
+
+
+def storage_of(formats: str) -> Storage:
+    """From those of parameter, gradient and states, of which one at most is not fp32."""
+    param, grad, *states = (TYPES[name.strip()] for name in formats.split(","))
+    narrow = [dtype for dtype in states if dtype != F32]
+    assert len(narrow) < 2
+    return Storage(param, grad, *(narrow or [F32]))
 
 
 # a module for each source file, in the order in which CMake links them
@@ -70,7 +78,7 @@ def kernels(rule: str, architecture: int) -> dict[tuple[str, int], Function]:
         formats, size = re.search(r"Formats<([^>]*)>", name), re.search(r"LaunchList<(\d+)>", name)
         assert formats, name
         assert size, name
-        storage = Storage(*(TYPES[t.strip()] for t in formats[1].split(",")))
+        storage = storage_of(formats[1])
         by_storage[storage.id, int(size[1])] = function
     return by_storage
 
@@ -149,7 +157,7 @@ def passes(rule: str, architecture: int) -> dict[str, dict[str, Function]]:
         assert kernel, name
         key = ""
         if formats := re.search(r"Formats<([^>]*)>", name):
-            key = Storage(*(TYPES[t.strip()] for t in formats[1].split(","))).id
+            key = storage_of(formats[1]).id
         elif kernel[1] == "reduce_gradient":
             key = name[name.rindex(",") + 1 : name.rindex(">")].strip()
         by_pass.setdefault(kernel[1], {})[key] = function

@@ -62,7 +62,10 @@ def test_launches_go_to_an_executor(cuda: Emulated, monkeypatch: pytest.MonkeyPa
     squares, norm, step = calls
     assert "squares_kernel<float, danlu::LaunchList<4096>" in names[squares.place]
     assert names[norm.place].endswith("::norm_kernel")
-    assert "apply_kernel<danlu::cuda::Lion, danlu::Formats<float, float, float>" in names[step.place]
+    assert (
+        "apply_kernel<danlu::cuda::Lion, danlu::Formats<danlu::F32, danlu::F32, danlu::F32>"
+        in names[step.place]
+    )
     assert [(call.grid, call.block) for call in calls] == [
         ([4, 1, 1], [256, 1, 1]), ([1, 1, 1], [1024, 1, 1]), ([4, 1, 1], [256, 1, 1])
     ]  # fmt: skip

@@ -182,6 +182,8 @@ INNER_USES: dict[str, Callable[[Any], Any]] = {
     "settings": lambda opt: opt.settings(),
     "sign": of_group("sign"),
     "state_dtype": lambda opt: opt.state_dtype("exp_avg", parameters(opt)[0]),
+    "state_format": lambda opt: opt.state_format("exp_avg", parameters(opt)[0]),
+    "param_format": lambda opt: opt.param_format(parameters(opt)[0]),
     "states": of_group("states", (4, 2)),
     "step_inner": lambda opt: opt.step_inner(),
     "structure": of_group("structure"),

@@ -16,6 +16,7 @@ from cases import BF16, CASES, F16, F32, STORAGES, Case, Storage
 from danlu.backends import triton as backend
 from danlu.backends import triton_reduce
 from danlu.triton_kernels import engine, norm
+from danlu.triton_kernels.formats import FORMATS
 from danlu.triton_kernels.reduce import KERNELS
 from danlu.triton_kernels.reduce.work_item import NUMBERS
 from danlu.triton_kernels.rules import RULES
@@ -27,7 +28,6 @@ from reductions import CASE
 from runs import run
 
 triton = pytest.importorskip("triton")
-import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -36,7 +36,6 @@ assert not os.environ.get("TRITON_INTERPRET"), "kernels are compiled in this pro
 NVIDIA = [GPUTarget("cuda", capability, 32) for capability in (80, 90, 100, 120)]
 AMD = GPUTarget("hip", "gfx942", 64)
 HOPPER = NVIDIA[1]
-KINDS = {F32: tl.float32, BF16: tl.bfloat16, F16: tl.float16}
 POINTERS = {
     "table": "*i64",
     "sizes": "*i64",
@@ -46,7 +45,7 @@ POINTERS = {
     "clip": "*fp32",
     "found_inf": "*fp32",
 }
-CONSTANTS = ("RULE", "OUTCOME", "DTYPES", "COEFFICIENTS", "BLOCK", "CHUNK")
+CONSTANTS = ("RULE", "OUTCOME", "FORMATS", "COEFFICIENTS", "BLOCK", "CHUNK")
 TWO_STATES = {"adamw", "adam", "adaxw", "adax", "adaxw_inside", "adax_inside"}
 MIXED = Storage(BF16, BF16, F32)
 # how many are read and written where that is not all, and all but the gradient
@@ -72,7 +71,7 @@ def compiled(rule: str, storage: Storage, target: GPUTarget) -> Any:
     constants = dict(
         RULE=RULES[rule].function,
         OUTCOME=RULES[rule].outcome,
-        DTYPES=tuple(KINDS[dtype] for dtype in dtypes),
+        FORMATS=tuple(FORMATS[name] for name in names),
         COEFFICIENTS=len(RULES[rule].coefficients),
         BLOCK=engine.block_size(names, target.warp_size),
         CHUNK=engine.CHUNK_SIZE,
@@ -184,8 +183,8 @@ def compiled_pass(rule: str, storage: Storage, target: GPUTarget, name: str, lan
     dtypes = [storage.param, storage.grad, *states_of(rule, storage)]
     names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
     block = engine.block_size((*names[:2], *names[2 + reduced_of(rule) :]), target.warp_size)
-    kinds = tuple(KINDS[dtype] for dtype in dtypes)
-    constants = triton_reduce.constants(RULES[rule], kinds, block, dict(engine.OPTIONS))[name]
+    kept = tuple(FORMATS[name] for name in names)
+    constants = triton_reduce.constants(RULES[rule], kept, block, dict(engine.OPTIONS))[name]
     options = {key: constants.pop(key) for key in (*engine.OPTIONS, "maxnreg") if key in constants}
     if target.backend == "hip":
         options.pop("maxnreg", None)
@@ -309,7 +308,7 @@ def test_passes_for_amd(rule: str) -> None:
 def test_the_norm_reads_wide(dtype: torch.dtype, target: GPUTarget, tmp_path: Path) -> None:
     name = str(dtype).removeprefix("torch.")
     block = engine.block_size((name,), target.warp_size)
-    constants = dict(DTYPE=KINDS[dtype], BLOCK=block, CHUNK=engine.CHUNK_SIZE)
+    constants = dict(DTYPE=FORMATS[name].types[0], BLOCK=block, CHUNK=engine.CHUNK_SIZE)
     pointers = {"addresses": "*i64", "sizes": "*i64", "chunk_tensors": "*i32", "chunk_indices": "*i32"}
     signature = {**pointers, "sums": "*fp64", **dict.fromkeys(constants, "constexpr")}
     kernel = compiled_for(norm.squares, signature, constants, target, dict(engine.OPTIONS))

@@ -1,4 +1,4 @@
-"""Loads and stores of every storage format, and the words that rules share."""
+"""Loads and stores of elements of arrays, and the words that rules share."""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ struct LazyShape {
   Tensor part(const Tensor& t, int num_states, int64_t row, int64_t count) const {
     Tensor part = t;
     part.size = count * columns;
-    part.p.data = moved(t.p, row * columns);
-    for (int j = 0; j < num_states; j++) part.states[j].data = moved(t.states[j], row * columns);
+    part.first += row * columns;
+    part.p = moved(t.p, row * columns);
+    for (int j = 0; j < num_states; j++) part.states[j] = moved(t.states[j], row * columns);
     return part;
   }
 };
@@ -43,7 +44,7 @@ void for_listed_rows(const LazyShape& shape, const Tensor& t, int num_states, co
     for (next = i + 1; next < list.count; next++)
       if (list.rows[next] != row + next - i || list.entry(next) != entry + next - i) break;
     Tensor part = shape.part(t, num_states, row, next - i);
-    part.g.data = moved({list.values, t.g.dtype}, entry * shape.columns);
+    part.g = moved({{list.values}, t.g.format}, entry * shape.columns);
     see(part);
   }
 }
@@ -57,11 +58,13 @@ void for_other_rows(const LazyShape& shape, const Tensor& t, int num_states, con
     const int64_t stop = i < list.count ? list.rows[i] : shape.rows;
     Tensor part = shape.part(t, num_states, row, stop - row);
     const int64_t size = part.size;
-    part.p.data = part.g.data = zeros;
+    place_at(part.p, zeros);
+    place_at(part.g, zeros);
     for (int64_t at = 0; at < size; at += num_zeros) {
       part.size = std::min(num_zeros, size - at);
       see(part);
-      for (int j = 0; j < num_states; j++) part.states[j].data = moved(part.states[j], num_zeros);
+      part.first += num_zeros;
+      for (int j = 0; j < num_states; j++) part.states[j] = moved(part.states[j], num_zeros);
     }
     row = stop + 1;
   }

@@ -1,5 +1,5 @@
-// Storage types and their conversions to and from fp32: plain bit operations that every compiler takes, and
-// on a GPU the one instruction that does the same.
+// Elements of arrays and their conversions to and from fp32: plain bit operations that every compiler takes,
+// and on a GPU the one instruction that does the same.
 #pragma once
 #include <cstdint>
 
@@ -10,8 +10,6 @@
 #endif
 
 namespace danlu {
-
-enum class Dtype : uint8_t { f32, bf16, f16 };
 
 struct bf16 {
   uint16_t bits;

@@ -8,6 +8,7 @@
 namespace danlu {
 namespace add_arrays_detail {
 
+// Not a template, which cannot be compiled for each instruction set.
 FOR_EACH_ISA static void add(const float* a, const float* b, float* sum, int64_t n) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; i++) sum[i] = a[i] + b[i];
@@ -25,18 +26,13 @@ FOR_EACH_ISA static void add(const f16* a, const f16* b, f16* sum, int64_t n) {
 
 }  // namespace add_arrays_detail
 
-// sum: n elements that are none of a and b, or exactly those of one of them.
+// sum: n elements of one of torch's formats that are none of a and b, or exactly those of one of them.
 inline void add_arrays(const void* a, const void* b, Storage sum, int64_t n) {
-  using add_arrays_detail::add;
-  switch (sum.dtype) {
-    case Dtype::f32:
-      return add(static_cast<const float*>(a), static_cast<const float*>(b), static_cast<float*>(sum.data),
-                 n);
-    case Dtype::bf16:
-      return add(static_cast<const bf16*>(a), static_cast<const bf16*>(b), static_cast<bf16*>(sum.data), n);
-    case Dtype::f16:
-      return add(static_cast<const f16*>(a), static_cast<const f16*>(b), static_cast<f16*>(sum.data), n);
-  }
+  visit_format(sum.format, TorchFormats(), [&](auto tag) {
+    using E = Element<typename decltype(tag)::type>;
+    add_arrays_detail::add(static_cast<const E*>(a), static_cast<const E*>(b), static_cast<E*>(sum.data[0]),
+                           n);
+  });
 }
 
 }  // namespace danlu

@@ -34,11 +34,11 @@ FOR_EACH_ISA static bool any(const uint16_t* x, int64_t n) {
 
 }  // namespace any_nonzero_detail
 
-// Of elements [begin, end).
+// Of elements [begin, end) of one of torch's formats.
 inline bool any_nonzero(Storage x, int64_t begin, int64_t end) {
   using namespace any_nonzero_detail;
-  if (x.dtype == Dtype::f32) return any(static_cast<const float*>(x.data) + begin, end - begin);
-  return any(static_cast<const uint16_t*>(x.data) + begin, end - begin);  // bf16 and fp16
+  if (x.format == format_of<F32>) return any(static_cast<const float*>(x.data[0]) + begin, end - begin);
+  return any(static_cast<const uint16_t*>(x.data[0]) + begin, end - begin);  // bf16 and fp16
 }
 
 }  // namespace danlu

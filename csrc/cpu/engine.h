@@ -39,7 +39,8 @@ void step_chunk(const Tensor& t, int64_t begin, int64_t end, const float* coeffi
   constexpr Uses uses = UsesOf<Rule>::value;
   const bool store_params = uses.outcome != Outcome::none &&
                             reinterpret_cast<const CoefficientsHeader*>(coefficients)->store_params != 0.f;
-  Lane p(t.p), g(t.g), first(t.states[0]), second(t.states[Rule::num_states - 1]);
+  Lane p(t.p, t.first), g(t.g, t.first), first(t.states[0], t.first),
+      second(t.states[Rule::num_states - 1], t.first);
   const bool direct =
       (!uses.parameter || p.direct()) && (!uses.gradient || g.direct()) && first.direct() && second.direct();
   const int64_t block = direct ? end - begin : Lane::buffer_size;

@@ -64,10 +64,10 @@ class LazyTensors {
     for (const ListedRows& list : listed) {
       const auto before = [](const Member& m, int tensor) { return m.index < tensor; };
       const Member& m = *std::lower_bound(members_.begin(), members_.end(), list.tensor, before);
-      const Dtype dtype = tensors[m.index].g.dtype;
+      const Format format = tensors[m.index].g.format;
       std::vector<double> sums(m.columns == 0 ? 0 : m.items(list.count));
       parallel_items(int64_t(sums.size()), threads, [&](int64_t item) {
-        sums[item] = squares_of(m, list, dtype, m.part(item, list.count));
+        sums[item] = squares_of(m, list, format, m.part(item, list.count));
       });
       total = std::accumulate(sums.begin(), sums.end(), total);
     }
@@ -151,10 +151,10 @@ class LazyTensors {
     const ListedRows& list = *m.list;
     const int64_t row = list.rows[place], entry = list.entry(place);
     if (list.entries(place) > 1) {
-      gradient_of(list, m.tensor.g.dtype, place, m.columns, columns, [&](Storage g, int64_t at, int64_t n) {
+      gradient_of(list, m.tensor.g.format, place, m.columns, columns, [&](Storage g, int64_t at, int64_t n) {
         Tensor t = m.tensor;
         at += row * m.columns;
-        t.g.data = moved(g, -at);
+        t.g = moved(g, -at);
         m.kernel(t, at, at + n, m.coefficients);
       });
       return 1;
@@ -170,16 +170,16 @@ class LazyTensors {
   // Calls see(g, at, n) for blocks of the row at a place of a list: n elements from column `at` on, in g from
   // its first on. An entry is seen where it lies, several are summed.
   template <class See>
-  static void gradient_of(const ListedRows& list, Dtype dtype, int64_t place, int64_t row_size,
+  static void gradient_of(const ListedRows& list, Format format, int64_t place, int64_t row_size,
                           Columns columns, const See& see) {
     alignas(64) float buffer[at_once];
     for (int64_t at = columns.begin; at < columns.end; at += at_once) {
       const int64_t n = std::min(at_once, columns.end - at);
-      Storage g = {buffer, dtype};
+      Storage g = {{buffer}, format};
       if (list.entries(place) > 1)
         sum_entries(list, place, row_size, at, n, g);
       else
-        g.data = moved({list.values, dtype}, list.entry(place) * row_size + at);
+        g = moved({{list.values}, format}, list.entry(place) * row_size + at);
       see(g, at, n);
     }
   }
@@ -188,32 +188,32 @@ class LazyTensors {
   static void sum_entries(const ListedRows& list, int64_t place, int64_t row_size, int64_t at, int64_t n,
                           Storage sum) {
     const auto entry = [&](int64_t which) {
-      return moved({list.values, sum.dtype}, list.entry(place, which) * row_size + at);
+      return moved({{list.values}, sum.format}, list.entry(place, which) * row_size + at).data[0];
     };
     const int64_t entries = list.entries(place);
-    if (entries == 1) std::memcpy(sum.data, entry(0), n * bytes_of(sum.dtype));
+    if (entries == 1) std::memcpy(sum.data[0], entry(0), n * info_of(sum.format).arrays[0].bytes);
     for (int64_t which = 1; which < entries; which++)
-      add_arrays(which == 1 ? entry(0) : sum.data, entry(which), sum, n);
+      add_arrays(which == 1 ? entry(0) : sum.data[0], entry(which), sum, n);
   }
 
   // Of a item's rows one behind the other, in blocks whose sums are taken as one.
-  static double squares_of(const Member& m, const ListedRows& list, Dtype dtype, const Part& part) {
+  static double squares_of(const Member& m, const ListedRows& list, Format format, const Part& part) {
     const auto [first, last, columns] = part;
     const int64_t width = columns.end - columns.begin, size = (last - first) * width;
     double total = 0;
     if (!list.permutation) {  // they lie so
-      const Storage values = {moved({list.values, dtype}, first * m.columns + columns.begin), dtype};
+      const Storage values = moved({{list.values}, format}, first * m.columns + columns.begin);
       for (int64_t at = 0; at < size; at += at_once)
         total += sum_squares(values, at, std::min(size, at + at_once));
       return total;
     }
     alignas(64) float buffer[at_once];
-    const Storage block = {buffer, dtype};
+    const Storage block = {{buffer}, format};
     int64_t filled = 0;
     for (int64_t place = first; place < last; place++)
       for (int64_t at = columns.begin, n; at < columns.end; at += n) {
         n = std::min(at_once - filled, columns.end - at);
-        sum_entries(list, place, m.columns, at, n, {moved(block, filled), dtype});
+        sum_entries(list, place, m.columns, at, n, moved(block, filled));
         filled += n;
         if (filled < at_once) continue;
         total += sum_squares(block, 0, filled);
@@ -248,7 +248,7 @@ class LazyTensors {
   static void step(const Member& m, int64_t row, int64_t count, int64_t from, Columns columns) {
     if (count == 0) return;
     Tensor t = m.tensor;
-    t.g.data = moved(t.g, (from - row) * m.columns);
+    t.g = moved(t.g, (from - row) * m.columns);
     m.kernel(t, row * m.columns + columns.begin, (row + count - 1) * m.columns + columns.end, m.coefficients);
   }
 
@@ -261,8 +261,8 @@ class LazyTensors {
     Tensor t = m.tensor;
     for (int64_t at = row * m.columns + columns.begin; at < end; at += size) {
       for (Storage* read : {&t.p, &t.g}) {
-        read->data = const_cast<float*>(zeros);  // nothing is stored there
-        read->data = moved(*read, -at);
+        place_at(*read, const_cast<float*>(zeros));  // nothing is stored there
+        *read = moved(*read, -at);
       }
       m.kernel(t, at, std::min(end, at + size), m.idle.data());
     }

@@ -73,9 +73,12 @@ static inline double wide_sum(const float* x, int64_t n) {
 // Asks for elements that will be needed soon. Only for tensors that stay in the second-level cache: others
 // would push out what is at work.
 static inline void ask_for(const Storage& s, int64_t at, int64_t n) {
-  const int64_t bytes = s.dtype == Dtype::f32 ? 4 : 2;
-  const char* from = static_cast<const char*>(s.data) + at * bytes;
-  for (int64_t i = 0; i < n * bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+  const FormatInfo& format = info_of(s.format);
+  for (int array = 0; array < format.num_arrays; array++) {
+    const int64_t bytes = format.arrays[array].bytes;
+    const char* from = static_cast<const char*>(s.data[array]) + at * bytes;
+    for (int64_t i = 0; i < n * bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+  }
 }
 
 template <class Rule, bool narrow>
@@ -161,9 +164,10 @@ class Blocks {
       : w_(w),
         t_(w.tiling),
         stores_(stores),
-        p_(w.tensor.p),
-        g_(w.tensor.g),
-        elements_{Lane(state(0)), Lane(state(1)), Lane(state(2))} {}
+        p_(w.tensor.p, w.tensor.first),
+        g_(w.tensor.g, w.tensor.first),
+        elements_{Lane(state(0), w.tensor.first), Lane(state(1), w.tensor.first),
+                  Lane(state(2), w.tensor.first)} {}
 
   // Calls body(block, narrow) for the blocks of some rows of a tile; `narrow` is a constant that tells how
   // the block has its numbers of rows.
@@ -223,12 +227,12 @@ class Blocks {
     if (stores_.params) p_.store(at, b.n);
     if (stores_.states)
       for (int j = 0; j < Kinds::elementwise; j++) elements_[j].store(at, b.n);
-    if (stores_.states && w_.next.data && at < w_.next_size)
+    if (stores_.states && w_.next.data[0] && at < w_.next_size)
       ask_for(w_.next, at, at_most(w_.next_size - at, b.n));
   }
 
   Storage state(int j) const {
-    return j < Kinds::elementwise ? w_.tensor.states[first_element + j] : Storage{nullptr, Dtype::f32};
+    return j < Kinds::elementwise ? w_.tensor.states[first_element + j] : Storage{};
   }
   const float* row_factors(int j) const { return w_.scratch.row_factors + j * t_.batch * t_.rows; }
   const float* column_factors(int j, int64_t matrix) const {
@@ -256,7 +260,7 @@ void reduce_gradient(const Operands& w, int64_t index) {
   const Coefficients<Rule> coefficients(w.coefficients);
   const Tiling& t = w.tiling;
   const Tile tile = tile_at(t, index);
-  Lane lane(w.tensor.g);
+  Lane lane(w.tensor.g, w.tensor.first);
   alignas(64) float squares[tiles::width], columns_of_rows[tiles::narrow_width];
   // each of the narrow rows that make a block has sums of its own
   const int64_t height = is_narrow(t) ? at_most(tiles::narrow_width / t.columns, tile.rows) : 1;
@@ -325,7 +329,7 @@ void sum_statistics(const Operands& w) {
       s.of_matrices[matrix] = 0;
       for (int64_t r = 0; r < t.rows; r++) s.of_matrices[matrix] += s.of_rows[matrix * t.rows + r];
       s.average_sums[matrix] =
-          wide_sum(static_cast<const float*>(w.tensor.states[0].data) + matrix * t.rows, t.rows);
+          wide_sum(static_cast<const float*>(w.tensor.states[0].data[0]) + matrix * t.rows, t.rows);
     }
 }
 
@@ -335,8 +339,8 @@ void update_factors(const Operands& w) {
   const Tiling& t = w.tiling;
   const Scratch& s = w.scratch;
   const int64_t rows = t.batch * t.rows, columns = t.batch * t.columns;
-  float* first = static_cast<float*>(w.tensor.states[0].data);
-  float* second = static_cast<float*>(w.tensor.states[1].data);
+  float* first = static_cast<float*>(w.tensor.states[0].data[0]);
+  float* second = static_cast<float*>(w.tensor.states[1].data[0]);
   float *x = s.row_factors, *y = s.column_factors;
   if (w.counts.rows * w.counts.columns == 0) return;  // there is no mean
   const double of_row = double(w.counts.columns), of_column = double(w.counts.rows);

@@ -41,8 +41,10 @@ FOR_EACH_ISA static void widen(const f16* from, float* to, int64_t n) {
   for (int64_t i = 0; i < n; i++) to[i] = to_float(from[i]);
 }
 
+inline double of(const float* x, int64_t n) { return of_floats(x, n); }
+
 template <class T>
-double of_narrow(const T* x, int64_t n) {
+double of(const T* x, int64_t n) {
   constexpr int64_t block = 1024;  // 4 KB of fp32 stay in the first-level cache
   float wide[block];
   double total = 0;
@@ -56,18 +58,14 @@ double of_narrow(const T* x, int64_t n) {
 
 }  // namespace sum_squares_detail
 
-// Of elements [begin, end).
+// Of elements [begin, end) of one of torch's formats.
 inline double sum_squares(Storage x, int64_t begin, int64_t end) {
-  using namespace sum_squares_detail;
-  switch (x.dtype) {
-    case Dtype::f32:
-      return of_floats(static_cast<const float*>(x.data) + begin, end - begin);
-    case Dtype::bf16:
-      return of_narrow(static_cast<const bf16*>(x.data) + begin, end - begin);
-    case Dtype::f16:
-      return of_narrow(static_cast<const f16*>(x.data) + begin, end - begin);
-  }
-  return 0;
+  double total = 0;
+  visit_format(x.format, TorchFormats(), [&](auto tag) {
+    using E = Element<typename decltype(tag)::type>;
+    total = sum_squares_detail::of(static_cast<const E*>(x.data[0]) + begin, end - begin);
+  });
+  return total;
 }
 
 }  // namespace danlu

@@ -1,59 +1,75 @@
-// What all kernels have in common: storage formats, coefficients.
+// Numbers of every storage format on their way between memory and registers, in packs or one by one.
 #pragma once
-#include <initializer_list>
-#include <type_traits>
-
-#include "../common/rule.h"
-#include "../common/tensor_list.h"
+#include "../common/formats.h"
 #include "storage.cuh"
 
 namespace danlu {
 
-// Storage formats of parameter, gradient and first moment; second moments are fp32.
-template <class P_, class G_, class M_>
-struct Formats {
-  using P = P_;
-  using G = G_;
-  using M = M_;
+// Elements on their way to an array.
+template <class E, int n>
+struct Encoded {
+  E* to;
+  Raw<E, n> raw;
 };
 
-template <class T>
-constexpr Dtype dtype_of = std::is_same_v<T, float>  ? Dtype::f32
-                           : std::is_same_v<T, bf16> ? Dtype::bf16
-                                                     : Dtype::f16;
+// The arrays of numbers of format F. `first`: the place in the tensor of the element to which they point.
+template <class F>
+struct Stored {
+  void* arrays[num_arrays<F>];
+  int64_t first;
 
-// Elements that a thread takes at once, of arrays whose elements have so many bytes: a pack of the widest.
-// Neighbouring lanes then leave no gaps in any array, and every access of a warp has whole sectors.
-constexpr int pack_width(std::initializer_list<size_t> sizes) {
-  size_t widest = 0;
-  for (const size_t size : sizes) widest = size > widest ? size : widest;
-  return int(pack_bytes / widest);
-}
+  // at: int, or int64_t; n as for load_values()
+  template <int n, class At>
+  __device__ __forceinline__ void load(At at, float (&to)[n]) const {
+    load_from(at, to, Numbers());
+  }
 
-template <class Rule>
-struct Coefficients {
-  CoefficientsHeader header;
-  typename Rule::Coeffs k;
-};
+  template <int n, class At>
+  __device__ __forceinline__ void store(At at, const float (&from)[n]) const {
+    store_to(at, from, Numbers());
+  }
 
-// A struct of fp32 numbers from memory that is aligned for one of them.
-template <class T>
-__device__ __forceinline__ T read_floats(const float* from) {
-  constexpr int length = sizeof(T) / sizeof(float);
-  float values[length];
+ private:
+  using Numbers = std::make_integer_sequence<int, num_arrays<F>>;
+  // elements that are numbers have a way of their own, by packs
+  static constexpr bool is_number = num_arrays<F> == 1 && !Indexed<F>::value;
+
+  template <int array>
+  __device__ __forceinline__ Element<F, array>* pointer() const {
+    return static_cast<Element<F, array>*>(arrays[array]);
+  }
+
+  template <int n, class At, int... array>
+  __device__ __forceinline__ void load_from(At at, float (&to)[n],
+                                            std::integer_sequence<int, array...>) const {
+    if constexpr (is_number)
+      load_values(pointer<0>() + at, to);
+    else
+      decode_all(first + at, to, load_raw<n>(pointer<array>() + at)...);
+  }
+
+  template <int n, class... E>
+  __device__ __forceinline__ static void decode_all(int64_t index, float (&to)[n], const Raw<E, n>&... from) {
 #pragma unroll
-  for (int i = 0; i < length; i++) values[i] = from[i];
-  T read;
-  __builtin_memcpy(&read, values, sizeof read);
-  return read;
-}
+    for (int j = 0; j < n; j++) to[j] = decode<F>(index + j, from.values[j]...);
+  }
 
-// clip: null, or multiplies every gradient
-template <class Rule>
-__device__ __forceinline__ Coefficients<Rule> coefficients_at(const float* from, const float* clip) {
-  Coefficients<Rule> coefficients = read_floats<Coefficients<Rule>>(from);
-  if (clip) coefficients.header.factor *= *clip;
-  return coefficients;
-}
+  template <int n, class At, int... array>
+  __device__ __forceinline__ void store_to(At at, const float (&from)[n],
+                                           std::integer_sequence<int, array...>) const {
+    if constexpr (is_number)
+      store_values(pointer<0>() + at, from);
+    else
+      encode_all(first + at, from, Encoded<Element<F, array>, n>{pointer<array>() + at, {}}...);
+  }
+
+  template <int n, class... E>
+  __device__ __forceinline__ static void encode_all(int64_t index, const float (&from)[n],
+                                                    Encoded<E, n>... to) {
+#pragma unroll
+    for (int j = 0; j < n; j++) encode<F>(index + j, from[j], to.raw.values[j]...);
+    (store_raw(to.to, to.raw), ...);
+  }
+};
 
 }  // namespace danlu

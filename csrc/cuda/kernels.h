@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "format_list.h"
 #include "launch_list.h"
 #include "runtime.h"
 
@@ -10,7 +11,7 @@ namespace danlu {
 using Launcher = cudaError_t (*)(LaunchPacker&, cudaStream_t);
 
 struct CudaKernel {
-  Dtype p, g, m;
+  FormatList formats;
   Launcher launch;
 };
 

@@ -13,9 +13,15 @@
 
 namespace danlu {
 
-// A tensor takes as many words as it has pointers (parameter, gradient, states), and one for
+// A tensor's record has as many words as it has arrays, in the order of for_arrays(); where a format asks for
+// places, one for that of its first element; and one for
 // {first chunk: 32 bits, set of coefficients: 16, size of its last chunk - 1: 16}.
-__host__ __device__ constexpr int words_of_tensor(int num_states) { return 2 + num_states + 1; }
+__host__ __device__ constexpr int words_of_record(int num_arrays, bool indexed) {
+  return num_arrays + indexed + 1;
+}
+
+template <class F>
+constexpr int record_words = words_of_record(F::num_values + F::num_further, F::indexed);
 
 // CUDA 12.1 and newer allow 32,764 bytes. On sm_90 parameters begin at c[0x0][0x210], and ptxas leaves
 // reads that cross 0x8000 only by these 0x210 bytes without the correction that its signed offsets need:
@@ -35,19 +41,19 @@ struct LaunchList : LaunchHead {
   static constexpr int num_words = (bytes - int(sizeof(LaunchHead))) / 8;
   uint64_t words[num_words];
 
-  template <int num_states>
-  __host__ __device__ uint64_t pointer(int tensor, int which) const {
-    return words[tensor * words_of_tensor(num_states) + which];
+  template <int record_words>
+  __host__ __device__ uint64_t word(int tensor, int which) const {
+    return words[tensor * record_words + which];
   }
 
-  template <int num_states>
+  template <int record_words>
   __host__ __device__ uint64_t packed(int tensor) const {
-    return words[tensor * words_of_tensor(num_states) + 2 + num_states];
+    return word<record_words>(tensor, record_words - 1);
   }
 
-  template <int num_states>
+  template <int record_words>
   __host__ __device__ uint32_t first_chunk(int tensor) const {
-    return uint32_t(packed<num_states>(tensor) >> 32);
+    return uint32_t(packed<record_words>(tensor) >> 32);
   }
 
   __host__ __device__ static int set(uint64_t packed) { return int((packed >> 16) & 0xffff); }
@@ -68,20 +74,20 @@ struct Chunk {
   int size;
 };
 
-template <int num_states, class List>
+template <int record_words, class List>
 __host__ __device__ inline Chunk find_chunk(const List& list, uint32_t block, uint32_t blocks,
                                             int chunk_size) {
   int tensor = 0;
   for (int end = list.num_tensors; end - tensor > 1;) {
     const int middle = (tensor + end) / 2;
-    if (list.template first_chunk<num_states>(middle) <= block)
+    if (list.template first_chunk<record_words>(middle) <= block)
       tensor = middle;
     else
       end = middle;
   }
-  const uint64_t packed = list.template packed<num_states>(tensor);
+  const uint64_t packed = list.template packed<record_words>(tensor);
   const uint32_t next =
-      tensor + 1 < list.num_tensors ? list.template first_chunk<num_states>(tensor + 1) : blocks;
+      tensor + 1 < list.num_tensors ? list.template first_chunk<record_words>(tensor + 1) : blocks;
   const int64_t offset = int64_t(block - uint32_t(packed >> 32)) * chunk_size;
   const int size = block + 1 < next ? chunk_size : List::last_size(packed);
   return {tensor, List::set(packed), offset, size};
@@ -102,7 +108,8 @@ class LaunchPacker {
     clear();
   }
 
-  // False if the tensor, which has at least one element, does not fit into this launch any more.
+  // False if the tensor, which has at least one element, does not fit into this launch any more. All tensors
+  // have the same formats.
   // coefficients: its row, unless the device has it.
   bool add(const Tensor& t, const float* coefficients) {
     const int64_t chunks = (t.size + chunk_size_ - 1) / chunk_size_;
@@ -113,15 +120,17 @@ class LaunchPacker {
                         : new_set            ? num_sets_
                                              : place_of(t.coefficients);
     if (set < 0 || set > 0xffff) return false;
-    const int words = words_of_tensor(num_states_);
+    const bool indexed = any_indexed(t, num_states_);
+    const int words = words_of_record(2 + num_states_ + num_further(t, num_states_), indexed);
+    words_ = words;
     const int64_t more = int64_t(list_.num_tensors + 1) * words + words_of_sets(num_sets_ + new_set);
     if (more > list_.num_words) return false;
 
     uint64_t* w = list_.words + list_.num_tensors * words;
-    *w++ = reinterpret_cast<uint64_t>(t.p.data);
-    *w++ = reinterpret_cast<uint64_t>(t.g.data);
-    for (int i = 0; i < num_states_; i++) *w++ = reinterpret_cast<uint64_t>(t.states[i].data);
-    *w =
+    for_arrays(t, num_states_, 2 + num_states_,
+               [&](int word, const void* address) { w[word] = reinterpret_cast<uint64_t>(address); });
+    if (indexed) w[words - 2] = uint64_t(t.first);
+    w[words - 1] =
         uint64_t(num_blocks_) << 32 | uint64_t(set) << 16 | uint64_t(t.size - (chunks - 1) * chunk_size_ - 1);
     list_.num_tensors++;
     num_blocks_ += chunks;
@@ -151,7 +160,7 @@ class LaunchPacker {
   cudaError_t launch(const Launch& launch) {
     list_.device_coefficients =
         device_coefficients_ ? device_coefficients_ + int64_t(first_set_) * num_floats_ : nullptr;
-    const int64_t tensors = int64_t(list_.num_tensors) * words_of_tensor(num_states_);
+    const int64_t tensors = int64_t(list_.num_tensors) * words_;
     const int64_t sets = words_of_sets(num_sets_);
     if (tensors + sets > LaunchList<short_list>::num_words) return launch(list_, unsigned(num_blocks_));
     LaunchList<short_list> list;
@@ -176,6 +185,7 @@ class LaunchPacker {
   const float* const device_coefficients_;
   LaunchList<long_list> list_;
   int64_t num_blocks_;
+  int words_ = 0;  // of a record
   int num_sets_, first_set_ = 0;
   std::vector<int> places_;
 };

@@ -23,11 +23,6 @@ inline const CudaRule* find_rule(const std::string& name) {
   return nullptr;
 }
 
-// dtypes of parameter, gradient and states; nullptr if no kernel was compiled for them
-inline const CudaKernel* find_kernel(const CudaRule& rule, const std::vector<std::string>& dtypes) {
-  return find_formats(rule.kernels, rule.info.num_states, 0, dtypes);
-}
-
 // Numbers of one step, by their addresses on the device.
 struct StepNumbers {
   const float* coefficients;  // a coefficients for each tensor, or null: the host has them
@@ -99,19 +94,20 @@ class Launches {
             double max_norm, const float* grad_scale) const {
     const DeviceGuard guard(device_);
     double* next = squares;
-    for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
+    for (int i = 0; i < TorchFormats::count; i++) {
+      const Format format = Format(i);
       LaunchPacker packer(0, 0, norm_chunk, nullptr);
       size_t first = 0;
       const auto enqueue = [&] {
         if (packer.empty()) return;
-        check_launch(launch_squares(dtype, packer, stream), names_[first], 0);
+        check_launch(launch_squares(format, packer, stream), names_[first], 0);
         packer.clear();
       };
       for (size_t i = 0; i < launched.tensors.size(); i++) {
         const Tensor& t = launched.tensors[i];
-        if (t.coefficients < 0 || t.g.dtype != dtype) continue;
+        if (t.coefficients < 0 || t.g.format != format) continue;
         Tensor with_sums = {};
-        with_sums.p.data = next;
+        with_sums.p.data[0] = next;
         with_sums.g = t.g;
         with_sums.size = launched.gradient_size(i);
         if (with_sums.size == 0) continue;

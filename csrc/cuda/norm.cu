@@ -10,6 +10,7 @@ namespace {
 using namespace DANLU_ISA;
 
 constexpr int squares_threads = 256, norm_threads = 1024;
+constexpr int record_words = words_of_record(2, false);  // sums and gradient
 
 // In float64, where the square of an fp32 number is exact.
 template <int n>
@@ -22,8 +23,9 @@ template <class G, class List>
 __global__ void __launch_bounds__(squares_threads) squares_kernel(const List __grid_constant__ list) {
   constexpr int width = Pack<G>::size, stride = squares_threads * width;
   constexpr int together = 4;  // packs that are loaded before the first is used
-  const Chunk chunk = find_chunk<0>(list, blockIdx.x, gridDim.x, norm_chunk);
-  const G* const g = reinterpret_cast<const G*>(list.template pointer<0>(chunk.tensor, 1)) + chunk.offset;
+  const Chunk chunk = find_chunk<record_words>(list, blockIdx.x, gridDim.x, norm_chunk);
+  const G* const g =
+      reinterpret_cast<const G*>(list.template word<record_words>(chunk.tensor, 1)) + chunk.offset;
   const bool aligned = reinterpret_cast<uintptr_t>(g) % pack_bytes == 0;
   const int vector_end = aligned ? chunk.size / width * width : 0;
   double total[1] = {};
@@ -43,7 +45,8 @@ __global__ void __launch_bounds__(squares_threads) squares_kernel(const List __g
   }
   block_sums<squares_threads>(total);
   if (threadIdx.x > 0) return;
-  store(reinterpret_cast<double*>(list.template pointer<0>(chunk.tensor, 0)) + chunk.offset / norm_chunk,
+  store(reinterpret_cast<double*>(list.template word<record_words>(chunk.tensor, 0)) +
+            chunk.offset / norm_chunk,
         total[0]);
 }
 
@@ -62,14 +65,16 @@ __global__ void __launch_bounds__(norm_threads)
 
 }  // namespace
 
-cudaError_t launch_squares(Dtype dtype, LaunchPacker& packer, cudaStream_t stream) {
+cudaError_t launch_squares(Format format, LaunchPacker& packer, cudaStream_t stream) {
   return packer.launch([&](auto& list, unsigned blocks) {
     using List = std::decay_t<decltype(list)>;
-    const auto kernel = dtype == Dtype::f32    ? squares_kernel<float, List>
-                        : dtype == Dtype::bf16 ? squares_kernel<bf16, List>
-                                               : squares_kernel<f16, List>;
     void* arguments[] = {&list};
-    return cudaLaunchKernel(kernel, dim3(blocks), dim3(squares_threads), arguments, 0, stream);
+    cudaError_t error = cudaSuccess;
+    visit_format(format, TorchFormats(), [&](auto tag) {
+      const auto kernel = squares_kernel<Element<typename decltype(tag)::type>, List>;
+      error = cudaLaunchKernel(kernel, dim3(blocks), dim3(squares_threads), arguments, 0, stream);
+    });
+    return error;
   });
 }
 

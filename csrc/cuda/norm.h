@@ -14,8 +14,8 @@ struct Norm {
 };
 
 // Leaves sums of squares, one for each chunk. The launch has tensors without states, their gradients of one
-// dtype; in the place of a parameter stands the address of its first sum.
-cudaError_t launch_squares(Dtype dtype, LaunchPacker& packer, cudaStream_t stream);
+// of torch's formats; in the place of a parameter stands the address of its first sum.
+cudaError_t launch_squares(Format format, LaunchPacker& packer, cudaStream_t stream);
 
 // factor = 1 / grad_scale / max(1, norm / max_norm), of the gradients without their scale. grad_scale: on the
 // device, or null for 1.

@@ -11,23 +11,6 @@
 
 namespace danlu {
 
-// Of formats in which states other than `first_moment` are fp32, those of parameter, gradient and states;
-// nullptr if there are none. first_moment < 0: every state is fp32.
-template <class Kernels>
-const typename Kernels::value_type* find_formats(const Kernels& kernels, int num_states, int first_moment,
-                                                 const std::vector<std::string>& dtypes) {
-  if (int(dtypes.size()) != 2 + num_states) return nullptr;
-  for (int i = 0; i < num_states; i++)
-    if (i != first_moment && dtypes[2 + i] != "float32") return nullptr;
-  const std::string moment = first_moment < 0 ? "float32" : dtypes[2 + first_moment];
-  const auto is = [](const std::string& name, Dtype dtype) {
-    return name == (dtype == Dtype::f32 ? "float32" : dtype == Dtype::bf16 ? "bfloat16" : "float16");
-  };
-  for (const auto& kernel : kernels)
-    if (is(dtypes[0], kernel.p) && is(dtypes[1], kernel.g) && is(moment, kernel.m)) return &kernel;
-  return nullptr;
-}
-
 inline const ReducingRule* find_reducing_rule(const std::string& name) {
   static const std::vector<ReducingRule> rules = reducing_cuda_rules();
   for (const ReducingRule& rule : rules)
@@ -35,20 +18,16 @@ inline const ReducingRule* find_reducing_rule(const std::string& name) {
   return nullptr;
 }
 
-inline const PassKernels* find_passes(const ReducingRule& rule, const std::vector<std::string>& dtypes) {
-  return find_formats(rule.kernels, rule.info.num_states, rule.first_moment, dtypes);
-}
-
-// All passes over tensors of one rule and one combination of dtypes, in the order in which they were added.
+// All passes over tensors of one rule and one combination of formats, in the order in which they were added.
 class PassList {
  public:
   // name: of the first parameter; geometries, scratch: addresses on the device
-  PassList(const std::string& rule, const std::vector<std::string>& dtypes, const std::string& name,
+  PassList(const std::string& rule, const std::vector<std::string>& formats, const std::string& name,
            int device, int num_tensors, uintptr_t geometries, uintptr_t scratch)
       : name_(name), device_(std::max(device, 0)) {
     const ReducingRule* found = find_reducing_rule(rule);
-    kernels_ = found ? find_passes(*found, dtypes) : nullptr;
-    if (!kernels_) throw std::invalid_argument("no CUDA kernels of " + rule + " for these dtypes");
+    kernels_ = found ? find_kernel(found->kernels, formats) : nullptr;
+    if (!kernels_) throw std::invalid_argument("no CUDA kernels of " + rule + " for these formats");
     pass_.geometries = reinterpret_cast<const Geometry*>(geometries);
     pass_.scratch = reinterpret_cast<double*>(scratch);
     pass_.num_tensors = num_tensors;

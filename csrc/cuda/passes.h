@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../common/tensor_list.h"
+#include "format_list.h"
 #include "runtime.h"
 
 namespace danlu {
@@ -21,7 +21,7 @@ GEOMETRY(size, batch, rows, columns, lanes, warps, tile_rows, tile_columns, row_
 
 // The arguments of one launch.
 struct Pass {
-  const int64_t* addresses;  // a row for each of parameter, gradient and states, then indices of coefficients
+  const int64_t* addresses;          // as AddressList::table() has them
   const Geometry* geometries;        // of each tensor
   const int32_t *tensors, *indices;  // of each block; null where a block is a tensor
   const float* coefficients;         // coefficients
@@ -53,7 +53,7 @@ constexpr const char* pass_names[num_passes] = {"reduce_gradient", "update_facto
 
 // The passes that one combination of storage formats has; null where the rule lacks one.
 struct PassKernels {
-  Dtype p, g, m;
+  FormatList formats;
   PassLauncher launch[num_passes];
 };
 
@@ -62,7 +62,6 @@ struct ReducingRule {
   const char* along;  // as schedule.Reduction has it
   int num_sums;
   bool row_by_row;
-  int first_moment;  // the state that is not always fp32; -1: none
   std::vector<PassKernels> kernels;
 };
 

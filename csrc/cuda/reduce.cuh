@@ -2,6 +2,7 @@
 // optimizer. All sums are taken in an order that follows from the shapes: up to 512 elements in fp32,
 // everything after that in float64.
 #pragma once
+#include "combinations.cuh"
 #include "reduce/apply.cuh"
 #include "reduce/apply_by_row.cuh"
 #include "reduce/reduce_gradient.cuh"
@@ -25,15 +26,20 @@ cudaError_t enqueue(const Pass& pass, unsigned blocks, cudaStream_t stream) {
   return cudaLaunchKernelEx(&config, kernel, pass);
 }
 
+template <class F, int value>
+constexpr bool is_fp32 = std::is_same_v<typename F::template Value<value>, F32>;
+
 template <class Rule, class F>
 PassKernels pass_kernels() {
   constexpr Along along = Statistics<Rule>::along;
-  PassKernels k = {dtype_of<typename F::P>, dtype_of<typename F::G>, dtype_of<typename F::M>, {}};
+  PassKernels k = {formats_of(F()), {}};
   if constexpr (RowByRow<Rule>::value) {
     k.launch[apply_by_row_pass] = enqueue<apply_by_row_kernel<Rule, F>>;
   } else {
     if constexpr (along != Along::none) {
-      k.launch[reduce_gradient_pass] = enqueue<reduce_gradient_kernel<Rule, typename F::G>>;
+      static_assert(is_fp32<F, 2> && is_fp32<F, 3>, "what is averaged along rows and columns is fp32");
+      k.launch[reduce_gradient_pass] =
+          enqueue<reduce_gradient_kernel<Rule, Element<typename F::template Value<1>>>>;
       k.launch[update_factors_pass] = enqueue<update_factors_kernel<Rule>>;
     }
     if constexpr (along == Along::both)
@@ -57,17 +63,9 @@ ReducingRule describe_reducing(const char* name) {
                                                  : "none",
                        Sums<Rule>::count,
                        RowByRow<Rule>::value,
-                       Rule::first_moment,
-                       {pass_kernels<Rule, Formats<float, float, float>>(),  //
-                        pass_kernels<Rule, Formats<bf16, bf16, float>>(),    //
-                        pass_kernels<Rule, Formats<bf16, float, float>>(),   //
-                        pass_kernels<Rule, Formats<f16, f16, float>>(),      //
-                        pass_kernels<Rule, Formats<f16, float, float>>(),    //
-                        pass_kernels<Rule, Formats<float, bf16, float>>()}};
-  if constexpr (Rule::first_moment >= 0) {
-    rule.kernels.push_back(pass_kernels<Rule, Formats<bf16, bf16, bf16>>());
-    rule.kernels.push_back(pass_kernels<Rule, Formats<float, float, bf16>>());
-  }
+                       {}};
+  for_each_combination<Rule>(
+      [&](auto formats) { rule.kernels.push_back(pass_kernels<Rule, typename decltype(formats)::type>()); });
   return rule;
 }
 

@@ -143,4 +143,41 @@ __device__ __forceinline__ void store_values(T* p, const float (&from)[n]) {
     store(p, from[0]);
 }
 
+// Elements as they lie in memory; n as for load_values().
+template <class E, int n>
+struct Raw {
+  E values[n];
+};
+
+template <int n, class E>
+__device__ __forceinline__ Raw<E, n> load_raw(const E* p) {
+  using P = Pack<E, n>;
+  static_assert(n % P::size == 0);
+  if (n > 1) CHECK_ALIGNED(p, sizeof(P));
+  COUNT_READ(p, n * sizeof(E));
+  Raw<E, n> raw;
+#pragma unroll
+  for (int i = 0; i < n / P::size; i++) {
+    const P pack = reinterpret_cast<const P*>(p)[i];
+#pragma unroll
+    for (int j = 0; j < P::size; j++) raw.values[i * P::size + j] = pack.values[j];
+  }
+  return raw;
+}
+
+template <int n, class E>
+__device__ __forceinline__ void store_raw(E* p, const Raw<E, n>& raw) {
+  using P = Pack<E, n>;
+  static_assert(n % P::size == 0);
+  if (n > 1) CHECK_ALIGNED(p, sizeof(P));
+  COUNT_WRITTEN(p, n * sizeof(E));
+#pragma unroll
+  for (int i = 0; i < n / P::size; i++) {
+    P pack;
+#pragma unroll
+    for (int j = 0; j < P::size; j++) pack.values[j] = raw.values[i * P::size + j];
+    reinterpret_cast<P*>(p)[i] = pack;
+  }
+}
+
 }  // namespace danlu

@@ -24,7 +24,7 @@ class AddressList : public StepList {
                  counters_on_device ? Counters::on_device : Counters::on_host) {}
 
   void add(const py::object& spec) {
-    const int num_states = int(py::len(spec.attr("dtypes"))) - 2;
+    const int num_states = int(py::len(spec.attr("formats"))) - 2;
     if (num_states > max_states) throw py::value_error("more states than a native list holds");
     StepList::add(spec, num_states);
     num_states_.push_back(num_states);
@@ -41,8 +41,9 @@ class AddressList : public StepList {
     return int(selections_.size()) - 1;
   }
 
-  // What refresh() read of a selection: a row of addresses for each of parameter, gradient and states, then
-  // the indices of coefficients, -1 where there is no gradient; as bytes of int64.
+  // What refresh() read of a selection, whose tensors have the same formats: a row of addresses for each of
+  // parameter, gradient and states, then the indices of coefficients, -1 where there is no gradient; then a
+  // row for each further array of these, and the places of first elements. As bytes of int64.
   py::bytes table(int selection) const {
     const std::vector<int>& indices = selections_.at(selection);
     return table_of(indices.size(), num_states_of(selection),
@@ -80,7 +81,7 @@ class AddressList : public StepList {
     std::vector<int64_t> values, sizes;
     for (const int i : selections_.at(selection)) {
       const Tensor& t = tensors()[i];
-      values.push_back(t.coefficients < 0 ? 0 : int64_t(reinterpret_cast<uintptr_t>(t.g.data)));
+      values.push_back(t.coefficients < 0 ? 0 : int64_t(reinterpret_cast<uintptr_t>(t.g.data[0])));
       sizes.push_back(launched().gradient_size(i));
     }
     if (values.size() % 2) values.push_back(0);
@@ -99,16 +100,16 @@ class AddressList : public StepList {
 
   template <class TensorAt>
   static py::bytes table_of(size_t n, int num_states, const TensorAt& tensor_at) {
-    std::vector<int64_t> values((2 + num_states + 1) * n);
+    const int coefficients = 2 + num_states, further = coefficients + 1;
+    const int first = further + (n > 0 ? num_further(tensor_at(0), num_states) : 0);
+    std::vector<int64_t> values((first + 1) * n);
     for (size_t i = 0; i < n; i++) {
       const Tensor& t = tensor_at(i);
-      const auto put = [&](int row, const void* address) {
+      for_arrays(t, num_states, further, [&](int row, const void* address) {
         values[row * n + i] = int64_t(reinterpret_cast<uintptr_t>(address));
-      };
-      put(0, t.p.data);
-      put(1, t.g.data);
-      for (int j = 0; j < num_states; j++) put(2 + j, t.states[j].data);
-      values[(2 + num_states) * n + i] = t.coefficients;
+      });
+      values[coefficients * n + i] = t.coefficients;
+      values[first * n + i] = t.first;
     }
     return as_bytes(values);
   }

@@ -118,6 +118,7 @@ PYBIND11_MODULE(_cpu, m) {
   using namespace danlu;
   m.doc() = "Native CPU kernels of danlu.";
   m.attr("num_zeros") = num_zeros;
+  m.attr("formats") = format_table();
   m.def("instruction_sets", &instruction_set_names, "Those that this machine can run, the fastest first.");
   m.def("coefficient_names", &coefficient_names,
         "The coefficients of a rule in order; None if there is no such rule.");

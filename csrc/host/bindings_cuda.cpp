@@ -48,8 +48,8 @@ class CudaStep : public AddressList {
     const CudaRule* rule = find_rule(name);
     const CudaKernel* kernel = nullptr;
     if (rule) {
-      kernel = find_kernel(*rule, spec.attr("dtypes").cast<std::vector<std::string>>());
-      if (!kernel) throw py::value_error("no CUDA kernel of " + name + " for these dtypes");
+      kernel = find_kernel(rule->kernels, spec.attr("formats").cast<std::vector<std::string>>());
+      if (!kernel) throw py::value_error("no CUDA kernel of " + name + " for these formats");
     } else if (!find_info(name)) {
       throw py::value_error("no CUDA rule " + name);
     }
@@ -109,10 +109,10 @@ py::object coefficient_names(const std::string& rule) {
   return found ? py::object(split_names(found->coeff_names)) : py::none();
 }
 
-bool has_kernel(const std::string& rule, const std::vector<std::string>& dtypes) {
-  if (const CudaRule* found = find_rule(rule)) return find_kernel(*found, dtypes);
+bool has_kernel(const std::string& rule, const std::vector<std::string>& formats) {
+  if (const CudaRule* found = find_rule(rule)) return find_kernel(found->kernels, formats);
   const ReducingRule* found = find_reducing_rule(rule);
-  return found && find_passes(*found, dtypes);
+  return found && find_kernel(found->kernels, formats);
 }
 
 // As schedule.Reduction has them: along, sums, row_by_row. None for an element-wise rule.
@@ -140,7 +140,7 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
   m.def("capability", &capability, "Compute capability of a device, 90 for 9.0.");
   m.def("coefficient_names", &coefficient_names,
         "The coefficients of a rule in order; None if there is no such rule.");
-  m.def("has_kernel", &has_kernel, "Whether a rule was compiled for dtypes of parameter, gradient, states.");
+  m.def("has_kernel", &has_kernel, "Whether a rule was compiled for formats of parameter, gradient, states.");
   m.def("launch_plan", &planned, "(tensors, blocks) of each launch over tensors of these sizes and sets.");
   m.def("bandwidth_ceiling", &bandwidth_ceiling, py::call_guard<py::gil_scoped_release>(),
         "The bandwidth ceiling: updates fp32 arrays in place and does nothing else.");

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../common/coefficient_table.h"
+#include "../common/formats.h"
 #include "../common/ieee.h"
 
 namespace danlu {
@@ -28,6 +29,17 @@ inline py::tuple split_names(const char* names) {
       split.back() += *c;
   }
   return py::tuple(py::cast(split));
+}
+
+// As danlu.formats has them: by name, the dtypes of the arrays, and whether a number's place counts.
+inline py::dict format_table() {
+  py::dict table;
+  for (const FormatInfo& format : FormatTable<AllFormats>::infos) {
+    std::vector<std::string> dtypes;
+    for (int i = 0; i < format.num_arrays; i++) dtypes.emplace_back(format.arrays[i].dtype);
+    table[format.name] = py::make_tuple(py::tuple(py::cast(dtypes)), format.indexed);
+  }
+  return table;
 }
 
 // coefficients: sequences of float64 numbers, each rounded once to fp32.

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/format_names.h"
 #include "../common/listed_rows.h"
 #include "../common/tensor_list.h"
 #include "tensor_view.h"
@@ -45,39 +46,41 @@ class StepList {
     r.accumulation_steps = spec.attr("accumulation_steps").cast<int>();
     r.sharded = spec.attr("sharded").cast<bool>();
     r.takes_gradient = spec.attr("takes_gradient").cast<bool>();
-    r.num_states = num_states;
     const auto shape = spec.attr("shape").cast<std::vector<int64_t>>();
     r.ndim = int(shape.size());
     r.first_dim = dims_.size();
     dims_.insert(dims_.end(), shape.begin(), shape.end());
     for (const py::handle stride : spec.attr("strides")) dims_.push_back(stride.cast<int64_t>());
 
-    const auto dtypes = spec.attr("dtypes").cast<std::vector<std::string>>();  // parameter, gradient, states
+    const auto formats =
+        spec.attr("formats").cast<std::vector<std::string>>();  // parameter, gradient, states
     Tensor t = {};
     t.size = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
+    t.first = 0;
     t.coefficients = -1;
-    t.p.dtype = dtype_of(dtypes.at(0));
-    t.g.dtype = dtype_of(dtypes.at(1));
+    for (int i = 0; i < 2 + num_states; i++) value_of(t, i).format = find_format(formats.at(i));
     const py::dict state = spec.attr("state");
     r.first_tensor = state_tensors_.size();
     r.first_line = lines_.size();
     add_lines(spec.attr("param"), r.sharded);
+    const std::vector<std::pair<int, int>> arrays = arrays_in_state(t, num_states);
+    r.num_arrays = int(arrays.size());
     for (const py::handle name : spec.attr("state_names")) {
       const py::object tensor = state[name];
       const int i = r.num_tensors++;
-      StateTensor stored{name.ptr(), tensor.ptr(), 0, r.first_dim};
-      if (i < r.num_states) {
-        t.states[i].dtype = dtype_of(dtypes.at(2 + i));
+      StateTensor stored{name.ptr(), tensor.ptr(), r.ndim, r.first_dim, 0, 0};
+      if (i < r.num_arrays) {
+        std::tie(stored.value, stored.array) = arrays[i];
         const auto its_shape = tensor.attr("shape").cast<std::vector<int64_t>>();
-        stored.ndim = int(its_shape.size());
         if (its_shape != shape && !r.sharded) {
+          stored.ndim = int(its_shape.size());
           stored.first_dim = dims_.size();
           dims_.insert(dims_.end(), its_shape.begin(), its_shape.end());
           for (const py::handle stride : tensor.attr("stride")()) dims_.push_back(stride.cast<int64_t>());
         }
       }
       state_tensors_.push_back(stored);
-      add_lines(tensor, r.sharded && i < r.num_states);
+      add_lines(tensor, r.sharded && i < r.num_arrays);
     }
     r.num_lines = int(lines_.size() - r.first_line);
     records_.push_back(r);
@@ -126,7 +129,7 @@ class StepList {
         release();
         return py::none();
       }
-      if (lists) t.g.data = (list++)->values;
+      if (lists) t.g.data[0] = (list++)->values;
       if (counters_ == Counters::on_device) {
         t.coefficients = int(i);
         continue;
@@ -209,6 +212,7 @@ class StepList {
     PyObject *name, *tensor;
     int ndim;
     size_t first_dim;  // the parameter's, but where a state has a shape of its own
+    int value, array;  // as value_of() counts, and which of its arrays
   };
 
   // Small and without pointers to memory of its own: with thousands of parameters the time of a refresh is
@@ -217,8 +221,8 @@ class StepList {
     PyObject *param, *state;
     void *step = nullptr, *micro_step = nullptr;  // addresses of their numbers
     size_t first_tensor, first_dim, first_line;   // of its states, its shape and strides, its cache lines
-    int num_tensors = 0;  // moments, then step, then micro_step where there is a cycle
-    int num_states, num_lines, ndim, coefficients_index;
+    int num_tensors = 0;  // arrays of values, then step, then micro_step where there is a cycle
+    int num_arrays, num_lines, ndim, coefficients_index;
     int accumulation_steps;  // gradients for one update
     bool sharded;            // a DTensor: the local tensors are what is updated
     bool takes_gradient;     // else every step takes the parameter, and reads no gradient
@@ -232,11 +236,19 @@ class StepList {
 
   static float& number(void* data) { return *static_cast<float*>(data); }
 
-  static Dtype dtype_of(const std::string& name) {
-    if (name == "float32") return Dtype::f32;
-    if (name == "bfloat16") return Dtype::bf16;
-    if (name == "float16") return Dtype::f16;
-    throw std::invalid_argument("no storage format " + name);
+  // Of parameter, gradient, states.
+  static Storage& value_of(Tensor& t, int which) {
+    return which == 0 ? t.p : which == 1 ? t.g : t.states[which - 2];
+  }
+
+  // The arrays that lie in the state, as (value, array): those of states, then the parameter's further ones.
+  static std::vector<std::pair<int, int>> arrays_in_state(Tensor& t, int num_states) {
+    std::vector<std::pair<int, int>> found;
+    for (int value = 2; value < 2 + num_states; value++)
+      for (int array = 0; array < info_of(value_of(t, value).format).num_arrays; array++)
+        found.emplace_back(value, array);
+    for (int array = 1; array < info_of(t.p.format).num_arrays; array++) found.emplace_back(0, array);
+    return found;
   }
 
   // The cache lines that a view of the tensor reads. Only hints: should torch have moved something, a step
@@ -322,48 +334,53 @@ class StepList {
 
   // Whether the gradient can be read where it is; g: null if none is read.
   bool reads(const Record& r, Tensor& t, PyObject* g) {
-    t.g.data = nullptr;  // another tensor may lie where the last one did
+    t.g.data[0] = nullptr;  // another tensor may lie where the last one did
     if (!g) return true;
     const py::object& type = r.sharded ? sharded_type_ : plain_type_;
     return Py_TYPE(g) == reinterpret_cast<PyTypeObject*>(type.ptr()) &&
-           viewer_.address(local(r, g), t.g.dtype, layout_of(r.ndim, r.first_dim, t.size), &t.g.data);
+           viewer_.address(local(r, g), info_of(t.g.format).arrays[0], layout_of(r.ndim, r.first_dim, t.size),
+                           &t.g.data[0]);
   }
 
   // Whether a copy of the gradient can; it lives until release().
   bool copies(const Record& r, Tensor& t, size_t index, const py::object& copy_gradient) {
     if (copy_gradient.is_none()) return false;
     PyObject* copy = hold(copy_gradient(index).release().ptr());
-    t.g.data = nullptr;
-    return copy != Py_None &&
-           viewer_.address(copy, t.g.dtype, layout_of(r.ndim, r.first_dim, t.size), &t.g.data);
+    t.g.data[0] = nullptr;
+    return copy != Py_None && viewer_.address(copy, info_of(t.g.format).arrays[0],
+                                              layout_of(r.ndim, r.first_dim, t.size), &t.g.data[0]);
   }
 
   // Of everything but the gradient.
   bool addresses(Record& r, Tensor& t, PyObject* g) {
     const Layout layout = layout_of(r.ndim, r.first_dim, t.size);
     const StateTensor* tensors = &state_tensors_[r.first_tensor];
-    const void* const before = t.p.data;
-    if (!viewer_.address(local(r, r.param), t.p.dtype, layout, &t.p.data)) return false;
-    moved_ |= before && before != t.p.data;
-    if (!g) t.g.data = t.p.data;  // Triton's interpreter reads also what the rule has no use for
-    for (int j = 0; j < r.num_states; j++) {
-      Py_INCREF(tensors[j].tensor);  // another thread may replace it while kernels run
-      if (!viewer_.address(local(r, hold(tensors[j].tensor)), t.states[j].dtype,
-                           layout_of(tensors[j].ndim, tensors[j].first_dim, t.size), &t.states[j].data))
+    const void* const before = t.p.data[0];
+    if (!viewer_.address(local(r, r.param), info_of(t.p.format).arrays[0], layout, &t.p.data[0]))
+      return false;
+    moved_ |= before && before != t.p.data[0];
+    if (!g) t.g.data[0] = t.p.data[0];  // Triton's interpreter reads also what the rule has no use for
+    for (int j = 0; j < r.num_arrays; j++) {
+      const StateTensor& held = tensors[j];
+      Storage& value = value_of(t, held.value);
+      Py_INCREF(held.tensor);  // another thread may replace it while kernels run
+      if (!viewer_.address(local(r, hold(held.tensor)), info_of(value.format).arrays[held.array],
+                           layout_of(held.ndim, held.first_dim, t.size), &value.data[held.array]))
         return false;
     }
-    if (!counter_viewer_.address(tensors[r.num_states].tensor, Dtype::f32, Layout(), &r.step)) return false;
+    const ArrayInfo& counter = ElementInfo<float>::value;
+    if (!counter_viewer_.address(tensors[r.num_arrays].tensor, counter, Layout(), &r.step)) return false;
     return r.accumulation_steps == 1 ||
-           counter_viewer_.address(tensors[r.num_states + 1].tensor, Dtype::f32, Layout(), &r.micro_step);
+           counter_viewer_.address(tensors[r.num_arrays + 1].tensor, counter, Layout(), &r.micro_step);
   }
 
   // Whether parameters have been put over one memory since the plan was made, which then gave them turns.
   bool share_memory() const {
     std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
     for (const Tensor& t : tensors_)
-      if (t.p.data && t.size > 0) {
-        const auto begin = reinterpret_cast<uintptr_t>(t.p.data);
-        ranges.emplace_back(begin, begin + t.size * bytes_of(t.p.dtype));
+      if (t.p.data[0] && t.size > 0) {
+        const auto begin = reinterpret_cast<uintptr_t>(t.p.data[0]);
+        ranges.emplace_back(begin, begin + t.size * info_of(t.p.format).arrays[0].bytes);
       }
     std::sort(ranges.begin(), ranges.end());
     for (size_t i = 1; i < ranges.size(); i++)

@@ -5,10 +5,12 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <map>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
-#include "../common/types.h"
+#include "../common/formats.h"
 
 namespace danlu {
 
@@ -18,7 +20,6 @@ namespace py = pybind11;
 namespace dlpack {
 constexpr uint32_t major = 1;
 constexpr int32_t cpu = 1, cuda = 2;
-constexpr uint8_t floating = 2, bfloat = 4;
 
 struct Tensor {
   void* data;
@@ -70,17 +71,19 @@ class TensorViewer {
       if (api_->major != dlpack::major)
         throw std::invalid_argument("this torch speaks another major version of DLPack");
     }
-    dtypes_[int(Dtype::f32)] = torch.attr("float32");
-    dtypes_[int(Dtype::bf16)] = torch.attr("bfloat16");
-    dtypes_[int(Dtype::f16)] = torch.attr("float16");
+    for (const FormatInfo& format : FormatTable<AllFormats>::infos)
+      for (int i = 0; i < format.num_arrays; i++) {
+        const char* dtype = format.arrays[i].dtype;
+        dtypes_[dtype] = torch.attr(dtype);
+      }
   }
 
-  // The address of a tensor of that dtype and layout, on the device, in *data; false if it is anything else.
-  // Lazily negated tensors are looked for only where *data changes: that costs as much as the rest.
-  bool address(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
+  // The address of a tensor of such elements and layout, on the device, in *data; false if it is anything
+  // else. Lazily negated tensors are looked for only where *data changes: that costs as much as the rest.
+  bool address(PyObject* tensor, const ArrayInfo& array, const Layout& layout, void** data) const {
     const void* before = *data;
     const bool fits =
-        api_ ? by_exchange(tensor, dtype, layout, data) : by_attributes(tensor, dtype, layout, data);
+        api_ ? by_exchange(tensor, array, layout, data) : by_attributes(tensor, array, layout, data);
     return fits && (*data == before || !negated(tensor));
   }
 
@@ -92,24 +95,23 @@ class TensorViewer {
     return answer.ptr() == Py_True;
   }
 
-  bool by_exchange(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
+  bool by_exchange(PyObject* tensor, const ArrayInfo& array, const Layout& layout, void** data) const {
     dlpack::Tensor t;
     if (api_->view(tensor, &t)) {
       PyErr_Clear();
       return false;
     }
-    const uint8_t code = dtype == Dtype::bf16 ? dlpack::bfloat : dlpack::floating;
-    if (t.device_type != device_.type || t.device_id != device_.index || t.lanes != 1 || t.code != code ||
-        t.bits != (dtype == Dtype::f32 ? 32 : 16))
+    if (t.device_type != device_.type || t.device_id != device_.index || t.lanes != 1 ||
+        t.code != uint8_t(array.kind) || t.bits != 8 * array.bytes)
       return false;
     *data = static_cast<char*>(t.data) + t.byte_offset;
     return layout.matches(t.ndim, t.shape, t.strides);
   }
 
-  bool by_attributes(PyObject* tensor, Dtype dtype, const Layout& layout, void** data) const {
+  bool by_attributes(PyObject* tensor, const ArrayInfo& array, const Layout& layout, void** data) const {
     const py::handle t(tensor);
     try {
-      if (!on_device(t) || py::object(t.attr("dtype")).ptr() != dtypes_[int(dtype)].ptr()) return false;
+      if (!on_device(t) || py::object(t.attr("dtype")).ptr() != dtypes_.at(array.dtype).ptr()) return false;
       const auto shape = t.attr("shape").cast<std::vector<int64_t>>();
       const auto strides = t.attr("stride")().cast<std::vector<int64_t>>();
       *data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<uintptr_t>());
@@ -126,7 +128,7 @@ class TensorViewer {
 
   dlpack::ExchangeApi* api_ = nullptr;
   Device device_;
-  py::object dtypes_[3];
+  std::map<std::string, py::object> dtypes_;  // torch's, by name
 };
 
 }  // namespace danlu

@@ -3,6 +3,7 @@ from types import ModuleType
 
 from ._step_list import SelectingList, StepList
 
+formats: dict[str, tuple[tuple[str, ...], bool]]
 num_zeros: int
 
 def instruction_sets() -> list[str]: ...

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import checks, state
+from . import checks, formats, state
 from .fake import is_fake
 from .sharding import sharded_alike
 from .step_rule import StepRule
@@ -100,19 +100,24 @@ def _read_state(
     if not isinstance(held, Mapping):
         raise TypeError(f"{name}: the state must be a dict, got {type(held).__name__}")
     try:
-        shapes = state.shapes(optimizer, dict(group), tuple(p.shape))
+        kept = state.tensors(optimizer, dict(group), p)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    own = (*optimizer.state_names, *state.COUNTERS)
+    own = (*optimizer.state_names, *kept, *state.COUNTERS)
     if "step" not in held and "step" in group and any(key in held for key in optimizer.state_names):
         held = {**held, "step": group["step"]}
-    _check_names(optimizer, name, shapes, own, held)
+    held = _converted(name, p, kept, held)
+    _check_names(optimizer, name, kept, own, held)
     found: dict[str, Any] = {}
     for key, value in held.items():
         if key in state.COUNTERS:
             found[key] = counter(name, key, value, optimizer.counter_device(p))
-        elif key in shapes:
-            found[key] = fitted(name, key, p, shapes[key], value, optimizer.state_dtype(key, p))
+        elif key in kept:
+            its = kept[key]
+            if its.format.is_torch:
+                found[key] = fitted(name, key, p, its.shape, value, its.dtype)
+            else:
+                found[key] = fitted(name, key, p, its.shape, value, its.dtype, cast=False)
         elif isinstance(value, torch.Tensor):  # a user's, or of a setting that is off
             found[key] = _moved(
                 name, key, value, p, optimizer.state_dtype(key, p) if key in own else value.dtype
@@ -122,10 +127,28 @@ def _read_state(
     return found
 
 
+def _converted(
+    name: str, p: torch.Tensor, kept: Mapping[str, state.Kept], held: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What a checkpoint holds, with states in the formats of the optimizer where it has them in others."""
+    result = dict(held)
+    for value, wanted in {its.value: its.format for its in kept.values() if its.value}.items():
+        found = formats.found(value, held)
+        if found is None or found is wanted or (found.is_torch and wanted.is_torch):
+            continue
+        tensors = [result.pop(key) for key in found.keys(value)]
+        numbers = found.load(tensors, state.index_of(tensors[0]) if found.indexed else None)
+        if wanted.is_torch:
+            result[value] = numbers
+        else:
+            result.update(state.encoded(wanted, value, p, _moved(name, value, numbers, p, torch.float32)))
+    return result
+
+
 def _check_names(
     optimizer: StepRule,
     name: str,
-    shapes: Mapping[str, tuple[int, ...]],
+    kept: Mapping[str, state.Kept],
     own: Iterable[str],
     held: Mapping[str, Any],
 ) -> None:
@@ -135,8 +158,10 @@ def _check_names(
     if not foreign and not any(key in held for key in own):
         return
     counters = optimizer.counters(0.0, 0.0)
-    needed = [key for key in shapes if key not in state.COUNTERS or (key == "step" and key in counters)]
-    lacking = [key for key in needed if key not in held and key not in optimizer.optional_states]
+    values = {key: its.value for key, its in kept.items() if its.value}
+    values |= {"step": "step"} if "step" in counters else {}
+    needed = [key for key, value in values.items() if value not in optimizer.optional_states]
+    lacking = [key for key in needed if key not in held]
     if lacking:
         raise ValueError(
             f"{name}: the checkpoint lacks {_listed(lacking)} that {kind} needs; it has {_listed(held)}"
@@ -176,9 +201,17 @@ def _count(name: str, key: str, value: Any) -> float:
 
 
 def fitted(
-    name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any, dtype: torch.dtype
+    name: str,
+    key: str,
+    p: torch.Tensor,
+    shape: tuple[int, ...],
+    value: Any,
+    dtype: torch.dtype,
+    *,
+    cast: bool = True,
 ) -> torch.Tensor:
-    """A state that a rule takes, of that dtype and shape; without a copy where it fits.
+    """A state that a rule takes, of that dtype and shape; without a copy where it fits. cast: from any dtype
+    that torch computes in.
 
     Raises:
         TypeError, ValueError: it does not; `name` is the parameter's.
@@ -188,7 +221,9 @@ def fitted(
     if p.is_meta and value.shape != shape:
         raise ValueError(f"{name}: state {key!r} has shape {tuple(value.shape)}, it needs {shape}")
     if not p.is_meta:
-        if not value.is_floating_point():
+        if not cast and value.dtype != dtype:
+            raise TypeError(f"{name}: state {key!r} has dtype {value.dtype}, its format needs {dtype}")
+        if cast and not value.is_floating_point():
             raise TypeError(
                 f"{name}: state {key!r} has dtype {value.dtype}; a real floating-point tensor is needed"
             )
@@ -196,7 +231,7 @@ def fitted(
         if value.shape == shape and value.layout == torch.strided:
             value = state.laid_out(p, value)
     if not p.is_meta:
-        checks.state(name, key, p, shape, value)
+        checks.state(name, key, p, shape, value, None if cast else dtype)
     if not sharded_alike(p, value):
         raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
     fits: torch.Tensor = value

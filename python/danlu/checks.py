@@ -168,8 +168,17 @@ def has_rows(name: str, p: torch.Tensor) -> None:
         raise ValueError(f"{name}: danlu.Lazy steps rows, a parameter of 0 dimensions has none")
 
 
-def state(name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: Any) -> None:
-    """Raises if `value` cannot be the state `key` of `p`, which has that shape."""
+def state(
+    name: str,
+    key: str,
+    p: torch.Tensor,
+    shape: tuple[int, ...],
+    value: Any,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raises if `value` cannot be the state `key` of `p`, which has that shape and dtype; None: any that
+    torch computes in.
+    """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: state {key!r} must be a tensor, got {type(value).__name__}")
     if value.shape != shape or value.device != p.device:
@@ -179,7 +188,11 @@ def state(name: str, key: str, p: torch.Tensor, shape: tuple[int, ...], value: A
         raise ValueError(
             f"{name}: state {key!r} has shape {tuple(value.shape)} on {value.device}, {wanted} on {p.device}"
         )
-    _real_dense(name, f"state {key!r}", value)
+    if dtype is not None and value.dtype != dtype:
+        raise TypeError(f"{name}: state {key!r} has dtype {value.dtype}, its format needs {dtype}")
+    _dense(name, f"state {key!r}", value)
+    if dtype is None:
+        _real(name, f"state {key!r}", value)
     if overlaps(value):
         raise ValueError(f"{name}: elements of state {key!r} share memory (strides {value.stride()})")
 
@@ -218,16 +231,24 @@ def _by_stride(t: torch.Tensor) -> list[tuple[int, int]]:
 
 
 def _real_dense(name: str, what: str, t: torch.Tensor) -> None:
+    _dense(name, what, t)
+    _real(name, what, t)
+    if t.is_meta:
+        raise ValueError(f"{name}: the {what} is on the meta device and has no data")
+
+
+def _real(name: str, what: str, t: torch.Tensor) -> None:
+    if not t.is_floating_point():
+        raise TypeError(f"{name}: the {what} has dtype {t.dtype}; a real floating-point tensor is needed")
+
+
+def _dense(name: str, what: str, t: torch.Tensor) -> None:
     if is_uninitialized(t):
         raise ValueError(f"{name}: the {what} has no shape before the module's first forward pass")
     if t.is_quantized:
         raise TypeError(f"{name}: the {what} is quantized ({t.dtype}); a floating-point tensor is needed")
     if t.layout != torch.strided:
         raise TypeError(f"{name}: the {what} has layout {t.layout}; a strided tensor is needed")
-    if not t.is_floating_point():
-        raise TypeError(f"{name}: the {what} has dtype {t.dtype}; a real floating-point tensor is needed")
-    if t.is_meta:
-        raise ValueError(f"{name}: the {what} is on the meta device and has no data")
 
 
 def _number(name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import backends, checks, state
+from . import backends, checks, formats, state
 from .fake import is_fake
 from .sharding import PLAIN, is_sharded, local, refuse_pieces, sharded_alike
 from .spec import Backend, ParamSpec
@@ -106,28 +106,33 @@ def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) 
         else:
             checks.gradient(name, shard, local(g))
     try:
-        shapes = state.shapes(optimizer, group, tuple(p.shape))
+        kept = state.tensors(optimizer, group, p)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    lacking = [key for key in shapes if key not in held and key not in state.COUNTERS]
-    others = [key for key in optimizer.state_names if key in held and key not in shapes]
+    lacking = [key for key, its in kept.items() if key not in held and its.value]
+    others = [key for key in optimizer.state_names if key in held and key not in kept]
     if lacking and others:
         raise ValueError(
             f"{name}: its state has {others[0]!r}, made with other settings of the group (shape "
             f"{tuple(p.shape)}); with those of now it needs {lacking[0]!r}"
         )
-    dtypes = [p.dtype, p.dtype if g is None else g.dtype]
-    for key, shape in shapes.items():
-        if key in state.COUNTERS:
-            if key in held:
-                checks.counter(name, key, held[key])
-            continue
+    values = {"": optimizer.param_format(p)}
+    for key, its in kept.items():
         if key in held:
-            checks.state(name, key, p, shape, held[key])
-            checks.alike_fake(name, f"state {key!r}", shard, local(held[key]))
-            if not sharded_alike(p, held[key]):
-                raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
-        dtypes.append(held[key].dtype if key in held else optimizer.state_dtype(key, p))
+            _check_state(name, key, p, its, held[key])
+        elif its.value and any(other in held for other in its.format.keys(its.value)):
+            raise ValueError(f"{name}: its state lacks {key!r}, without which {its.value!r} cannot be read")
+        values[its.value] = its.format
+        if key in held and its.format.is_torch:
+            values[its.value] = formats.plain(held[key].dtype)
+    if is_sharded(p) and any(value.indexed for value in values.values()):
+        raise ValueError(f"{name}: a shard does not know the places of its elements, which its format needs")
+    counters = state.counters(optimizer, group)
+    for key in counters:
+        if key in held:
+            checks.counter(name, key, held[key])
+    own, *others_kept = values.values()
+    gradient = formats.plain(p.dtype if g is None else g.dtype)
     return ParamSpec(
         param=p,
         name=name,
@@ -143,10 +148,17 @@ def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) 
         matrix=optimizer.matrix(group, tuple(shard.shape)),
         sparse_mode=lazy,
         variant=optimizer.variant(group, p),
-        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in dtypes),
-        state_names=tuple(shapes),
+        formats=tuple(value.name for value in (own, gradient, *others_kept)),
+        state_names=(*kept, *counters),
         state=held,
     )
+
+
+def _check_state(name: str, key: str, p: torch.Tensor, kept: state.Kept, value: Any) -> None:
+    checks.state(name, key, p, kept.shape, value, None if kept.format.is_torch else kept.dtype)
+    checks.alike_fake(name, f"state {key!r}", local(p), local(value))
+    if not sharded_alike(p, value):
+        raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
 
 
 def choose(optimizer: StepRule, spec: ParamSpec) -> tuple[Backend, str]:
@@ -173,7 +185,7 @@ def _look(optimizer: StepRule, group_index: int, p: torch.Tensor) -> Hashable:
     """All that `describe` and `choose` see of a parameter, but for marks; None if they may see more."""
     g = p.grad if optimizer.takes_gradients else None
     held = optimizer.state.get(p)
-    found: list[Hashable] = [group_index]
+    found: list[Hashable] = [group_index, optimizer.param_format(p).name]
     for t in (p,) if g is None else (p, g):
         if type(t) not in PLAIN or t.layout is not torch.strided:
             return None
@@ -182,7 +194,5 @@ def _look(optimizer: StepRule, group_index: int, p: torch.Tensor) -> Hashable:
         if type(t) is not torch.Tensor or t.layout is not torch.strided:
             return None
         found.append((name, t.dtype, t.device, t.shape, t.stride(), t.is_neg()))
-    for name in optimizer.state_names:
-        if not held or name not in held:
-            found.append((name, optimizer.state_dtype(name, p)))
+    found += [optimizer.state_format(name, p).name for name in optimizer.state_names]
     return tuple(found)

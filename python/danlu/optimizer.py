@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from typing_extensions import TypedDict
 
-from . import backends, callers, checkpoint, checks, scale, state
+from . import backends, callers, checkpoint, checks, formats, scale, state
 from .describe import describe, left_alone
 from .locking import one_at_a_time
 from .places import Places
@@ -26,7 +26,6 @@ Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable
 IDLE_STEPS = 64
 # plans for one step: another thread may give gradients meanwhile
 _TRIES = 10
-STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class EngineOptions(TypedDict, total=False):
@@ -95,7 +94,7 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
         differentiable: bool = False,
     ) -> None:
         if state_dtype is not None:
-            checks.one_of("state_dtype", state_dtype, STATE_DTYPES)
+            checks.one_of("state_dtype", state_dtype, [kept.arrays[0].dtype for kept in formats.TORCH])
         if max_grad_norm is not None:
             checks.at_least_zero("max_grad_norm", max_grad_norm)
             if max_grad_norm == 0:

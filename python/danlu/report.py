@@ -43,7 +43,7 @@ class BackendReport(list[BackendChoice]):
             backend, reason = choose(optimizer, spec)
             if backend is not REFERENCE and copies_gradient(spec):
                 reason += ", the gradient is copied to the parameter's strides"
-            rows.append(BackendChoice(name, spec.shape, spec.dtypes, backend.name, reason))
+            rows.append(BackendChoice(name, spec.shape, spec.formats, backend.name, reason))
         return rows
 
     def __str__(self) -> str:

@@ -31,7 +31,7 @@ class ParamSpec:
     matrix: tuple[int, int, int] | None  # batch, rows, columns, where the rule reduces
     sparse_mode: str | None  # what rows without a gradient keep, see `FusedOptimizer.sparse_mode`
     variant: Hashable  # parameters of a group that differ in it have coefficients of their own
-    dtypes: tuple[str, ...]  # parameter, gradient, states
+    formats: tuple[str, ...]  # parameter, gradient, states, by their names in `formats.FORMATS`
     state_names: tuple[str, ...]
     state: dict[str, Any]
     coefficients_index: int = -1  # the backend's number for group and variant

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from . import checks
+from .formats import Format
 from .sharding import local
 from .step_rule import StepRule
 
@@ -14,28 +15,80 @@ from .step_rule import StepRule
 COUNTERS = ("step", "micro_step")
 
 
-def shapes(optimizer: StepRule, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The state of a parameter of that shape: what the rule takes, then the counters."""
-    counters = COUNTERS if optimizer.accumulation_steps(group) > 1 else COUNTERS[:1]
-    return {**optimizer.states(group, shape), **dict.fromkeys(counters, ())}
+class Kept(NamedTuple):
+    """One tensor of a state: an array of a value."""
+
+    shape: tuple[int, ...]
+    format: Format
+    array: int
+    value: str  # the name of the state; empty for a parameter's further arrays
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.format.arrays[self.array].dtype
+
+
+def tensors(optimizer: StepRule, group: dict[str, Any], p: torch.Tensor) -> dict[str, Kept]:
+    """The state of a parameter by its keys, without counters: what the rule takes in its order, then what of
+    the parameter is not in `p`.
+    """
+    shape = tuple(p.shape)
+    kept: dict[str, Kept] = {}
+    for name, its_shape in optimizer.states(group, shape).items():
+        held_as = optimizer.state_format(name, p)
+        for i, key in enumerate(held_as.keys(name)):
+            kept[key] = Kept(its_shape, held_as, i, name)
+    own = optimizer.param_format(p)
+    for i, key in enumerate(own.keys_of_parameter(), 1):
+        kept[key] = Kept(shape, own, i, "")
+    return kept
+
+
+def counters(optimizer: StepRule, group: dict[str, Any]) -> tuple[str, ...]:
+    return COUNTERS if optimizer.accumulation_steps(group) > 1 else COUNTERS[:1]
+
+
+def index_of(t: torch.Tensor) -> torch.Tensor:
+    """The places of a tensor's elements, as torch counts them."""
+    return torch.arange(t.numel(), device=t.device).view(t.shape)
 
 
 def ensure(optimizer: StepRule, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
     """The parameter's state as kernels take it, with a first value for every key that it does not have."""
     state: dict[str, Any] = optimizer.state.setdefault(p, {})  # a plain dict may have been assigned
-    for name, shape in shapes(optimizer, group, tuple(p.shape)).items():
-        if name in COUNTERS:
-            device = optimizer.counter_device(p)
-            held = state.get(name)
-            if held is None:
-                state[name] = _counter(device)
-            elif held.device != device:
-                state[name] = held.to(device)
-        elif name not in state:
-            state[name] = optimizer.initial_state(name, p, shape)
-        else:  # another memory format may have come with the model or a checkpoint
-            state[name] = laid_out(p, state[name])
+    for key, kept in tensors(optimizer, group, p).items():
+        if key in state:  # another memory format may have come with the model or a checkpoint
+            state[key] = laid_out(p, state[key])
+        elif kept.format.is_torch:
+            state[key] = optimizer.initial_state(kept.value, p, kept.shape)
+        elif not kept.value:
+            state[key] = _zeros(p, kept.shape, kept.dtype)
+        else:  # all of its arrays are lacking
+            numbers = optimizer.initial_state(kept.value, p, kept.shape)
+            state.update(encoded(kept.format, kept.value, p, numbers))
+    for name in counters(optimizer, group):
+        device = optimizer.counter_device(p)
+        held = state.get(name)
+        if held is None:
+            state[name] = _counter(device)
+        elif held.device != device:
+            state[name] = held.to(device)
     return state
+
+
+def encoded(held_as: Format, name: str, p: torch.Tensor, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors that keep a state of `p`, by their keys."""
+    made = [_zeros(p, tuple(numbers.shape), array.dtype) for array in held_as.arrays]
+    held_as.store(
+        local(numbers), [local(t) for t in made], index_of(local(numbers)) if held_as.indexed else None
+    )
+    return dict(zip(held_as.keys(name), made, strict=True))
+
+
+def _zeros(p: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    if shape == p.shape:
+        return torch.zeros_like(p, dtype=dtype, requires_grad=False)
+    return torch.zeros(shape, dtype=dtype, device=p.device)
 
 
 def _counter(device: torch.device) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import scalar, scale, state
+from . import formats, scalar, scale, state
 from .partial_sums import Reducing, SummedDims
 
 
@@ -172,10 +172,18 @@ class UpdateRule:
             raise
 
     def state_dtype(self, name: str, p: torch.Tensor) -> torch.dtype:
-        """The dtype of the state `name` of `p`."""
+        """The dtype of the state `name` of `p`, as far as it is kept in a tensor of some dtype."""
         if p.dtype == torch.float64:
             return torch.float64
         return self._state_dtype or torch.float32 if name == "exp_avg" else torch.float32
+
+    def state_format(self, name: str, p: torch.Tensor) -> formats.Format:
+        """How the state `name` of `p` is kept."""
+        return formats.plain(self.state_dtype(name, p))
+
+    def param_format(self, p: torch.Tensor) -> formats.Format:
+        """How a parameter is kept; `p` is the first of its arrays, the others are in its state."""
+        return formats.plain(p.dtype)
 
     def counters(self, step: scalar.Scalar, micro_step: scalar.Scalar) -> dict[str, scalar.Scalar]:
         """Those counters that `coefficients` and `reference` take."""

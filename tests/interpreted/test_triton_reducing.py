@@ -262,5 +262,5 @@ def test_the_usual_dtypes_of_statistics() -> None:
     p.grad = torch.ones_like(p)
     opt.step()
     (launches,) = launches_of(opt)
-    assert launches.tensors.dtypes == ("bfloat16", "bfloat16", "float32", "float32")
+    assert launches.tensors.formats == ("bfloat16", "bfloat16", "float32", "float32")
     assert opt.state[p]["row_var"].dtype is F32

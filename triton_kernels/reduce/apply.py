@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from ..engine import coefficients_of
-from ..storage import load, store
-from .elements import arrays_of, ends_of, states_of
+from ..formats import load_value, store_value
+from .elements import chunk_of, ends_of, states_of
 from .factors import factors_at
 from .work_item import CHUNK, FIELDS, NUMBERS, SCALES, SIZE, coefficients_at, floats, work_item
 
@@ -28,7 +28,7 @@ def apply(
     count,
     reverse,
     STEP: tl.constexpr,
-    DTYPES: tl.constexpr,
+    FORMATS: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     SCALE_COUNT: tl.constexpr,
     ALONG: tl.constexpr,
@@ -36,7 +36,7 @@ def apply(
 ):
     """New parameters and elementwise states."""
     tensor, index = work_item(places, work_items, first, count, reverse)
-    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, FORMATS)
     if idle:
         return
     factor = tl.load(own) * tl.load(clip)
@@ -48,10 +48,11 @@ def apply(
         scales = scales + (tl.load(floats(scratch, geometry, SCALES) + i),)
     start = index.to(tl.int64) * CHUNK
     left = tl.minimum(tl.load(geometry + SIZE) - start, CHUNK).to(tl.int32)
-    arrays, aligned, bits = arrays_of(table, tensor, tensors, start, DTYPES, ALONG)
+    arrays, aligned, bits = chunk_of(table, tensor, tensors, start, FORMATS, ALONG)
     ends = ends_of(bits, left, geometry, ALONG, BLOCK)
     factors = factors_at(geometry, scratch, start, ALONG)
-    stepped(arrays, aligned, ends, factors, factor, store_params, coefficients, scales, STEP, ALONG, BLOCK)
+    numbers = (factor, store_params, coefficients, scales)
+    stepped(arrays, aligned, ends, factors, numbers, STEP, FORMATS, ALONG, BLOCK)
 
 
 @triton.jit
@@ -60,26 +61,24 @@ def stepped(
     aligned,
     ends,
     factors,
-    factor,
-    store_params,
-    coefficients,
-    scales,
+    numbers,
     STEP: tl.constexpr,
+    FORMATS: tl.constexpr,
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """numbers: factor, store_params, coefficients, scales."""
     even, full, left = ends
-    numbers = (factor, store_params, coefficients, scales)
     if ALONG != "none":
         for at in range(0, even, BLOCK):
             offsets = at + tl.arange(0, BLOCK)
-            _update(aligned, offsets, None, factors, numbers, STEP, ALONG, True)
+            _update(aligned, offsets, None, factors, numbers, STEP, FORMATS, ALONG, True)
     for at in range(even, full, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        _update(aligned, offsets, None, factors, numbers, STEP, ALONG, False)
+        _update(aligned, offsets, None, factors, numbers, STEP, FORMATS, ALONG, False)
     for at in range(full, left, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        _update(arrays, offsets, offsets < left, factors, numbers, STEP, ALONG, False)
+        _update(arrays, offsets, offsets < left, factors, numbers, STEP, FORMATS, ALONG, False)
 
 
 @triton.jit
@@ -90,18 +89,20 @@ def _update(
     factors,
     numbers,
     STEP: tl.constexpr,
+    FORMATS: tl.constexpr,
     ALONG: tl.constexpr,
     EVEN: tl.constexpr,
 ):
     factor, store_params, coefficients, scales = numbers
-    p = load(arrays[0] + offsets, mask)
-    g = load(arrays[1] + offsets, mask) * factor
-    states = states_of(arrays, factors, offsets, mask, ALONG, EVEN)
+    p = load_value(arrays, offsets, mask, 0, FORMATS)
+    g = load_value(arrays, offsets, mask, 1, FORMATS) * factor
+    states = states_of(arrays, factors, offsets, mask, FORMATS, ALONG, EVEN)
     if len(scales):
         amount, states = STEP(p, g, states, coefficients, scales)
     else:
         amount, states = STEP(p, g, states, coefficients)
     if store_params:
-        store(arrays[0] + offsets, p - amount, mask)
-    for i in tl.static_range(len(arrays) - 2):
-        store(arrays[2 + i] + offsets, states[len(states) - (len(arrays) - 2) + i], mask)
+        store_value(arrays, offsets, p - amount, mask, 0, FORMATS)
+    for i in tl.static_range(2, len(FORMATS)):
+        if ALONG == "none" or i >= 4:
+            store_value(arrays, offsets, states[i - 2], mask, i, FORMATS)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..engine import coefficients_of
 from .apply import stepped
-from .elements import arrays_of, ends_of
+from .elements import chunk_of, ends_of
 from .reduce_norms import norm_sums
 from .work_item import (
     BATCH,
@@ -43,7 +43,7 @@ def apply_by_row(
     NORM_TERMS: tl.constexpr,
     FINALIZE: tl.constexpr,
     STEP: tl.constexpr,
-    DTYPES: tl.constexpr,
+    FORMATS: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     TERMS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -51,7 +51,7 @@ def apply_by_row(
     """reduce_norms, finalize and apply of each row by itself, with one sum; or one half of these."""
     tl.static_assert(TERMS == 1)
     tensor, index = work_item(places, work_items, first, count, reverse)
-    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, FORMATS)
     if idle:
         return
     factor = tl.load(own) * tl.load(clip)
@@ -67,19 +67,17 @@ def apply_by_row(
         if half == 2:
             total = tl.load(norm)
         for at in range(0, tl.where(half == 2, 0, columns), CHUNK):
-            arrays, aligned, bits = arrays_of(table, tensor, tensors, r * columns + at, DTYPES, "none")
+            arrays, aligned, bits = chunk_of(table, tensor, tensors, r * columns + at, FORMATS, "none")
             ends = ends_of(bits, tl.minimum(columns - at, CHUNK).to(tl.int32), geometry, "none", BLOCK)
             with_p = tl.full((), True, tl.int1)
-            totals = norm_sums(
-                arrays, aligned, ends, (), factor, coefficients, with_p, NORM_TERMS, TERMS, "none", BLOCK
-            )
+            numbers = (factor, coefficients, with_p)
+            totals = norm_sums(arrays, aligned, ends, (), numbers, NORM_TERMS, TERMS, FORMATS, "none", BLOCK)
             total += totals[0]
         if half == 1:
             tl.store(norm, total)
         else:
             scales = FINALIZE((total,), tl.load(geometry + SUMMED_COLUMNS), coefficients)
-            arrays, aligned, bits = arrays_of(table, tensor, tensors, r * columns, DTYPES, "none")
+            arrays, aligned, bits = chunk_of(table, tensor, tensors, r * columns, FORMATS, "none")
             ends = ends_of(bits, columns, geometry, "none", BLOCK)
-            stepped(
-                arrays, aligned, ends, (), factor, store_params, coefficients, scales, STEP, "none", BLOCK
-            )
+            scaled = (factor, store_params, coefficients, scales)
+            stepped(arrays, aligned, ends, (), scaled, STEP, FORMATS, "none", BLOCK)

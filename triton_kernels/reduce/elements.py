@@ -5,26 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..storage import load
+from ..formats import arrays_of, load_value
 from .factors import EIGHT, reduced_states
 from .work_item import COLUMNS
 
 
 @triton.jit
-def arrays_of(table, tensor, tensors, start, DTYPES: tl.constexpr, ALONG: tl.constexpr):
-    """Pointers to parameter, gradient and elementwise states, the same again for wide accesses, and bits that
-    say whether these are allowed.
-    """
-    arrays = ()
-    aligned = ()
-    bits = start * 0
-    for i in tl.static_range(len(DTYPES)):
-        if i < 2 or ALONG == "none" or i >= 4:
-            address = tl.load(table + i * tensors + tensor)
-            array = address.to(tl.pointer_type(DTYPES[i])) + start
-            bits = bits | array.to(tl.int64)
-            arrays = arrays + (array,)
-            aligned = aligned + (tl.multiple_of(array, 16),)
+def chunk_of(table, tensor, tensors, start, FORMATS: tl.constexpr, ALONG: tl.constexpr):
+    """As arrays_of(), without states that are reduced."""
+    if ALONG == "none":
+        arrays, aligned, bits = arrays_of(table, tensor, tensors, start, start, FORMATS, 0)
+    else:
+        arrays, aligned, bits = arrays_of(table, tensor, tensors, start, start, FORMATS, 2)
     return arrays, aligned, bits
 
 
@@ -39,9 +31,10 @@ def ends_of(bits, left, geometry, ALONG: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def states_of(arrays, factors, offsets, mask, ALONG: tl.constexpr, EVEN: tl.constexpr):
+def states_of(arrays, factors, offsets, mask, FORMATS: tl.constexpr, ALONG: tl.constexpr, EVEN: tl.constexpr):
     """A rule's states: what stands in the place of the reduced ones, then the elementwise ones."""
     states = reduced_states(factors, offsets, mask, ALONG, EVEN)
-    for i in tl.static_range(len(arrays) - 2):
-        states = states + (load(arrays[2 + i] + offsets, mask),)
+    for i in tl.static_range(2, len(FORMATS)):
+        if ALONG == "none" or i >= 4:
+            states = states + (load_value(arrays, offsets, mask, i, FORMATS),)
     return states

@@ -47,14 +47,14 @@ def reduce_gradient(
     count,
     reverse,
     STATISTIC: tl.constexpr,
-    DTYPES: tl.constexpr,
+    FORMATS: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     ALONG: tl.constexpr,
     LANES: tl.constexpr,  # of the tensors in these work_items
 ):
     """Sums of the statistic over the rows and the columns of tiles."""
     tensor, index = work_item(places, work_items, first, count, reverse)
-    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, FORMATS)
     if idle:
         return
     factor = tl.load(own) * tl.load(clip)
@@ -65,16 +65,16 @@ def reduce_gradient(
     tiles_here = tl.where(tl.load(geometry + TILE_WARPS) == WHOLE, 1, UNITS)
     address = tl.load(table + tensors + tensor)
     # accesses of 16 bytes need to know that columns are a multiple of as many elements, and the alignment
-    VECTOR: tl.constexpr = 128 // DTYPES[1].primitive_bitwidth
+    VECTOR: tl.constexpr = 128 // FORMATS[1][0][0].primitive_bitwidth
     whole = columns // VECTOR * VECTOR
-    aligned = tl.multiple_of((address // 16 * 16).to(tl.pointer_type(DTYPES[1])), 16)
+    aligned = tl.multiple_of((address // 16 * 16).to(tl.pointer_type(FORMATS[1][0][0])), 16)
     if (whole == columns) & (address % 16 == 0):
         for i in range(tiles_here):
             tile = index.to(tl.int64) * tiles_here + i
             if tile < tiles:
                 _tile(aligned, whole, tile, geometry, scratch, factor, coefficients, STATISTIC, ALONG, LANES)
     else:
-        gradient = address.to(tl.pointer_type(DTYPES[1]))
+        gradient = address.to(tl.pointer_type(FORMATS[1][0][0]))
         for i in range(tiles_here):
             tile = index.to(tl.int64) * tiles_here + i
             if tile < tiles:

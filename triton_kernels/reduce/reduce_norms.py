@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from ..engine import coefficients_of
-from ..storage import load
-from .elements import arrays_of, ends_of, states_of
+from ..formats import load_value
+from .elements import chunk_of, ends_of, states_of
 from .factors import factors_at
 from .work_item import (
     CHUNK,
@@ -44,7 +44,7 @@ def reduce_norms(
     NEEDS_NORMS: tl.constexpr,
     NORMS_NEED_P: tl.constexpr,
     NORM_TERMS: tl.constexpr,
-    DTYPES: tl.constexpr,
+    FORMATS: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     TERMS: tl.constexpr,
     ALONG: tl.constexpr,
@@ -52,7 +52,7 @@ def reduce_norms(
 ):
     """Sums of terms over chunks."""
     tensor, index = work_item(places, work_items, first, count, reverse)
-    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, FORMATS)
     if idle:
         return
     coefficients = coefficients_of(own, COEFFICIENTS)
@@ -61,15 +61,14 @@ def reduce_norms(
         factor = tl.load(own) * tl.load(clip)
         start = index.to(tl.int64) * CHUNK
         left = tl.minimum(tl.load(geometry + SIZE) - start, CHUNK).to(tl.int32)
-        arrays, aligned, bits = arrays_of(table, tensor, tensors, start, DTYPES, ALONG)
+        arrays, aligned, bits = chunk_of(table, tensor, tensors, start, FORMATS, ALONG)
         ends = ends_of(bits, left, geometry, ALONG, BLOCK)
         factors = factors_at(geometry, scratch, start, ALONG)
         with_p = tl.full((), True, tl.int1)
         if NORMS_NEED_P is not None:
             with_p = NORMS_NEED_P(coefficients)
-        totals = norm_sums(
-            arrays, aligned, ends, factors, factor, coefficients, with_p, NORM_TERMS, TERMS, ALONG, BLOCK
-        )
+        numbers = (factor, coefficients, with_p)
+        totals = norm_sums(arrays, aligned, ends, factors, numbers, NORM_TERMS, TERMS, FORMATS, ALONG, BLOCK)
         sums = scratch + tl.load(geometry + SUMS) + index.to(tl.int64) * TERMS
         for i in tl.static_range(TERMS):
             tl.store(sums + i, totals[i])
@@ -81,39 +80,37 @@ def norm_sums(
     aligned,
     ends,
     factors,
-    factor,
-    coefficients,
-    with_p,
+    numbers,
     NORM_TERMS: tl.constexpr,
     TERMS: tl.constexpr,
+    FORMATS: tl.constexpr,
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums of the terms of a chunk: each position of a block by itself in fp32, all of these in float64."""
+    """Sums of the terms of a chunk: each position of a block by itself in fp32, all of these in float64.
+
+    numbers: factor, coefficients, whether p is needed.
+    """
     even, full, left = ends
     first = tl.zeros((BLOCK,), tl.float32)
     second = tl.zeros((BLOCK,), tl.float32)
     if ALONG != "none":
         for at in range(0, even, BLOCK):
             offsets = at + tl.arange(0, BLOCK)
-            terms = _terms(
-                aligned, offsets, None, factors, factor, coefficients, with_p, NORM_TERMS, ALONG, True
-            )
+            terms = _terms(aligned, offsets, None, factors, numbers, NORM_TERMS, FORMATS, ALONG, True)
             first += terms[0]
             if TERMS > 1:
                 second += terms[1]
     for at in range(even, full, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
-        terms = _terms(
-            aligned, offsets, None, factors, factor, coefficients, with_p, NORM_TERMS, ALONG, False
-        )
+        terms = _terms(aligned, offsets, None, factors, numbers, NORM_TERMS, FORMATS, ALONG, False)
         first += terms[0]
         if TERMS > 1:
             second += terms[1]
     for at in range(full, left, BLOCK):
         offsets = at + tl.arange(0, BLOCK)
         mask = offsets < left
-        terms = _terms(arrays, offsets, mask, factors, factor, coefficients, with_p, NORM_TERMS, ALONG, False)
+        terms = _terms(arrays, offsets, mask, factors, numbers, NORM_TERMS, FORMATS, ALONG, False)
         first += tl.where(mask, terms[0], 0.0)
         if TERMS > 1:
             second += tl.where(mask, terms[1], 0.0)
@@ -129,20 +126,21 @@ def _terms(
     offsets,
     mask,
     factors,
-    factor,
-    coefficients,
-    with_p,
+    numbers,
     NORM_TERMS: tl.constexpr,
+    FORMATS: tl.constexpr,
     ALONG: tl.constexpr,
     EVEN: tl.constexpr,
 ):
     """Without p, which then counts as 0, it is not read; the compiler drops loads that nothing needs."""
+    factor, coefficients, with_p = numbers
     wanted = tl.where(with_p, offsets >= 0, False)  # the interpreter cannot spread a truth value
     if mask is not None:
         wanted = wanted & mask
-    p = tl.where(wanted, load(arrays[0] + offsets, wanted), 0.0)
-    g = load(arrays[1] + offsets, mask) * factor
-    return NORM_TERMS(p, g, states_of(arrays, factors, offsets, mask, ALONG, EVEN), coefficients)
+    p = tl.where(wanted, load_value(arrays, offsets, wanted, 0, FORMATS), 0.0)
+    g = load_value(arrays, offsets, mask, 1, FORMATS) * factor
+    states = states_of(arrays, factors, offsets, mask, FORMATS, ALONG, EVEN)
+    return NORM_TERMS(p, g, states, coefficients)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -162,13 +160,13 @@ def finalize(
     reverse,
     NEEDS_NORMS: tl.constexpr,
     FINALIZE: tl.constexpr,
-    DTYPES: tl.constexpr,
+    FORMATS: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     TERMS: tl.constexpr,
 ):
     """The scales of a tensor's step, from the sums over its chunks."""
     tensor = first + tl.program_id(0)
-    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, FORMATS)
     if idle:
         return
     coefficients = coefficients_of(own, COEFFICIENTS)

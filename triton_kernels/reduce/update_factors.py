@@ -55,13 +55,13 @@ def update_factors(
     reverse,
     AVERAGE: tl.constexpr,
     COLUMN_FACTOR: tl.constexpr,
-    DTYPES: tl.constexpr,
+    FORMATS: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     ALONG: tl.constexpr,
 ):
     """The reduced states, and what stands in their place but for rows beside columns."""
     tensor, index = work_item(places, work_items, first, count, reverse)
-    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, FORMATS)
     if idle:
         return
     coefficients = coefficients_of(own, COEFFICIENTS)
@@ -69,8 +69,8 @@ def update_factors(
     if (tl.load(geometry + SUMMED_ROWS) == 0) | (tl.load(geometry + SUMMED_COLUMNS) == 0):
         return  # there is no mean
     states = (
-        tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2])),
-        tl.load(table + 3 * tensors + tensor).to(tl.pointer_type(DTYPES[3])),
+        tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(FORMATS[2][0][0])),
+        tl.load(table + 3 * tensors + tensor).to(tl.pointer_type(FORMATS[3][0][0])),
     )
     if ALONG == "columns":
         _average_columns(states, geometry, scratch, index, coefficients, AVERAGE, COLUMN_FACTOR, ALONG)
@@ -156,12 +156,12 @@ def update_row_factors(
     reverse,
     AVERAGE: tl.constexpr,
     ROW_FACTOR: tl.constexpr,
-    DTYPES: tl.constexpr,
+    FORMATS: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
 ):
     """What stands in the place of a row's average, beside the mean over its matrix."""
     tensor, index = work_item(places, work_items, first, count, reverse)
-    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES)
+    own, idle = coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, FORMATS)
     if idle:
         return
     coefficients = coefficients_of(own, COEFFICIENTS)
@@ -169,7 +169,7 @@ def update_row_factors(
     if tl.load(geometry + SUMMED_COLUMNS) == 0:
         return
     parts = tl.load(geometry + PARTS)
-    state = tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(DTYPES[2]))
+    state = tl.load(table + 2 * tensors + tensor).to(tl.pointer_type(FORMATS[2][0][0]))
     units, at, mask = _parts(geometry, index)
     existing = units < tl.load(geometry + BATCH) * parts
     part_sums = scratch + tl.load(geometry + PART_SUMS) + units // parts * parts

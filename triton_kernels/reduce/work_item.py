@@ -63,9 +63,9 @@ def work_item(places, work_items, first, count, reverse):
 
 
 @triton.jit
-def coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, DTYPES: tl.constexpr):
+def coefficients_at(table, tensor, coefficient_table, found_inf, tensors, stride, FORMATS: tl.constexpr):
     """The tensor's coefficients, and whether nothing of it is to be changed."""
-    index = tl.load(table + len(DTYPES) * tensors + tensor)
+    index = tl.load(table + len(FORMATS) * tensors + tensor)
     return coefficient_table + tl.maximum(index, 0) * stride, (index < 0) | (tl.load(found_inf) != 0)
 
 

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(pass_threads, resident_blocks<Rule>)
   if (!find_work_item(pass, item)) return;
   const Geometry t = *item.geometry;
   const int64_t from = int64_t(item.index) * pass_chunk;
-  const Arrays<Rule, F> arrays(pass, item.tensor, from);
+  const Arrays<Rule, F> arrays = arrays_of<Rule, F>(pass, item.tensor, from);
   const bool store_params = item.coefficients.header.store_params != 0.f;
   typename Sums<Rule>::StepScales scales;
   if constexpr (Sums<Rule>::count > 0)

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(pass_threads) apply_by_row_kernel(const Pass _
   const int64_t row = int64_t(item.index) * pass_warps + threadIdx.x / warp_size;
   if (row >= t.batch * t.rows) return;
   const int lane = threadIdx.x % warp_size;
-  const Arrays<Rule, F> arrays(pass, item.tensor, row * t.columns);
+  const Arrays<Rule, F> arrays = arrays_of<Rule, F>(pass, item.tensor, row * t.columns);
   const bool store_params = item.coefficients.header.store_params != 0.f;
   const int64_t vector_end = arrays.aligned() ? t.columns / width * width : 0;
   const auto for_row = [&](Reads reads, const auto& body) {

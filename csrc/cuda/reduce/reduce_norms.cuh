@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(pass_threads, resident_blocks<Rule>)
   if (!find_work_item(pass, item) || !Rule::needs_norms(item.coefficients.k)) return;
   const Geometry t = *item.geometry;
   const int64_t from = int64_t(item.index) * pass_chunk;
-  const Arrays<Rule, F> arrays(pass, item.tensor, from);
+  const Arrays<Rule, F> arrays = arrays_of<Rule, F>(pass, item.tensor, from);
   float sums[count] = {};
   const Factors<Rule, Arrays<Rule, F>::width> factors(pass, t, from);
   const int size = int(smaller(t.size - from, int64_t(pass_chunk)));

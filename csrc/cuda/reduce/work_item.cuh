@@ -1,9 +1,10 @@
 // What a block of a pass works on, and where that is in memory.
 #pragma once
 #include "../../common/rule_traits.h"
+#include "../coefficients.cuh"
 #include "../dependent.cuh"
-#include "../formats.cuh"
 #include "../passes.h"
+#include "../storage.cuh"
 #include "../sums.cuh"
 
 namespace danlu {
@@ -20,6 +21,10 @@ struct WorkItem {
   Coefficients<Rule> coefficients;
 };
 
+// In the table of addresses, behind those of parameter, gradient and states.
+template <class Rule>
+constexpr int row_of_coefficients = 2 + Rule::num_states;
+
 // The index of the block's coefficients; negative if it has nothing to do. Reads only what is there before
 // the first pass.
 template <class Rule>
@@ -29,7 +34,7 @@ __device__ __forceinline__ int64_t look_up(const Pass& pass, WorkItem<Rule>& ite
   item.tensor = pass.tensors ? pass.tensors[block] : pass.first_tensor + block;
   item.index = pass.tensors ? pass.indices[block] : 0;
   item.geometry = pass.geometries + item.tensor;
-  return pass.addresses[int64_t(2 + Rule::num_states) * pass.num_tensors + item.tensor];
+  return pass.addresses[int64_t(row_of_coefficients<Rule>) * pass.num_tensors + item.tensor];
 }
 
 // What every pass begins with: false if the block has nothing to do; it waits all the same. Coefficients that

@@ -11,7 +11,7 @@ from ..scale import StepScale
 from ..sharding import dtensor_type
 from ..spec import ParamSpec, Stop
 from ..step_rule import StepRule
-from .native import STORED, NativeExecutor, exchange_api, refusal_of_tensors, why_missing
+from .native import NativeExecutor, exchange_api, refusal_of_tensors, why_missing
 from .stops import Array, counts, partial_sums
 
 try:
@@ -44,8 +44,8 @@ class Cpu:
             return _MISSING
         if _cpu.coefficient_names(spec.rule) is None:
             return f"no native rule {spec.rule!r}"
-        if any(dtype not in STORED for dtype in spec.dtypes):
-            return f"no native kernel for {'/'.join(spec.dtypes)} (parameter/gradient/states)"
+        if any(name not in _cpu.formats for name in spec.formats):
+            return f"no native kernel for {'/'.join(spec.formats)} (parameter/gradient/states)"
         return refusal_of_tensors(spec)
 
     def executor(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> CpuExecutor:

@@ -66,8 +66,8 @@ class Cuda:
             return f"danlu._cuda is built for {built}, {device} has compute capability {capability / 10}"
         if self.native.coefficient_names(spec.rule) is None:
             return f"no CUDA rule {spec.rule!r}"
-        if not self.native.has_kernel(spec.rule, spec.dtypes):
-            return f"no CUDA kernel for {'/'.join(spec.dtypes)} (parameter/gradient/states)"
+        if not self.native.has_kernel(spec.rule, spec.formats):
+            return f"no CUDA kernel for {'/'.join(spec.formats)} (parameter/gradient/states)"
         return refusal_of_tensors(spec)
 
     def executor(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> CudaExecutor:
@@ -174,7 +174,7 @@ class CudaExecutor(GpuExecutor):
     ) -> Any:
         places = geometries.data_ptr(), tensors.scratch.data_ptr()
         count = len(tensors.schedule.geometries)
-        passes = module.PassList(tensors.rule, tensors.dtypes, tensors.name, index, count, *places)
+        passes = module.PassList(tensors.rule, tensors.formats, tensors.name, index, count, *places)
         for launch in launches:
             blocks = tensors.maps.get(launch.kernel)
             halves = (0, 0) if blocks is None else (blocks[0].data_ptr(), blocks[1].data_ptr())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from .. import checks, state
+from .. import checks, formats, state
 from ..grad_norm import sum_of_squares
 from ..listed_rows import ListedRows, listed_rows
 from ..sharding import local, sharded_alike
@@ -17,8 +17,6 @@ from ..step_rule import StepRule
 
 # the engine's own words in front of every coefficients: factor, store_params
 HEADER_FLOATS = 2
-# what parameters, gradients and states may be kept in
-STORED = ("float32", "bfloat16", "float16")
 
 if TYPE_CHECKING:
     from .._step_list import StepList
@@ -33,6 +31,8 @@ def refusal_of_tensors(spec: ParamSpec) -> str | None:
         return "the parameter is a lazily negated view"
     if not checks.is_dense(p):
         return f"the parameter is not dense (shape {spec.shape}, strides {spec.strides})"
+    if any(formats.named(name).indexed for name in spec.formats) and not p.is_contiguous():
+        return f"a format needs the places of elements, strides {spec.strides} are not contiguous"
     if spec.sparse_mode is not None and not p.is_contiguous():
         return f"the rows of a lazy parameter are not contiguous (strides {spec.strides})"
     if spec.sparse_mode is not None and spec.reduces:
@@ -176,7 +176,7 @@ class NativeExecutor:
                     if g is None:
                         return False
             listed = self.rows_of(spec, g)
-            if str(listed.values.dtype) != f"torch.{spec.dtypes[1]}":
+            if str(listed.values.dtype) != f"torch.{spec.formats[1]}":
                 return False
             self._listed.append((i, listed))
         return True
@@ -188,7 +188,7 @@ class NativeExecutor:
         if g is None or not sharded_alike(p, g):
             return None
         p, g = local(p), local(g)
-        recorded = (torch.Tensor, torch.strided, p.shape, p.device, f"torch.{spec.dtypes[1]}")
+        recorded = (torch.Tensor, torch.strided, p.shape, p.device, f"torch.{spec.formats[1]}")
         if (type(g), g.layout, g.shape, g.device, str(g.dtype)) != recorded:
             return None
         return torch.empty_like(p, dtype=g.dtype, requires_grad=False).copy_(g)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .. import formats
 from ..schedule import FIELDS, Map, Reduction, Schedule
 from ..spec import ParamSpec
 from .staged_table import StagedTable
@@ -20,19 +21,18 @@ GROUP_BYTES = 2**30
 
 
 class ReducingTensors:
-    """Entries of one rule and one combination of dtypes, none of them empty.
+    """Entries of one rule and one combination of formats, none of them empty.
 
     `schedule` says what is launched. Written once: `geometries`, int64 [tensors][fields]; `maps`, for each
     pass an int32 tensor [2][blocks] of tensors and of indices within them. `scratch` is what the passes of a
-    group leave for one another. `addresses` is sent at each step, as far as it changed: int64, a row for each
-    of parameter, gradient and states, then the tensors' indices of coefficients, -1 for none.
+    group leave for one another. `addresses` is sent at each step, as far as it changed: `AddressList.table`.
     """
 
     def __init__(self, reduction: Reduction, specs: Sequence[ParamSpec], group_bytes: float) -> None:
         first = specs[0]
         matrices = [spec.matrix or (1, 1, math.prod(spec.shape)) for spec in specs]
-        itemsize = torch.empty((), dtype=getattr(torch, first.dtypes[1])).element_size()
-        self.rule, self.dtypes, self.name = first.rule, first.dtypes, first.name
+        itemsize = formats.named(first.formats[1]).arrays[0].dtype.itemsize
+        self.rule, self.formats, self.name = first.rule, first.formats, first.name
         self.schedule = Schedule(matrices, reduction, itemsize, group_bytes)
         self.device = first.param.device
         fields = [[getattr(g, field) for field in FIELDS] for g in self.schedule.geometries]
@@ -40,7 +40,7 @@ class ReducingTensors:
         self.maps = {kernel: self._table(blocks) for kernel, blocks in self.schedule.maps.items()}
         self.maps["reduce_norms"] = self.maps["apply"]
         self.scratch = torch.empty(self.schedule.scratch_bytes, dtype=torch.uint8, device=self.device)
-        self.addresses = StagedTable(8 * (len(self.dtypes) + 1) * len(specs), self.device)
+        self.addresses = StagedTable(8 * formats.table_rows(self.formats) * len(specs), self.device)
 
     @property
     def tables(self) -> list[torch.Tensor]:
@@ -54,13 +54,13 @@ class ReducingTensors:
 def reducing_tensors(
     specs: Sequence[ParamSpec], reduction: Callable[[str], Reduction | None], group_bytes: float
 ) -> list[tuple[list[int], ReducingTensors]]:
-    """The specs whose rules reduce, with their indices: those of one rule and one combination of dtypes
+    """The specs whose rules reduce, with their indices: those of one rule and one combination of formats
     together.
     """
     alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for i, spec in enumerate(specs):
         if math.prod(spec.shape) and reduction(spec.rule) is not None:
-            alike.setdefault((spec.rule, spec.dtypes), []).append(i)
+            alike.setdefault((spec.rule, spec.formats), []).append(i)
     found = []
     for (rule, _), indices in alike.items():
         sums = reduction(rule)

@@ -144,7 +144,7 @@ def reducing_rounds(
     """Of the specs whose rules reduce: those of one rule and one combination of dtypes together."""
     alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for i in summed:
-        alike.setdefault((specs[i].rule, specs[i].dtypes), []).append(i)
+        alike.setdefault((specs[i].rule, specs[i].formats), []).append(i)
     found = []
     for (rule, _), indices in alike.items():
         sums = reduction(rule)

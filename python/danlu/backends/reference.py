@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
+from .. import formats
 from ..grad_norm import sum_of_squares
 from ..listed_rows import rows_taking_part
 from ..partial_sums import PartialSums
 from ..scale import StepScale
 from ..sharding import local
 from ..spec import ParamSpec, Stop
-from ..state import COUNTERS
+from ..state import COUNTERS, index_of
 from ..step_rule import StepRule
 
 
 class Update(Protocol):
-    """Updates a parameter and its states in place; stops at the sums of a rule that reduces."""
+    """Updates the tensors of a parameter and its states in place; stops at the sums of a rule that reduces.
+    index: places of their elements in the parameter, where a format asks.
+    """
 
     def __call__(
-        self, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]
+        self, stored: list[torch.Tensor], g: torch.Tensor, index: torch.Tensor | None
     ) -> Generator[list[PartialSums], None, None]: ...
 
 
@@ -105,28 +109,36 @@ class ReferenceExecutor:
         moves = updates and optimizer.outcome != "none" and optimizer.moves(group)
         factor = optimizer.sign(group) * self._factor
 
+        own, _, *of_states = map(formats.named, spec.formats)
+
         def update(
-            p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]
+            stored: list[torch.Tensor], g: torch.Tensor, index: torch.Tensor | None
         ) -> Generator[list[PartialSums], None, None]:
-            wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-            states = [s.to(wide) for s in stored]
-            result = optimizer.reference(p.to(wide), g.to(wide) * factor, *states, **counters, **hyper)
+            of_p, rest = stored[: len(own.arrays)], iter(stored[len(own.arrays) :])
+            kept = [(kept_as, list(itertools.islice(rest, len(kept_as.arrays)))) for kept_as in of_states]
+            wide = torch.float64 if of_p[0].dtype == torch.float64 else torch.float32
+            p = own.load(of_p, index).to(wide)
+            states = [kept_as.load(tensors, index).to(wide) for kept_as, tensors in kept]
+            result = optimizer.reference(p, g.to(wide) * factor, *states, **counters, **hyper)
             if isinstance(result, Generator):
                 result = yield from result
-            for old, new in zip(stored, states, strict=True):
-                if old is not new:
-                    old.copy_(new)
+            for (kept_as, tensors), numbers in zip(kept, states, strict=True):
+                kept_as.store(numbers, tensors, index)
             if moves:
-                p.copy_(result if optimizer.outcome == "assigned" else p.to(wide) - result)
+                own.store(result if optimizer.outcome == "assigned" else p - result, of_p, index)
 
-        p = local(spec.param)
-        stored = [local(held[name]) for name in spec.state_names if name not in COUNTERS]
+        names = [name for name in spec.state_names if name not in COUNTERS]
+        further = len(names) - (len(own.arrays) - 1)  # the parameter's, behind those of states
+        stored = [spec.param, *(held[name] for name in (*names[further:], *names[:further]))]
+        stored = [local(t) for t in stored]
+        index = index_of(stored[0]) if any(kept_as.indexed for kept_as in (own, *of_states)) else None
         if spec.sparse_mode == "rows":
-            yield from _update_rows(update, p, g, stored)
+            yield from _update_rows(update, stored, g, index)
         elif spec.sparse_mode == "params":
-            yield from _update_rows_and_moments(update, p, g, stored, whole=spec.reduces)
+            seen = len(own.arrays), spec.reduces
+            yield from _update_rows_and_moments(update, stored, g, index, *seen)
         else:
-            yield from update(p, local(g), stored)
+            yield from update(stored, local(g), index)
 
         if spec.accumulation_steps > 1:
             held["micro_step"].fill_(0 if updates else micro_step + 1)
@@ -184,28 +196,36 @@ def _finish(steps: Iterator[Any]) -> None:
 
 
 def _update_rows(
-    update: Update, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor]
+    update: Update, stored: list[torch.Tensor], g: torch.Tensor, index: torch.Tensor | None
 ) -> Generator[list[PartialSums], None, None]:
     """Of the parameter and its states, those rows that take part in the gradient."""
     rows, values = rows_taking_part(g)
     if len(rows) == 0:
         return
-    part = [t.detach()[rows] for t in (p, *stored)]
-    yield from update(part[0], values, part[1:])
-    for whole, updated in zip((p, *stored), part, strict=True):
+    part = [t.detach()[rows] for t in stored]
+    yield from update(part, values, None if index is None else index[rows])
+    for whole, updated in zip(stored, part, strict=True):
         whole.index_copy_(0, rows, updated)
 
 
 def _update_rows_and_moments(
-    update: Update, p: torch.Tensor, g: torch.Tensor, stored: list[torch.Tensor], *, whole: bool
+    update: Update,
+    stored: list[torch.Tensor],
+    g: torch.Tensor,
+    index: torch.Tensor | None,
+    arrays: int,
+    whole: bool,
 ) -> Generator[list[PartialSums], None, None]:
-    """Of the parameter the rows that take part in the gradient, of its states all, the others as with a
-    gradient and a parameter of zeros; `whole`: with the parameter as it is.
+    """Of the parameter, in so many arrays, the rows that take part in the gradient, of its states all, the
+    others as with a gradient and a parameter of zeros; `whole`: with the parameter as it is.
     """
     rows, values = rows_taking_part(g)
-    seen = p.detach().clone() if whole else torch.zeros_like(p).index_copy_(0, rows, p.detach()[rows])
-    yield from update(seen, torch.zeros_like(p, dtype=values.dtype).index_copy_(0, rows, values), stored)
-    p.index_copy_(0, rows, seen[rows])
+    of_p = [t.detach() for t in stored[:arrays]]
+    seen = [t.clone() if whole else torch.zeros_like(t).index_copy_(0, rows, t[rows]) for t in of_p]
+    spread = torch.zeros_like(of_p[0], dtype=values.dtype).index_copy_(0, rows, values)
+    yield from update([*seen, *stored[arrays:]], spread, index)
+    for t, updated in zip(of_p, seen, strict=True):
+        t.index_copy_(0, rows, updated[rows])
 
 
 def _counters(spec: ParamSpec) -> tuple[float, float]:

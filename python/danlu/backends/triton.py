@@ -1,4 +1,4 @@
-"""Triton kernels, for every combination of dtypes and on every GPU that Triton knows."""
+"""Triton kernels, for every combination of formats and on every GPU that Triton knows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from .. import formats
 from ..schedule import Launch, Reduction
 from ..sharding import dtensor_type
 from ..spec import ParamSpec
 from ..step_rule import StepRule
 from .cpu import CPU
 from .gpu import GpuExecutor
-from .native import STORED, exchange_api, refusal_of_tensors
+from .native import exchange_api, refusal_of_tensors
 from .reducing import ReducingTensors, group_bytes
 from .reducing_rounds import ReducingRounds
 from .staged_table import StagedTable
@@ -62,10 +63,10 @@ class Triton:
             return missing
         if self.coefficient_names(spec.rule) is None:
             return f"no Triton rule {spec.rule!r}"
-        if any(dtype not in STORED for dtype in spec.dtypes):
-            return f"no Triton kernel for {'/'.join(spec.dtypes)} (parameter/gradient/states)"
-        if len(spec.dtypes) - 2 > MOST_STATES:
-            return f"{len(spec.dtypes) - 2} states, at most {MOST_STATES} are taken"
+        if any(name not in _formats() for name in spec.formats):
+            return f"no Triton kernel for {'/'.join(spec.formats)} (parameter/gradient/states)"
+        if len(spec.formats) - 2 > MOST_STATES:
+            return f"{len(spec.formats) - 2} states, at most {MOST_STATES} are taken"
         return refusal_of_tensors(spec)
 
     def coefficient_names(self, rule: str) -> tuple[str, ...] | None:
@@ -91,7 +92,7 @@ class TritonExecutor(GpuExecutor):
         alike: dict[tuple[str, tuple[str, ...], bool], list[int]] = {}
         for i, spec in enumerate(specs):
             if math.prod(spec.shape):
-                alike.setdefault((spec.rule, spec.dtypes, spec.sparse_mode is not None), []).append(i)
+                alike.setdefault((spec.rule, spec.formats, spec.sparse_mode is not None), []).append(i)
         self.launches = [_launches([specs[i] for i in indices]) for indices in alike.values()]
         self._selections = [self._native.select(indices) for indices in alike.values()]
         self._gradient_norm = None
@@ -101,8 +102,8 @@ class TritonExecutor(GpuExecutor):
                 specs,
                 self._max_norm,
                 _engine().CHUNK_SIZE,
-                lambda dtype: _kinds((dtype,))[0],
-                lambda dtype: _block_size((dtype,), device),
+                lambda name: _formats()[name].types[0],
+                lambda name: _block_size((name,), device),
                 _options(),
             )
         self._one = torch.ones((), device=device)
@@ -181,13 +182,13 @@ class TritonExecutor(GpuExecutor):
 
 
 def _launches(specs: Sequence[ParamSpec]) -> _Launch | _LazyLaunch | ReducingLaunches:
-    """Of specs of one rule and one combination of dtypes, all lazy or none."""
+    """Of specs of one rule and one combination of formats, all lazy or none."""
     first = specs[0]
-    rule, dtypes, device = _rule(first.rule), first.dtypes, first.param.device
+    rule, names, device = _rule(first.rule), first.formats, first.param.device
     if first.sparse_mode is not None:
-        return _LazyLaunch(first.rule, dtypes, device)
+        return _LazyLaunch(first.rule, names, device)
     if rule.reduction is None:
-        return _Launch(first.rule, dtypes, [math.prod(spec.shape) for spec in specs], device)
+        return _Launch(first.rule, names, [math.prod(spec.shape) for spec in specs], device)
     return _reducing_launches(ReducingTensors(rule.reduction, specs, group_bytes(device)), first)
 
 
@@ -196,29 +197,29 @@ def _reducing_launches(
     spec: ParamSpec,
     passes: Sequence[tuple[Launch, torch.Tensor]] | None = None,
 ) -> ReducingLaunches:
-    rule, dtypes = _rule(spec.rule), spec.dtypes
+    rule, names = _rule(spec.rule), spec.formats
     reduced = 0 if rule.reduction.along == "none" else 2
-    block = _block_size((*dtypes[:2], *dtypes[2 + reduced :]), tensors.device)
-    return ReducingLaunches(tensors, rule, _kinds(dtypes), block, _options(), passes)
+    block = _block_size((*names[:2], *names[2 + reduced :]), tensors.device)
+    return ReducingLaunches(tensors, rule, _of_kernels(names), block, _options(), passes)
 
 
 class _ElementwiseLaunch:
-    """Of the element-wise kernel, for one rule and one combination of dtypes."""
+    """Of the element-wise kernel, for one rule and one combination of formats."""
 
     # what the last step launched for
     tensors: int
     programs: int
     chunks: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sizes, and as `ChunkMap.places`
 
-    def __init__(self, rule: str, dtypes: tuple[str, ...], device: torch.device) -> None:
+    def __init__(self, rule: str, names: tuple[str, ...], device: torch.device) -> None:
         engine, found = _engine(), _rule(rule)
         self.chunk = engine.CHUNK_SIZE
         self._constants: dict[str, Any] = dict(
             RULE=found.function,
             OUTCOME=found.outcome,
-            DTYPES=_kinds(dtypes),
+            FORMATS=_of_kernels(names),
             COEFFICIENTS=len(found.coefficients),
-            BLOCK=_block_size(dtypes, device),
+            BLOCK=_block_size(names, device),
             CHUNK=self.chunk,
             **_options(),
         )
@@ -245,12 +246,12 @@ class _ElementwiseLaunch:
 class _Launch(_ElementwiseLaunch):
     """Of whole tensors; what depends on their sizes is sent once."""
 
-    def __init__(self, rule: str, dtypes: tuple[str, ...], sizes: list[int], device: torch.device) -> None:
-        super().__init__(rule, dtypes, device)
+    def __init__(self, rule: str, names: tuple[str, ...], sizes: list[int], device: torch.device) -> None:
+        super().__init__(rule, names, device)
         chunks = ChunkMap(sizes, self.chunk, device)
         self.tensors, self.programs = len(sizes), chunks.programs
         self.chunks = (torch.tensor(sizes, dtype=torch.int64, device=device), *chunks.places)
-        self.table = StagedTable(8 * (len(dtypes) + 1) * len(sizes), device)
+        self.table = StagedTable(8 * formats.table_rows(names) * len(sizes), device)
 
     @property
     def tables(self) -> list[torch.Tensor]:
@@ -262,8 +263,8 @@ class _LazyLaunch(_ElementwiseLaunch):
 
     tables: tuple[torch.Tensor, ...] = ()
 
-    def __init__(self, rule: str, dtypes: tuple[str, ...], device: torch.device) -> None:
-        super().__init__(rule, dtypes, device)
+    def __init__(self, rule: str, names: tuple[str, ...], device: torch.device) -> None:
+        super().__init__(rule, names, device)
         self._device = device
 
     def send(self, table: bytes, sizes: bytes, chunk_tensors: bytes, chunk_indices: bytes) -> torch.Tensor:
@@ -323,15 +324,20 @@ def _engine() -> Any:
     return engine
 
 
-def _kinds(dtypes: tuple[str, ...]) -> tuple[Any, ...]:
-    import triton.language as tl
+def _formats() -> dict[str, Any]:
+    """What kernels know of a format, by its name."""
+    from ..triton_kernels.formats import FORMATS
 
-    kinds = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
-    return tuple(kinds[dtype] for dtype in dtypes)
+    found: dict[str, Any] = FORMATS
+    return found
 
 
-def _block_size(dtypes: tuple[str, ...], device: torch.device) -> int:
-    return 4096 if interpreted() else int(_engine().block_size(dtypes, _lanes(device)))
+def _of_kernels(names: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(_formats()[name] for name in names)
+
+
+def _block_size(names: tuple[str, ...], device: torch.device) -> int:
+    return 4096 if interpreted() else int(_engine().block_size(names, _lanes(device)))
 
 
 def _options() -> dict[str, Any]:

@@ -34,7 +34,7 @@ class ChunkMap:
 class GradientNorm:
     """The norm over the gradients of a native list of parameters: a launch for each dtype, and one more.
 
-    kind: Triton's dtype of a name; block: elements of a turn for dtypes; options: of the compiler.
+    kind: Triton's dtype of a format; block: elements of a turn for a format; options: of the compiler.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class GradientNorm:
         alike: dict[str, list[int]] = {}
         for i, spec in enumerate(specs):
             if math.prod(spec.shape):
-                alike.setdefault(spec.dtypes[1], []).append(i)
+                alike.setdefault(spec.formats[1], []).append(i)
         self._launches = []
         for dtype, indices in alike.items():
             chunks = ChunkMap([math.prod(specs[i].shape) for i in indices], chunk_size, device)

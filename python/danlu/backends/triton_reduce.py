@@ -25,9 +25,9 @@ class _Call:
 
 
 class ReducingLaunches:
-    """Tensors of one rule and one combination of dtypes, none of them empty.
+    """Tensors of one rule and one combination of formats, none of them empty.
 
-    rule: from danlu.triton_kernels.rules; dtypes: Triton's; block: elements of a turn; options: of the
+    rule, formats: from danlu.triton_kernels.rules and formats; block: elements of a turn; options: of the
     compiler, none under the interpreter; passes: with their tables of geometries, None for all of a step.
     """
 
@@ -35,7 +35,7 @@ class ReducingLaunches:
         self,
         tensors: ReducingTensors,
         rule: Any,
-        dtypes: tuple[Any, ...],
+        formats: tuple[Any, ...],
         block: int,
         options: dict[str, Any],
         passes: Iterable[tuple[Launch, torch.Tensor]] | None = None,
@@ -43,7 +43,7 @@ class ReducingLaunches:
         self.tensors = tensors
         self.table = tensors.addresses
         self._scratch = tensors.scratch.view(torch.float64)
-        self._constants = constants(rule, dtypes, block, options)
+        self._constants = constants(rule, formats, block, options)
         if passes is None:
             launches = itertools.chain.from_iterable(tensors.schedule.groups)
             passes = [(launch, tensors.geometries) for launch in launches]
@@ -103,10 +103,10 @@ class ReducingLaunches:
             yield _Call(_kernel("reduce_gradient"), geometries, places, of_all, constants)
 
 
-def constants(rule: Any, dtypes: tuple[Any, ...], block: int, options: dict[str, Any]) -> dict[str, Any]:
+def constants(rule: Any, formats: tuple[Any, ...], block: int, options: dict[str, Any]) -> dict[str, Any]:
     """What each kernel is compiled for; of reduce_gradient the number of lanes is missing."""
     reduction = rule.reduction
-    common = dict(DTYPES=dtypes, COEFFICIENTS=len(rule.coefficients), **options)
+    common = dict(FORMATS=formats, COEFFICIENTS=len(rule.coefficients), **options)
     # of reduce_gradient and update_factors; of the others as many as the engine's
     wide = {**common, "num_warps": WARPS} if options else common
     # on its own ptxas stops at 64 or 80 registers, and spills some

@@ -78,6 +78,8 @@ class Derived(Nested, FusedOptimizer):
     initial_state: Any = Inner()
     fold: Any = Inner()
     state_dtype: Any = Inner()
+    state_format: Any = Inner()
+    param_format: Any = Inner()
     counters: Any = Inner()
     counter_device: Any = Inner()
 

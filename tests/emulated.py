@@ -42,33 +42,38 @@ def emulated(*, sanitize: bool = False) -> Emulated:
 
 def built(sanitize: bool = False) -> Path:
     """Builds what is out of date and gives the folder of the module."""
+    sanitized = f"-DDANLU_SANITIZE={'ON' if sanitize else 'OFF'}"
+    return cmake("sanitized" if sanitize else "emulator", [sanitized], ["_cuda_emulator"])
+
+
+def cmake(name: str, settings: list[str], targets: list[str]) -> Path:
+    """Builds what is out of date in a folder of that name, and gives that of the modules."""
     tools = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
-    name = f"{'sanitized' if sanitize else 'emulator'}-{sys.implementation.cache_tag}"
-    build = ROOT / "build" / name
+    build = ROOT / "build" / f"{name}-{sys.implementation.cache_tag}"
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=tools) else []
     options = [
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build / 'module'}",
         "-DDANLU_CUDA=0",
-        f"-DDANLU_SANITIZE={'ON' if sanitize else 'OFF'}",
+        *settings,
     ]
     environment = {**os.environ, "PATH": tools}
     build.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(build / "lock"):  # tests may run in several processes
         for command in (
             ["cmake", "-S", ROOT, "-B", build, *generator, *options],
-            ["cmake", "--build", build, "--parallel", "--target", "_cuda_emulator"],
+            ["cmake", "--build", build, "--parallel", "--target", *targets],
         ):
             run = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert run.returncode == 0, run.stdout + run.stderr
     return build / "module"
 
 
-def load(folder: Path) -> ModuleType:
-    (path,) = (p for p in folder.glob("_cuda_emulator.*.so"))
-    loader = importlib.machinery.ExtensionFileLoader("_cuda_emulator", str(path))
-    spec = importlib.util.spec_from_loader("_cuda_emulator", loader)
+def load(folder: Path, name: str = "_cuda_emulator") -> ModuleType:
+    (path,) = (p for p in folder.glob(f"{name}.*.so"))
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)

@@ -1,5 +1,5 @@
 """How numbers are kept in tensors: the one table of storage formats. csrc/common/formats.h and
-triton_kernels/storage.py have the same formats for their kernels.
+triton_kernels/formats.py have the same formats for their kernels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Format:
     """Numbers in tensors of their shape, one for each array. This class is that of one array of a floating
     dtype; others say how they load and store.
 
-    indexed: whether that depends on where a number is in its tensor. All bits zero must be 0.
+    indexed: whether that depends on where a number is in its parameter. In a parameter's format all bits zero
+    must be 0.
     """
 
     name: str

@@ -38,6 +38,7 @@ PLAN = tests("test_plan_changes", "lion and (late or state_ or replaced)")
 TIGER = tests("test_checkpoints", "tiger-accumulate and goes_on and fp32")
 SHARED = tests("test_shared_memory", "not lazy and not (adam or amos or adafactor)")
 LOADING = tests("test_loading")
+FORMATS = tests("test_formats", "cpu or cuda or reference")
 ACCUMULATION = tests("test_gradient_accumulation", "resumed or small or cycle")
 EMA = tests("test_ema")
 LOOKAHEAD = tests("test_lookahead")
@@ -90,6 +91,14 @@ MUTANTS = [
     Mutant("amos-decay", "csrc/rules/amos.h", "b = b + gamma * (1.f + b);", "b = b + gamma;", CPU_SUMS),
     Mutant("accumulate-fresh", "csrc/rules/accumulate.h", "k.fresh != 0.f ? term", "k.fresh > 1.f ? term", ACCUMULATION),
     Mutant("fp16-infinity", "csrc/common/types.h", "magnitude >= 0x477ff000u", "magnitude > 0x477ff000u", tests("test_storage", "nearest")),
+    # storage formats
+    Mutant("format-place-cpu", "csrc/cpu/conversions.h", "encode<F>(index + i,", "encode<F>(index,", FORMATS),
+    Mutant("format-place-cuda", "csrc/cuda/formats.cuh", "encode_all(first + at,", "encode_all(at,", FORMATS),
+    Mutant("format-place-of-rows", "csrc/cuda/engine.cuh", "if constexpr (F::indexed)", "if constexpr (false)", FORMATS),
+    Mutant("format-alignment", "csrc/cuda/elements.cuh", "if constexpr (is_used<value>) bits", "if constexpr (is_used<value> && array == 0) bits", FORMATS),
+    Mutant("format-further-row", "csrc/cuda/reduce/elements.cuh", "row_of_coefficients<Rule> + 1>", "row_of_coefficients<Rule> + 2>", FORMATS),
+    Mutant("format-lacks-array", "python/danlu/plan.py", "elif its.value and any(", "elif not its.value and any(", FORMATS),
+    Mutant("format-converted", "python/danlu/checkpoint.py", "held = _converted(name, p, kept, held)", "pass", FORMATS),
     # the native list of parameters
     Mutant("list-replaced-state", "csrc/host/step_list.h", "if (value != r.state || !has_states(r)) return false;", "if (!has_states(r)) return false;", PLAN),
     Mutant("list-replaced-state-of-a-part", "csrc/host/step_list.h", "if (held != r.state || !has_states(r)) return false;", "if (!has_states(r)) return false;", tests("test_parts")),

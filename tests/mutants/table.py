@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant("format-place-of-rows", "csrc/cuda/engine.cuh", "if constexpr (F::indexed)", "if constexpr (false)", FORMATS),
     Mutant("format-alignment", "csrc/cuda/elements.cuh", "if constexpr (is_used<value>) bits", "if constexpr (is_used<value> && array == 0) bits", FORMATS),
     Mutant("format-further-row", "csrc/cuda/reduce/elements.cuh", "row_of_coefficients<Rule> + 1>", "row_of_coefficients<Rule> + 2>", FORMATS),
-    Mutant("format-lacks-array", "python/danlu/plan.py", "elif its.value and any(", "elif not its.value and any(", FORMATS),
+    Mutant("format-lacks-array", "python/danlu/describe.py", "elif its.value and any(", "elif not its.value and any(", FORMATS),
     Mutant("format-converted", "python/danlu/checkpoint.py", "held = _converted(name, p, kept, held)", "pass", FORMATS),
     # the native list of parameters
     Mutant("list-replaced-state", "csrc/host/step_list.h", "if (value != r.state || !has_states(r)) return false;", "if (!has_states(r)) return false;", PLAN),

@@ -51,7 +51,7 @@ RUNS = {
         (105, 60),
     ),
     # formats that only tests have
-    "formats": (["-k", "triton", "tests/test_formats.py"], (16, 16)),
+    "formats": Run(of("formats"), "triton", "triton", (16, 16)),
     # the bits of accumulation, Lookahead and EMA, over all combinations of dtypes
     "passes around a step": Run(of("wrappers"), "the_bits", "the_bits", (32, 32)),
 }

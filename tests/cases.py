@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 
 import danlu
@@ -120,6 +121,23 @@ STORAGES = [
     Storage(F32, F32, BF16),
     Storage(F16, F16, F16),
 ]
+
+OFTEN = {"lion", "tiger-accumulate", "adamw"}
+
+
+def stored(storages: Sequence[Storage]) -> list[Any]:
+    """Every element-wise rule in fp32 and 16 bits, each list of states in every storage; with --all all."""
+    return [
+        pytest.param(
+            case,
+            storage,
+            id=f"{case.id}-{storage.id}",
+            marks=() if case.id in OFTEN or storage in (STORAGES[0], STORAGES[3]) else pytest.mark.full,
+        )
+        for case in CASES
+        for storage in storages
+    ]
+
 
 # what fp32 arithmetic treats specially: zeros, subnormals, the edges of the range, infinities, NaN
 SPECIAL = torch.tensor(

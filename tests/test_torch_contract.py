@@ -20,7 +20,16 @@ from cases import ALL, BF16, F32, Case, set_gradient, values
 from danlu.testing import same_bits
 from training import all_same, copies, everything, give_gradients, parameters, some_params, train
 
-every_case = pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
+# with --all every case; without these, which have the states of others
+LIKE_ANOTHER = {
+    *("adam", "adax", "adax-inside", "adaxw", "adaxw-hat", "adaxw-inside", "adafactor-torch", "amos"),
+    *("adafactor-optax", "adafactor-big-vision", "tiger-matrix", "amos-full"),
+}
+every_case = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.full if case.id in LIKE_ANOTHER else ()) for case in ALL],
+    ids=lambda c: c.id,
+)
 
 
 def some_model() -> torch.nn.Sequential:

@@ -95,6 +95,15 @@ EVERY_REDUCING = [
 # the same passes around the other element-wise rules
 OTHER_LAYERED = [LAYERED[name] for name in ("lion", "adam", "adax", "adax-inside", "adaxw", "adaxw-inside")]
 
+# every optimizer once; with --all every case, also those that have another's states and settings
+LIKE_ANOTHER = {
+    *("adax", "adax-inside", "adaxw-hat", "adaxw-inside", "adafactor-torch", "adafactor-optax"),
+    *("adafactor-big-vision", "tiger-matrix", "amos", "amos-full"),
+}
+EACH_STATE = [
+    pytest.param(case, id=case.id, marks=pytest.mark.full if case.id in LIKE_ANOTHER else ()) for case in ALL
+]
+
 
 @dataclass(frozen=True)
 class Storage:

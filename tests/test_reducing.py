@@ -33,8 +33,8 @@ MATRICES = [
 ]
 DOUBLE = Storage(F64, F64, F32)
 STEPS = 10
-# Normwise, after as many steps. fp32: what one rounding of a parameter a step leaves. 16 bits: a result that lies
-# between two of them may take the other one.
+# Normwise, after as many steps. fp32: what one rounding of a parameter a step leaves. 16 bits: a result that
+# lies between two of them may take the other one.
 TOLERANCE = {2: 3e-3, 4: 1e-6}
 
 by_id = functools.partial(pytest.mark.parametrize, ids=lambda c: c.id)

@@ -96,16 +96,15 @@ def combinations() -> list[Any]:
 
 def is_like_another(rule: str) -> bool:
     """Its passes are those of another rule around another formula, or have less to do."""
-    layered = rule.startswith("layer_") and rule != "layer_adamw"
-    return layered or rule in {
-        *("adam", "adax", "adax_inside", "adafactor_factored_momentum", "adafactor_factored_root"),
-        *("adafactor", "amos_elementwise", "amos_rows", "amos_columns"),
+    return rule.startswith("layer_") or rule in {
+        *("adam", "adax", "adax_inside", "adaxw", "adafactor_factored_momentum", "adafactor_factored_root"),
+        *("adafactor", "adafactor_momentum", "amos_elementwise", "amos_rows", "amos_columns"),
     }
 
 
 def param(rule: str, storage: Storage, target: GPUTarget) -> Any:
     """Without --all those that steps are executed with, and one rule in the other formats."""
-    formats = storage == STORAGES[0] or rule in ("adamw", "lamb")
+    formats = storage == STORAGES[0] or (rule in ("adamw", "lamb") and storage in (MIXED, STORAGES[3]))
     always = target == HOPPER and formats and not is_like_another(rule)
     marks = () if always else pytest.mark.full
     return pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}", marks=marks)

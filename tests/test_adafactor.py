@@ -123,7 +123,7 @@ def test_same_trajectory_as_the_library(library: str, size: str) -> None:
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.full)], ids=["some", "every"])
 def test_same_trajectory_as_optax(every: bool, tmp_path: Path) -> None:
-    """optax takes 10 ms a step: without --all some shapes have gradients of one size alone."""
+    """jax compiles for each shape: without --all every second one, and all sizes for the first settings."""
     variants: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({}, dict(learning_rate=None)),
         (
@@ -140,7 +140,9 @@ def test_same_trajectory_as_optax(every: bool, tmp_path: Path) -> None:
     for options, theirs in variants:
         sizes = "min_dim_size_to_factor" in options
         for i, shape in enumerate(SHAPES[5:] if sizes else SHAPES):
-            some = sizes or (not every and (i % 3 or "scale_parameter" in options))
+            if i % 2 and not every:
+                continue
+            some = sizes or (options and not every)
             for scale in [1.0] if some else GRADIENTS.values():
                 gradients = torch.stack([gradient(shape, t, scale) for t in range(STEPS)])
                 p = torch.nn.Parameter(0.02 * values(shape, i, wild=False).double())

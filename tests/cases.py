@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 
 import danlu
@@ -94,6 +95,15 @@ EVERY_REDUCING = [
 # the same passes around the other element-wise rules
 OTHER_LAYERED = [LAYERED[name] for name in ("lion", "adam", "adax", "adax-inside", "adaxw", "adaxw-inside")]
 
+# every optimizer once; with --all every case, also those that have another's states and settings
+LIKE_ANOTHER = {
+    *("adax", "adax-inside", "adaxw-hat", "adaxw-inside", "adafactor-torch", "adafactor-optax"),
+    *("adafactor-big-vision", "tiger-matrix", "amos", "amos-full"),
+}
+EACH_STATE = [
+    pytest.param(case, id=case.id, marks=pytest.mark.full if case.id in LIKE_ANOTHER else ()) for case in ALL
+]
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -120,6 +130,23 @@ STORAGES = [
     Storage(F32, F32, BF16),
     Storage(F16, F16, F16),
 ]
+
+OFTEN = {"lion", "tiger-accumulate", "adamw"}
+
+
+def stored(storages: Sequence[Storage]) -> list[Any]:
+    """Every element-wise rule in fp32 and 16 bits, each list of states in every storage; with --all all."""
+    return [
+        pytest.param(
+            case,
+            storage,
+            id=f"{case.id}-{storage.id}",
+            marks=() if case.id in OFTEN or storage in (STORAGES[0], STORAGES[3]) else pytest.mark.full,
+        )
+        for case in CASES
+        for storage in storages
+    ]
+
 
 # what fp32 arithmetic treats specially: zeros, subnormals, the edges of the range, infinities, NaN
 SPECIAL = torch.tensor(

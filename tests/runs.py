@@ -12,7 +12,7 @@ from cases import CASES, Case, Storage, set_gradient, values
 from danlu.testing import same_bits
 from layouts import LAYOUTS, Layout
 
-STEPS = 10
+STEPS = 6
 Result = list[dict[str, torch.Tensor]]
 
 

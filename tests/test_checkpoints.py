@@ -11,11 +11,11 @@ import torch
 from torch.distributed.checkpoint import state_dict as dcp
 
 import danlu
-from cases import ALL, BF16, F16, F32, Case, set_gradient, values
+from cases import BF16, EACH_STATE, F16, F32, Case, set_gradient, values
 from danlu.testing import same_bits
 from training import all_same, copies, everything, give_gradients, parameters, some_params, train
 
-every_case = pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
+every_case = pytest.mark.parametrize("case", EACH_STATE)
 
 SETTINGS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {  # of the parameters, of the first moment
     "fp32": (F32, None),

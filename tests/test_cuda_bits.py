@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cases import ALL, CASES, F16, STORAGES, Case, Storage, set_gradient, values
+from cases import ALL, CASES, F16, STORAGES, Case, Storage, set_gradient, stored, values
 from danlu.testing import same_bits
 from emulated import Emulated
 from layouts import LAYOUTS
@@ -27,17 +27,15 @@ every_storage = pytest.mark.parametrize("storage", COMPILED, ids=lambda s: s.id)
 
 @pytest.mark.pairs
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
-@every_storage
-@every_case
+@pytest.mark.parametrize(("case", "storage"), stored(COMPILED))
 def test_same_bits_as_the_reference(case: Case, storage: Storage, capturable: bool) -> None:
     """With coefficients from the host, and with those computed by torch beside the counters."""
     assert_same(run(case, storage, "cuda", capturable=capturable), expected(case.id, storage))
 
 
-@every_case
-def test_same_bits_for_ordinary_numbers(case: Case) -> None:
-    for storage in COMPILED[:4]:
-        assert_same(run(case, storage, "cuda", wild=False), expected(case.id, storage, wild=False))
+@pytest.mark.parametrize(("case", "storage"), stored(STORAGES[:4]))
+def test_same_bits_for_ordinary_numbers(case: Case, storage: Storage) -> None:
+    assert_same(run(case, storage, "cuda", wild=False), expected(case.id, storage, wild=False))
 
 
 @every_case

@@ -34,6 +34,9 @@ WITHOUT_ROWS = 1  # the rank that has none of a parameter with one row
 PATIENCE = datetime.timedelta(seconds=30)  # for a rank whose check failed before it met the other
 
 
+chosen = plain_shards.SOME  # as `work` says
+
+
 def net(seed: int = 0) -> nn.Module:
     """Parameters of 5 rows and of one, which two ranks cannot share evenly, and of none to share."""
     torch.manual_seed(seed)
@@ -71,7 +74,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 def shards_step_as_the_whole(rank: int, folder: Path) -> None:
-    for case in CASES:
+    for case in chosen:
         model, whole = sharded_net(), net()
         opt, expected = case.make(model.parameters()), case.make(whole.parameters())
         go(model, opt, range(4))
@@ -99,7 +102,7 @@ def the_norm_is_that_of_all_shards(rank: int, folder: Path) -> None:
 
 
 def saved_shards_go_on(rank: int, folder: Path) -> None:
-    for case in CASES:
+    for case in chosen:
         model = sharded_net()
         opt = case.make(model.parameters())
         go(model, opt, range(4))
@@ -119,7 +122,7 @@ def saved_shards_go_on(rank: int, folder: Path) -> None:
 
 
 def asked_for_their_state_shards_count_nothing(rank: int, folder: Path) -> None:
-    for case in CASES:
+    for case in chosen:
         (model, opt), (other, expected) = (
             (m, case.make(m.parameters())) for m in (sharded_net(), sharded_net())
         )
@@ -246,6 +249,10 @@ SAVED = [
     for make, places in ((plain, (1, wrapping.period, wrapping.period + 1)), (torchs, (1,)))
     for steps in dict.fromkeys(places)
 ]
+# without --all: a first cycle and a later one
+SOMEWHERE = [
+    case for case in SAVED if case[3] in (1, case[2].period + 1) and (case[1] is plain or case[2].period == 1)
+]
 
 
 def saved(opt: Any) -> list[torch.Tensor]:
@@ -257,7 +264,7 @@ def saved(opt: Any) -> list[torch.Tensor]:
 
 def wrappers_go_on(rank: int, folder: Path) -> None:
     """Saved anywhere in a cycle, the first one included; saving changes nothing."""
-    for name, make, wrapping, steps in SAVED:
+    for name, make, wrapping, steps in SAVED if chosen is CASES else SOMEWHERE:
         undisturbed, model, other = sharded_net(), sharded_net(), sharded_net(seed=1)
         expected, opt, loaded = (wrapping.make(make(m.parameters())) for m in (undisturbed, model, other))
         go(undisturbed, expected, range(steps))
@@ -362,8 +369,10 @@ def load_wrapped(model: nn.Module, opt: torch.optim.Optimizer, checkpoint: Path)
     set_optimizer_state_dict(model, opt, states["optimizer"])
 
 
-def work(rank: int, folder: Path) -> None:
+def work(rank: int, folder: Path, every: bool) -> None:
     """What one of the processes does."""
+    global chosen
+    chosen = CASES if every else plain_shards.SOME
     torch.set_num_threads(1)
     store = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS, timeout=PATIENCE)
@@ -381,10 +390,16 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def every(pytestconfig: pytest.Config) -> bool:
+    """Whether processes run what is left to --all."""
+    return pytestconfig.getoption("--all") or any("::" in name for name in pytestconfig.args)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, every: bool) -> Path:
     """Where two processes have left what became of each check, and checkpoints."""
     path: Path = tmp_path_factory.mktemp("distributed")
-    torch.multiprocessing.spawn(work, (path,), nprocs=RANKS)
+    torch.multiprocessing.spawn(work, (path, every), nprocs=RANKS)
     return path
 
 
@@ -394,7 +409,11 @@ def test_on_two_processes(check: Callable[..., Any], folder: Path) -> None:
         assert (folder / f"{check.__name__}.{rank}").read_text() == ""
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    "case",
+    [case if case in plain_shards.SOME else pytest.param(case, marks=pytest.mark.full) for case in CASES],
+    ids=lambda c: c.id,
+)
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_sharded_checkpoint_goes_on_in_one_process(case: Case, folder: Path) -> None:
     model = net(seed=1)
@@ -405,8 +424,8 @@ def test_a_sharded_checkpoint_goes_on_in_one_process(case: Case, folder: Path) -
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-def test_a_sharded_wrapper_goes_on_in_one_process(folder: Path) -> None:
-    for name, make, wrapping, steps in SAVED:
+def test_a_sharded_wrapper_goes_on_in_one_process(folder: Path, every: bool) -> None:
+    for name, make, wrapping, steps in SAVED if every else SOMEWHERE:
         model = net(seed=1)
         opt = wrapping.make(make(model.parameters()))
         load_wrapped(model, opt, folder / name)

@@ -115,7 +115,13 @@ def test_held_gradients_are_seeded_and_not_zero(fake: FakeGpu) -> None:
 
 
 @pytest.mark.parametrize(
-    "contender", [c for c in contenders.ON_CUDA if c not in gpu_stages.COMPILED], ids=lambda c: c.id
+    "contender",
+    [
+        pytest.param(c, marks=pytest.mark.full if c.id.endswith("-triton") else ())
+        for c in contenders.ON_CUDA
+        if c not in gpu_stages.COMPILED
+    ],
+    ids=lambda c: c.id,
 )
 def test_bytes_that_a_step_has_to_touch(contender: contenders.Contender, fake: FakeGpu) -> None:
     bench = cuda_harness.OnCuda(TINY, {contender.dtype})

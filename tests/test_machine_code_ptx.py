@@ -28,7 +28,7 @@ from danlu.backends.triton_reduce import ReducingLaunches
 from danlu.testing import same_bits
 from layouts import Layout, Place, contiguous, permuted
 from machine_code.executed import Executor
-from reductions import CASE, DOUBLE, LAST_BIT, far, singles
+from reductions import CASE, DOUBLE, KINDS, LAST_BIT, far, singles
 from runs import assert_same, run
 from test_cuda_norm import squares_of
 from training import all_same, copies, everything, give_gradients, parameters
@@ -89,6 +89,11 @@ COMBINATIONS = [(case, storage) for case in CASES for storage in (STORAGES[0], B
 OTHERS = [storage for storage in STORED if storage not in (STORAGES[0], BITS)]
 COMBINATIONS += [(CASES[(0, 4)[i % 2]], storage) for i, storage in enumerate(OTHERS)]
 EVERY = EVERY_REDUCING + OTHER_LAYERED
+# whose rule is that of another, too, or has the passes of layer-adamw
+LIKE_ANOTHER = {
+    *("adafactor-optax", "adafactor-big-vision", "lamb-not-adapted", "amos", "amos-momentum"),
+    *(case.id for case in OTHER_LAYERED),
+}
 # tiles of other widths are kernels of their own: of each kind of statistic one rule has them all
 EVERY_WIDTH = {"adafactor", "amos-rows", "amos-columns"}
 COMPILED_16 = {"adafactor", "lamb"}  # by Triton, which compiles the others with --all
@@ -152,7 +157,11 @@ def layouts_of(case: Case, backend: str = "cuda") -> list[Layout]:
     return layouts
 
 
-@pytest.mark.parametrize("case", EVERY, ids=id_of)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.full if case.id in LIKE_ANOTHER else ()) for case in EVERY],
+    ids=id_of,
+)
 def test_close_to_float64(case: Case, executed: Executor) -> None:
     """All passes of rules that reduce, in order, from sums to the step."""
     layouts = layouts_of(case, executed.backend)
@@ -179,7 +188,7 @@ def test_every_rule_is_among_these() -> None:
             backend,
             case,
             id=f"{backend}-{case.id}",
-            marks=pytest.mark.full if backend == "triton" and case.id not in COMPILED_16 else (),
+            marks=() if case.id in (COMPILED_16 if backend == "triton" else KINDS) else pytest.mark.full,
         )
         for backend in ("cuda", "triton")
         for case in EVERY

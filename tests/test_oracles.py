@@ -74,6 +74,7 @@ def test_groups_with_settings_of_their_own(case: Case, dtype: torch.dtype) -> No
     race.check()
 
 
+@pytest.mark.pairs
 @every_case
 @every_dtype
 @pytest.mark.parametrize("kind", [float, torch.tensor])
@@ -107,6 +108,7 @@ def test_tiger_accumulates_to_one_step_on_the_mean(k: int, dtype: torch.dtype) -
 
 
 # 886,000: the paper's form leaves fp32's range soon after; 7,098,170: expm1 leaves float64's
+@pytest.mark.pairs
 @every_adax
 @every_dtype
 @pytest.mark.parametrize("t", [1_000, 100_000, 886_000, 999_990, 7_098_170, 12_000_000])
@@ -119,6 +121,7 @@ def test_adax_late(case: Case, dtype: torch.dtype, t: int) -> None:
     assert race.updates() == t + UPDATES
 
 
+@pytest.mark.pairs
 @every_adax
 @every_dtype
 @pytest.mark.parametrize("beta2", [1e-8, 1e-12, 1e-20])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import danlu
-from cases import CASES, STORAGES, Case, Storage, set_gradient, values
+from cases import CASES, STORAGES, Case, Storage, set_gradient, stored, values
 from danlu import _cpu
 from danlu.testing import same_bits
 from layouts import LAYOUTS
@@ -21,27 +21,28 @@ INSTRUCTION_SETS = _cpu.instruction_sets()
 
 
 @pytest.mark.pairs
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize(("case", "storage"), stored(STORAGES))
 def test_same_bits_as_the_reference(
-    case: Case, storage: Storage, isa: str, monkeypatch: pytest.MonkeyPatch
+    case: Case, storage: Storage, isa: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DANLU_CPU_ISA", isa)
-    for threads in (1, 2, 3, 8):
-        torch.set_num_threads(threads)
-        assert_same(run(case, storage, "cpu"), expected(case.id, storage))
+    torch.set_num_threads(threads)
+    assert_same(run(case, storage, "cpu"), expected(case.id, storage))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
-def test_same_bits_for_ordinary_numbers(case: Case, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("case", "storage"), stored(STORAGES[:4]))
+def test_same_bits_for_ordinary_numbers(
+    case: Case, storage: Storage, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wild values soon make most elements NaN or infinite; these keep every one of them at work."""
     monkeypatch.setenv("DANLU_CPU_ISA", isa)
-    for storage in STORAGES[:4]:
-        want = expected(case.id, storage, wild=False)
-        assert all(state["param"].isfinite().all() for state in want)
-        assert_same(run(case, storage, "cpu", wild=False), want)
+    want = expected(case.id, storage, wild=False)
+    assert all(state["param"].isfinite().all() for state in want)
+    assert_same(run(case, storage, "cpu", wild=False), want)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
@@ -62,29 +63,31 @@ def test_flush_denormal_changes_nothing(case: Case, isa: str, monkeypatch: pytes
 STEPS_IN_FLUSHING_THREADS = """
 import sys, torch
 torch.set_num_threads(3)
-flush = sys.argv[3] == "flush"
-assert torch.set_flush_denormal(flush)
+assert torch.set_flush_denormal(True)
 torch.ones(1 << 22).add_(1)
-import danlu
-start, gradient = torch.load(sys.argv[1])
-p = torch.nn.Parameter(start)
-opt = danlu.AdamW([p], lr=1e-3, eps=0.0, weight_decay=0.0, backend="cpu")
-p.grad = gradient
-for _ in range(3):
-    opt.step()
-torch.save([p.detach(), opt.state[p]["exp_avg"]], sys.argv[2])
+sys.path.insert(0, sys.argv[3])
+from test_same_bits import three_steps
+torch.save(three_steps(*torch.load(sys.argv[1])), sys.argv[2])
 """
 
 
+def three_steps(start: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
+    p = torch.nn.Parameter(start)
+    opt = danlu.AdamW([p], lr=1e-3, eps=0.0, weight_decay=0.0, backend="cpu")
+    p.grad = gradient
+    for _ in range(3):
+        opt.step()
+    return [p.detach(), opt.state[p]["exp_avg"]]
+
+
 def test_flushing_threads_change_nothing(tmp_path: Path) -> None:
-    inputs = tmp_path / "inputs.pt"
+    inputs, output = tmp_path / "inputs.pt", tmp_path / "output.pt"
     torch.save([values((500_000,), 0), values((500_000,), 1, wild=False) * 1e-38], inputs)
-    results = []
-    for mode in ("keep", "flush"):
-        output = tmp_path / mode
-        command = [sys.executable, "-c", STEPS_IN_FLUSHING_THREADS, str(inputs), str(output), mode]
-        subprocess.run(command, check=True)
-        results.append(torch.load(output))
+    tests = Path(__file__).parent
+    command = [sys.executable, "-c", STEPS_IN_FLUSHING_THREADS, *map(str, (inputs, output, tests))]
+    subprocess.run(command, check=True)
+    torch.set_num_threads(3)
+    results = [three_steps(*torch.load(inputs)), torch.load(output)]
     assert all(map(same_bits, *results))
     subnormal = (results[0][1] != 0) & (results[0][1].abs() < torch.finfo(torch.float32).tiny)
     assert subnormal.any()

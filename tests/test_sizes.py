@@ -33,6 +33,9 @@ def test_more_elements_than_an_int32_counts() -> None:
     assert sum(int(part.count_nonzero()) for part in p.split(2**28)) == len(where)
 
 
+@pytest.mark.parametrize(
+    "backend", ["cpu", "cuda", pytest.param("reference", marks=pytest.mark.full)], indirect=True
+)
 def test_twenty_thousand_tensors_in_one_group(backend: str) -> None:
     params = [torch.nn.Parameter(torch.full((i % 7,), float(i))) for i in range(20_000)]
     for p in params:

@@ -16,11 +16,11 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import danlu
-from cases import ALL, BF16, F32, Case, set_gradient, values
+from cases import BF16, EACH_STATE, F32, Case, set_gradient, values
 from danlu.testing import same_bits
 from training import all_same, copies, everything, give_gradients, parameters, some_params, train
 
-every_case = pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
+every_case = pytest.mark.parametrize("case", EACH_STATE)
 
 
 def some_model() -> torch.nn.Sequential:

@@ -93,11 +93,18 @@ def combinations() -> list[Any]:
     return [param(*combination) for combination in dict.fromkeys(some)]
 
 
+def is_like_another(rule: str) -> bool:
+    """Its passes are those of another rule around another formula, or have less to do."""
+    return rule.startswith("layer_") or rule in {
+        *("adam", "adax", "adax_inside", "adaxw", "adafactor_factored_momentum", "adafactor_factored_root"),
+        *("adafactor", "adafactor_momentum", "amos_elementwise", "amos_rows", "amos_columns"),
+    }
+
+
 def param(rule: str, storage: Storage, target: GPUTarget) -> Any:
     """Without --all those that steps are executed with, and one rule in the other formats."""
-    layered = rule.startswith("layer_") and rule != "layer_adamw"  # passes as that one has
-    formats = storage == STORAGES[0] or rule in ("adamw", "lamb")
-    always = target == HOPPER and formats and not layered
+    formats = storage == STORAGES[0] or (rule in ("adamw", "lamb") and storage in (MIXED, STORAGES[3]))
+    always = target == HOPPER and formats and not is_like_another(rule)
     marks = () if always else pytest.mark.full
     return pytest.param(rule, storage, target, id=f"{rule}-{storage.id}-sm{target.arch}", marks=marks)
 
@@ -297,7 +304,7 @@ def test_passes_for_amd(rule: str) -> None:
         assert not re.search(r"llvm\.fmuladd|\bcontract\b|\bfast\b", kernel.asm["llir"])
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("dtype", [F32, BF16, pytest.param(F16, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "target",
     [

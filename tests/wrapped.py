@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
 import danlu
@@ -63,10 +64,13 @@ def makers() -> list[tuple[str, str]]:
     return [(name, _backend(i, name)) for i, name in enumerate(MAKERS)]
 
 
-def wrapped_makers() -> list[tuple[str, str, Wrapping]]:
-    """Every optimizer inside every wrapper, and with each of them every backend."""
+def wrapped_makers() -> list[Any]:
+    """Every optimizer inside a wrapper, with --all inside each; and with each of them every backend."""
     return [
-        (name, _backend(i + j, name), wrapping)
+        pytest.param(
+            (name, _backend(i + j, name), wrapping),
+            marks=() if (i + j) % len(WRAPPERS) == 0 or name in ("adamw", "lamb") else pytest.mark.full,
+        )
         for i, name in enumerate(MAKERS)
         for j, wrapping in enumerate(WRAPPERS)
     ]

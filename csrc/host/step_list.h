@@ -298,8 +298,8 @@ class StepList {
     return walked_same(state) || (note_order(state) && walked_same(state));
   }
 
-  // A walk hashes no tensor, which is a call of Python, but visits the states of parameters that are not in this
-  // list: of a list that has few of them it would be the whole time of a step.
+  // A walk hashes no tensor, which is a call of Python, but visits the states of parameters that are not in
+  // this list: of a list that has few of them it would be the whole time of a step.
   bool looks_up(const py::dict& state) const { return state.size() > walked_per_record * records_.size(); }
 
   bool found_same(const py::dict& state) const {

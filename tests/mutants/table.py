@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant("cpu-idle-rows", "csrc/cpu/lazy_tensors.h", "m.idle[store_params] = 0.f", "m.idle[0] = 0.f", LAZY),
     Mutant("cpu-store-short", "csrc/cpu/storage.h", "narrow(buffer_, storage_, at, first_ + at, n)", "narrow(buffer_, storage_, at, first_ + at, n - 1)", CPU_BITS),
     Mutant("cpu-params-in-cycle", "csrc/cpu/engine.h", "if (store_params) {", "if (uses.parameter) {", CPU_BITS),
-    Mutant("cpu-lane-sum", "csrc/cpu/reduce.h", "for (; i < n; i++) rest += x[i];", "for (; i + 1 < n; i++) rest += x[i];", CPU_SUMS),
+    Mutant("cpu-lane-sum", "csrc/cpu/reduce/sums.h", "for (; i < n; i++) rest += x[i];", "for (; i + 1 < n; i++) rest += x[i];", CPU_SUMS),
     # the CUDA engine
     Mutant("cuda-alignment", "csrc/cuda/elements.cuh", "(0) % pack_bytes == 0;", "(0) % 4 == 0;", CUDA_BITS),
     Mutant("cuda-tail", "csrc/cuda/engine.cuh", "at < chunk.size; at", "at + 1 < chunk.size; at", CUDA_BITS),

@@ -16,7 +16,9 @@
 #include "../common/format_names.h"
 #include "../common/listed_rows.h"
 #include "../common/tensor_list.h"
+#include "cache_lines.h"
 #include "tensor_view.h"
+#include "value_arrays.h"
 
 namespace danlu {
 
@@ -62,7 +64,7 @@ class StepList {
     const py::dict state = spec.attr("state");
     r.first_tensor = state_tensors_.size();
     r.first_line = lines_.size();
-    add_lines(spec.attr("param"), r.sharded);
+    lines_.add(spec.attr("param"), r.sharded);
     const std::vector<std::pair<int, int>> arrays = arrays_in_state(t, num_states);
     r.num_arrays = int(arrays.size());
     for (const py::handle name : spec.attr("state_names")) {
@@ -80,7 +82,7 @@ class StepList {
         }
       }
       state_tensors_.push_back(stored);
-      add_lines(tensor, r.sharded && i < r.num_arrays);
+      lines_.add(tensor, r.sharded && i < r.num_arrays);
     }
     r.num_lines = int(lines_.size() - r.first_line);
     records_.push_back(r);
@@ -114,7 +116,7 @@ class StepList {
     static PyObject* const grad = PyUnicode_InternFromString("grad");
     auto list = listed_.begin();
     for (size_t i = 0; i < records_.size(); i++) {
-      if (i + lookahead < records_.size()) prefetch(records_[i + lookahead]);
+      if (i + lookahead < records_.size()) ask_for(records_[i + lookahead]);
       Record& r = records_[i];
       Tensor& t = tensors_[i];
       t.coefficients = -1;
@@ -236,39 +238,7 @@ class StepList {
 
   static float& number(void* data) { return *static_cast<float*>(data); }
 
-  // Of parameter, gradient, states.
-  static Storage& value_of(Tensor& t, int which) {
-    return which == 0 ? t.p : which == 1 ? t.g : t.states[which - 2];
-  }
-
-  // The arrays that lie in the state, as (value, array): those of states, then the parameter's further ones.
-  static std::vector<std::pair<int, int>> arrays_in_state(Tensor& t, int num_states) {
-    std::vector<std::pair<int, int>> found;
-    for (int value = 2; value < 2 + num_states; value++)
-      for (int array = 0; array < info_of(value_of(t, value).format).num_arrays; array++)
-        found.emplace_back(value, array);
-    for (int array = 1; array < info_of(t.p.format).num_arrays; array++) found.emplace_back(0, array);
-    return found;
-  }
-
-  // The cache lines that a view of the tensor reads. Only hints: should torch have moved something, a step
-  // loses time, not correctness.
-  void add_lines(py::object tensor, bool sharded) {
-    if (sharded) tensor = tensor.attr("_local_tensor");
-    const py::object storage = tensor.attr("untyped_storage")();
-    add_lines(reinterpret_cast<uintptr_t>(tensor.ptr()), 1);
-    add_lines(py::getattr(tensor, "_cdata", py::int_(0)).cast<uintptr_t>(), 4);
-    add_lines(py::getattr(storage, "_cdata", py::int_(0)).cast<uintptr_t>(), 2);
-  }
-
-  void add_lines(uintptr_t address, int count) {
-    for (int i = 0; address && i < count; i++)
-      lines_.push_back(reinterpret_cast<const char*>(address) + 64 * i);
-  }
-
-  void prefetch(const Record& r) const {
-    for (size_t i = r.first_line; i < r.first_line + r.num_lines; i++) __builtin_prefetch(lines_[i]);
-  }
+  void ask_for(const Record& r) const { lines_.ask_for(r.first_line, r.num_lines); }
 
   // Takes ownership until release().
   PyObject* hold(PyObject* object) {
@@ -404,7 +374,7 @@ class StepList {
   std::vector<Record> records_;
   std::vector<StateTensor> state_tensors_;
   std::vector<int64_t> dims_;
-  std::vector<const char*> lines_;
+  CacheLines lines_;
   std::vector<Tensor> tensors_;
   std::vector<Place> order_;
   bool moved_ = false;  // a parameter has another address than in the step before

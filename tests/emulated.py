@@ -72,8 +72,10 @@ def cmake(name: str, settings: list[str], targets: list[str]) -> Path:
 
 def load(folder: Path, name: str = "_cuda_emulator") -> ModuleType:
     (path,) = (p for p in folder.glob(f"{name}.*.so"))
-    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
-    spec = importlib.util.spec_from_loader(name, loader)
+    # pybind11 gives what it has loaded under a name before: each folder is a package of its own
+    full_name = f"{folder.parent.name.partition('-')[0]}.{name}"
+    loader = importlib.machinery.ExtensionFileLoader(full_name, str(path))
+    spec = importlib.util.spec_from_loader(full_name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)

@@ -119,7 +119,7 @@ def test_same_bits_as_fp32(cls: type[danlu.AdamW], backend: str) -> None:
         if row.dtypes[1] != "float32":  # there was no gradient
             continue
         by_place = cls is Mixed and not p.is_contiguous()  # strides put its elements at other places
-        assert row.backend == ("reference" if by_place else backend), layout.id
+        assert row.backend == ("reference" if by_place else backend), (layout.id, row.reason)
         if by_place and backend != "reference":
             assert "needs the places of elements" in row.reason
 

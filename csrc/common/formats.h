@@ -205,7 +205,7 @@ struct FormatTable<Types<F...>> {
   static constexpr FormatInfo infos[] = {describe_format<F>(typename F::Arrays())...};
 };
 
-RULE_FN const FormatInfo& info_of(Format format) { return FormatTable<AllFormats>::infos[int(format)]; }
+inline const FormatInfo& info_of(Format format) { return FormatTable<AllFormats>::infos[int(format)]; }
 
 template <class F>
 struct Tag {

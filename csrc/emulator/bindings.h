@@ -18,7 +18,7 @@ inline void bind_emulator(pybind11::module_& m) {
   using emulator::Call;
   using emulator::Launch;
   using emulator::Machine;
-  py::class_<Launch>(m, "Launch")
+  py::class_<Launch>(m, "Launch", py::module_local())
       .def_readonly("blocks", &Launch::blocks)
       .def_readonly("threads", &Launch::threads)
       .def_readonly("parameter_bytes", &Launch::parameter_bytes)
@@ -26,13 +26,13 @@ inline void bind_emulator(pybind11::module_& m) {
       .def_readonly("device", &Launch::device)
       .def_readonly("early", &Launch::early);
   const auto sizes = [](const dim3& d) { return std::array<unsigned, 3>{d.x, d.y, d.z}; };
-  py::class_<Call>(m, "Call")
+  py::class_<Call>(m, "Call", py::module_local())
       .def_readonly("place", &Call::place)
       .def_property_readonly("grid", [sizes](const Call& call) { return sizes(call.grid); })
       .def_property_readonly("block", [sizes](const Call& call) { return sizes(call.block); })
       .def_property_readonly("parameters", [](const Call& call) { return py::bytes(call.parameters); })
       .def_readonly("stream", &Call::stream);
-  py::class_<Machine>(m, "Machine")
+  py::class_<Machine>(m, "Machine", py::module_local())
       .def_readwrite("device_count", &Machine::device_count)
       .def_readwrite("device", &Machine::device)
       .def_readwrite("driver_version", &Machine::driver_version)

@@ -7,12 +7,15 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 import danlu
+from danlu.backends.native import NativeExecutor
 from emulated import Emulated
 from training import some_params, train
 
@@ -22,6 +25,50 @@ def test_threads_that_step_at_once(cuda: Emulated) -> None:
     script = Path(__file__).with_name("threads.py")
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout[-200:] + run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_a_state_replaced_while_a_step_looks(
+    cuda: Emulated, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch lets other threads run while the native list reads tensors; here a copied gradient does."""
+    params = [torch.nn.Parameter(torch.randn(40, 50)) for _ in range(3)]
+    opt = danlu.Lion(params, lr=0.1, backend=backend)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    before = [opt.state[p]["exp_avg"].clone() for p in params]
+    old = [weakref.ref(opt.state[p]["exp_avg"]) for p in params]
+    params[1].grad = torch.ones(50, 40).t()  # has to be copied
+    copy_gradient, alive = NativeExecutor._copy_gradient, []
+
+    def replacing(self: NativeExecutor, index: int) -> torch.Tensor | None:
+        if not alive:
+            for p in params:
+                opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].clone()
+            alive.extend(tensor() is not None for tensor in old)
+        return copy_gradient(self, index)
+
+    monkeypatch.setattr(NativeExecutor, "_copy_gradient", replacing)
+    opt.step()
+    # what the list has read is held until it gives up; what it has not read it never touches
+    assert alive == [True, True, False]
+    for p, was in zip(params, before, strict=True):
+        assert_close(opt.state[p]["exp_avg"], was * 0.99 + 0.01)
+
+
+def test_states_that_never_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.nn.Parameter(torch.ones(4, 5))
+    opt = danlu.Lion([p], backend="cpu")
+    p.grad = torch.ones(5, 4).t()
+
+    def replacing(self: NativeExecutor, index: int) -> None:
+        opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].clone()
+
+    monkeypatch.setattr(NativeExecutor, "_copy_gradient", replacing)
+    with pytest.raises(RuntimeError, match="does another thread replace them"):
+        opt.step()
+    assert torch.equal(p, torch.ones(4, 5))
 
 
 def test_a_copy_has_a_lock_of_its_own() -> None:

@@ -127,7 +127,8 @@ class StepList {
         release();
         return py::none();
       }
-      if (!(reads(r, t, g) || copies(r, t, i, copy_gradient)) || !addresses(r, t, g)) {
+      // states first: what follows calls torch, which may let another thread replace one
+      if (!hold_states(r) || !(reads(r, t, g) || copies(r, t, i, copy_gradient)) || !addresses(r, t, g)) {
         release();
         return py::none();
       }
@@ -261,7 +262,7 @@ class StepList {
     return present == records_.size();
   }
 
-  // Whether each parameter has the state that was recorded.
+  // Whether each parameter has the dict of states that was recorded.
   bool same_states(const py::dict& state) {
     if (looks_up(state)) return found_same(state);
     // the first step of other groups adds their states
@@ -276,7 +277,7 @@ class StepList {
     for (const Record& r : records_) {
       PyObject* const held = PyDict_GetItemWithError(state.ptr(), r.param);
       if (!held && PyErr_Occurred()) throw py::error_already_set();
-      if (held != r.state || !has_states(r)) return false;
+      if (held != r.state) return false;
     }
     return true;
   }
@@ -290,15 +291,20 @@ class StepList {
       const int record = order_[i++].record;
       if (record < 0) continue;
       const Record& r = records_[record];
-      if (value != r.state || !has_states(r)) return false;
+      if (value != r.state) return false;
     }
     return i == order_.size();
   }
 
-  // Whether the parameter's own dict holds the tensors that were recorded.
-  bool has_states(const Record& r) const {
-    for (size_t j = r.first_tensor; j < r.first_tensor + r.num_tensors; j++)
-      if (PyDict_GetItem(r.state, state_tensors_[j].name) != state_tensors_[j].tensor) return false;
+  // Whether the parameter's own dict holds the tensors that were recorded; they live until release(), since
+  // another thread may replace them while kernels run.
+  bool hold_states(const Record& r) {
+    for (size_t j = r.first_tensor; j < r.first_tensor + r.num_tensors; j++) {
+      PyObject* const tensor = PyDict_GetItem(r.state, state_tensors_[j].name);
+      if (tensor != state_tensors_[j].tensor) return false;
+      Py_INCREF(tensor);
+      hold(tensor);
+    }
     return true;
   }
 
@@ -321,7 +327,7 @@ class StepList {
                                               layout_of(r.ndim, r.first_dim, t.size), &t.g.data[0]);
   }
 
-  // Of everything but the gradient.
+  // Of everything but the gradient, whose states are held.
   bool addresses(Record& r, Tensor& t, PyObject* g) {
     const Layout layout = layout_of(r.ndim, r.first_dim, t.size);
     const StateTensor* tensors = &state_tensors_[r.first_tensor];
@@ -333,8 +339,7 @@ class StepList {
     for (int j = 0; j < r.num_arrays; j++) {
       const StateTensor& held = tensors[j];
       Storage& value = value_of(t, held.value);
-      Py_INCREF(held.tensor);  // another thread may replace it while kernels run
-      if (!viewer_.address(local(r, hold(held.tensor)), info_of(value.format).arrays[held.array],
+      if (!viewer_.address(local(r, held.tensor), info_of(value.format).arrays[held.array],
                            layout_of(held.ndim, held.first_dim, t.size), &value.data[held.array]))
         return false;
     }

@@ -268,7 +268,10 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
                 return
             self._drop(keeper._plan)  # should making the next one raise, the old one is no use
             keeper._plan = None
-        raise RuntimeError("danlu: a parameter does not match the plan just made; please report this")
+        raise RuntimeError(
+            "danlu: parameters, gradients or states differ from the plan just made, each time anew: "
+            "does another thread replace them?"
+        )
 
     def _new_plan(self) -> Plan:
         return Plan(self)

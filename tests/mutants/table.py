@@ -100,8 +100,11 @@ MUTANTS = [
     Mutant("format-lacks-array", "python/danlu/describe.py", "elif its.value and any(", "elif not its.value and any(", FORMATS),
     Mutant("format-converted", "python/danlu/checkpoint.py", "held = _converted(name, p, kept, held)", "pass", FORMATS),
     # the native list of parameters
-    Mutant("list-replaced-state", "csrc/host/step_list.h", "if (value != r.state || !has_states(r)) return false;", "if (!has_states(r)) return false;", PLAN),
-    Mutant("list-replaced-state-of-a-part", "csrc/host/step_list.h", "if (held != r.state || !has_states(r)) return false;", "if (!has_states(r)) return false;", tests("test_parts")),
+    Mutant("list-replaced-state", "csrc/host/step_list.h", "if (value != r.state) return false;", "", PLAN),
+    Mutant("list-replaced-state-of-a-part", "csrc/host/step_list.h", "if (held != r.state) return false;", "", tests("test_parts", "goes_with_its_own")),
+    Mutant("list-other-tensor", "csrc/host/step_list.h", "if (tensor != state_tensors_[j].tensor) return false;", "", PLAN),
+    Mutant("list-states-not-held", "csrc/host/step_list.h", "Py_INCREF(tensor);\n      hold(tensor);\n", "", tests("test_threads", "replaced_while and cpu")),
+    Mutant("list-states-held-late", "csrc/host/step_list.h", "if (!hold_states(r) || !(reads(r, t, g) || copies(r, t, i, copy_gradient)) || !addresses(r, t, g)) {", "if (!(reads(r, t, g) || copies(r, t, i, copy_gradient)) || !hold_states(r) || !addresses(r, t, g)) {", tests("test_threads", "replaced_while and cpu")),
     Mutant("list-cycle", "csrc/host/step_list.h", "micro_step + 1.f < float(r.accumulation_steps)", "micro_step < float(r.accumulation_steps)", TIGER),
     Mutant("list-moved-together", "csrc/host/step_list.h", "if (share_memory()) {", "if (false) {", SHARED),
     Mutant("list-negated", "csrc/host/tensor_view.h", "|| !negated(tensor))", "|| true)", tests("test_plan_changes", "negated and lion")),

@@ -22,7 +22,10 @@ bench: .venv/built
 # two processes whose threads would spin while the other's wait for a core; the longest files first
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: $(if $(filter --all,$(ARGUMENTS)),.venv/built,.venv/built-for-tests)
+# everything is built for all tests, and where there is an NVIDIA GPU to run it
+WHOLE := $(filter --all,$(ARGUMENTS))$(shell nvidia-smi -L >/dev/null 2>&1 && echo GPU)
+
+test: $(if $(WHOLE),.venv/built,.venv/built-for-tests)
 	$(PYTEST) $(ARGUMENTS)
 
 test-all:
@@ -52,10 +55,11 @@ clean:
 	find python tests bench triton_kernels -name __pycache__ -prune -exec rm -rf {} +
 	find python -name '*.so' -delete
 
+# oracles as source: of thousands of files tests import a few
 .venv/installed: requirements-dev.txt requirements-oracles.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements-dev.txt
-	$(BIN)/python -m pip install --no-deps --upgrade --target .venv/oracles -r requirements-oracles.txt
+	$(BIN)/python -m pip install --no-deps --no-compile --upgrade --target .venv/oracles -r requirements-oracles.txt
 	touch $@
 
 INSTALL := $(BIN)/python -m pip install --no-deps --no-build-isolation -e .
@@ -64,7 +68,8 @@ INSTALL := $(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	$(INSTALL)
 	touch $@
 
-# the CUDA kernels for the one architecture whose machine code `make test` reads, in half the time, if nothing is there
+# if not all is there: of CUDA what `make test` reads, one architecture, and of most rules two combinations of formats
+FOR_TESTS := DANLU_CUDA_ARCHS=$${DANLU_CUDA_ARCHS:-90} DANLU_CUDA_COMBINATIONS="$${DANLU_CUDA_COMBINATIONS:-lion;adamw;lamb}"
 .venv/built-for-tests: .venv/installed $(SOURCES)
-	$(MAKE) --question .venv/built || DANLU_CUDA_ARCHS=$${DANLU_CUDA_ARCHS:-90} $(INSTALL)
+	$(MAKE) --question .venv/built || $(FOR_TESTS) $(INSTALL)
 	touch $@

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import danlu
 from cases import ALL, CASES, F16, STORAGES, Case, Storage, set_gradient, stored, values
 from danlu.testing import same_bits
 from emulated import Emulated
@@ -132,7 +133,20 @@ def test_other_dtypes_are_refused_with_the_reason() -> None:
     opt = CASES[0].make([p], state_dtype=F16, backend="cuda")
     (row,) = opt.backend_report()
     assert row.backend == "reference"
-    assert "not cuda: no CUDA kernel for float16/float16/float16" in row.reason
+    assert row.reason.endswith(
+        "not cuda: no CUDA kernel for float16/float16/float16 (parameter/gradient/states)"
+    )
+
+
+def test_a_combination_that_was_left_out_is_told(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of a rule that has all that there are."""
+    for complete, told in (("adamw,lamb", True), ("adamw,lion", False), ("all", False)):
+        monkeypatch.setattr(cuda.native, "combinations", complete)
+        p = torch.nn.Parameter(values((3,), 0).to(F16))
+        opt = danlu.Lion([p], lr=1e-3, state_dtype=F16, backend="cuda")
+        (row,) = opt.backend_report()
+        reason = "; danlu._cuda is built with DANLU_CUDA_COMBINATIONS=" + complete
+        assert row.reason.endswith(reason) == told
 
 
 @pytest.mark.full

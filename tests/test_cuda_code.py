@@ -10,18 +10,15 @@ from pathlib import Path
 import pytest
 
 import listed_rules
-from cases import BF16, F16, F32, STORAGES, Storage
+from cases import BF16, F16, F32, Storage
 from machine_code import built, code, constants
 from machine_code.listing import GENERIC, GLOBAL, Function, demangled, functions
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
-ALWAYS = 90  # the others with --all
-OLDEST = min(ARCHITECTURES)
 WAITING = 90  # from which on passes have a PTX of their own, in which they wait for one another
 LISTS = (31 * 1024, 4 * 1024)  # bytes of a launch's parameters
 RULES = [rule.name for rule in listed_rules.ELEMENT_WISE]
-COMPILED = [s for s in STORAGES if s.moment != F16]
 ROOTED = {"adamw", "adam", "adaxw", "adax", "adaxw_inside", "adax_inside"}
 # what is read and written around an optimizer's step
 AROUND = {
@@ -50,7 +47,10 @@ SOURCES = ["bandwidth_ceiling", "norm", *RULES, *(rule.name for rule in listed_r
 
 every_architecture = pytest.mark.parametrize(
     "architecture",
-    [pytest.param(a, id=f"sm{a}", marks=() if a == ALWAYS else pytest.mark.full) for a in ARCHITECTURES],
+    [
+        pytest.param(a, id=f"sm{a}", marks=() if a == built.ARCHITECTURE else pytest.mark.full)
+        for a in ARCHITECTURES
+    ],
 )
 
 
@@ -215,7 +215,7 @@ def test_machine_code_of_passes(rule: str, architecture: int) -> None:
         assert len(early) <= 4
         assert {op for op, _ in early} <= {"LDG"}
         assert all(bits <= 64 for _, bits in early)
-    formats = [s for s in COMPILED if rule in WITH_MOMENT or s.moment == F32]
+    formats = [s for s in built.storages(rule) if rule in WITH_MOMENT or s.moment == F32]
     for name in {"apply", "reduce_norms", "apply_by_row"} & wanted:
         assert set(found[name]) == {s.id for s in formats}
         for storage in formats:
@@ -224,8 +224,10 @@ def test_machine_code_of_passes(rule: str, architecture: int) -> None:
             assert kernel.registers <= (80 if few else 128)
             assert kernel.hot_loop() == hot_of_pass(rule, name, storage), storage.id
     if "reduce_gradient" in wanted:
-        assert set(found["reduce_gradient"]) == set(ELEMENTS_OF_ARRAYS)
-        for kind, dtype in ELEMENTS_OF_ARRAYS.items():
+        gradients = {storage.grad for storage in formats}
+        kinds = {kind: dtype for kind, dtype in ELEMENTS_OF_ARRAYS.items() if dtype in gradients}
+        assert set(found["reduce_gradient"]) == set(kinds)
+        for kind, dtype in kinds.items():
             # eight rows of eight columns, or those of seven that there are; one by one where not aligned
             rows = packs([dtype.itemsize], 16 // dtype.itemsize, (8 + 7) * 8)
             turn = Counter({("LDG", 128): rows[128], ("LDG", 8 * dtype.itemsize): 8})
@@ -250,11 +252,20 @@ def test_the_module_is_of_these_sources(rule: str) -> None:
     """Modules are found by their order; and objects may be older than their headers whatever dates say."""
     (struct,) = (listed.struct for listed in listed_rules.ELEMENT_WISE if listed.name == rule)
     names = re.findall(r"\.entry (\w+)\(", ptx(rule))
-    assert len(names) == len(LISTS) * len(COMPILED)
+    assert len(names) == len(LISTS) * len(built.storages(rule))
     assert all(f"apply_kernelINS_4cuda{len(struct)}{struct}E" in name for name in names)
     sizes = re.findall(r"\.param \.align 8 \.b8 \w+\[(\d+)\]", ptx(rule))
     assert {*map(int, sizes)} == {*LISTS}
-    assert f".target sm_{OLDEST}\n" in ptx(rule)
+    assert f".target sm_{built.oldest()}\n" in ptx(rule)
+
+
+@pytest.mark.full
+def test_nothing_is_left_out() -> None:
+    """What `make test` builds would do for itself: some architectures, few combinations of formats."""
+    assert built.oldest() == min(ARCHITECTURES)
+    assert built.combinations() == "all"
+    for architecture in ARCHITECTURES:
+        assert len(code.cubins(built.library(), architecture)) == len(SOURCES)
 
 
 @every_architecture
@@ -268,8 +279,19 @@ def test_reads_of_parameters_go_where_they_should(source: str, architecture: int
 
 
 @every_architecture
-@pytest.mark.parametrize("storage", COMPILED, ids=lambda s: s.id)
-@every_rule
+@pytest.mark.parametrize(
+    ("rule", "storage"),
+    [
+        pytest.param(
+            rule,
+            storage,
+            id=f"{rule}-{storage.id}",
+            marks=() if storage in built.storages(rule) else pytest.mark.full,
+        )
+        for rule in RULES
+        for storage in built.COMPILED
+    ],
+)
 def test_machine_code(rule: str, storage: Storage, architecture: int) -> None:
     for size in LISTS:
         kernel = kernels(rule, architecture)[storage.id, size]
@@ -283,7 +305,7 @@ def test_machine_code(rule: str, storage: Storage, architecture: int) -> None:
 @every_architecture
 @every_rule
 def test_every_format_is_compiled(rule: str, architecture: int) -> None:
-    assert set(kernels(rule, architecture)) == {(s.id, size) for s in COMPILED for size in LISTS}
+    assert set(kernels(rule, architecture)) == {(s.id, size) for s in built.storages(rule) for size in LISTS}
 
 
 @every_rule

@@ -92,7 +92,7 @@ namespace DANLU_ISA {
 template <class Rule>
 CudaRule describe(const char* name) {
   CudaRule rule = {rule_info<Rule>(name), DefaultShape::chunk_size, {}};
-  for_each_combination<Rule>([&](auto formats) {
+  for_each_combination<Rule, Bf16>([&](auto formats) {
     using F = typename decltype(formats)::type;
     rule.kernels.push_back({formats_of(F()), launch<Rule, F>});
   });

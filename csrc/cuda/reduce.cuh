@@ -64,7 +64,7 @@ ReducingRule describe_reducing(const char* name) {
                        Sums<Rule>::count,
                        RowByRow<Rule>::value,
                        {}};
-  for_each_combination<Rule>(
+  for_each_combination<Rule, F32>(
       [&](auto formats) { rule.kernels.push_back(pass_kernels<Rule, typename decltype(formats)::type>()); });
   return rule;
 }

@@ -136,6 +136,7 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
   using namespace danlu;
   m.doc() = "Native CUDA kernels of danlu.";
   m.attr("architectures") = DANLU_CUDA_ARCHITECTURES;
+  m.attr("combinations") = DANLU_CUDA_COMBINATIONS;  // rules that have all of them, or "all"
   m.def("unavailable", &why_unavailable, "Why no device can be used; None if one can.");
   m.def("capability", &capability, "Compute capability of a device, 90 for 9.0.");
   m.def("coefficient_names", &coefficient_names,

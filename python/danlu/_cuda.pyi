@@ -4,6 +4,7 @@ from types import ModuleType
 from ._step_list import SelectingList
 
 architectures: str
+combinations: str
 geometry_fields: tuple[str, ...]
 
 def unavailable() -> str | None: ...

@@ -85,7 +85,7 @@ def _cpu_facts() -> dict[str, Any]:
 def _cuda_facts() -> dict[str, Any]:
     if CUDA.native is None:
         return {}
-    return {"built for": CUDA.native.architectures}
+    return {"built for": CUDA.native.architectures, "combinations of formats": CUDA.native.combinations}
 
 
 def _available() -> list[str]:

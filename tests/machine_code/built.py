@@ -12,9 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from cases import BF16, F16, F32, STORAGES, Storage
+from danlu.backends.cuda import CUDA
+from listed_rules import ELEMENT_WISE
+
 from . import code
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+ARCHITECTURE = 90  # whose machine code `make test` reads
+COMPILED = [storage for storage in STORAGES if storage.moment != F16]
 
 
 @cache
@@ -25,7 +31,39 @@ def library() -> Path:
         assert not os.environ.get("CI"), "CI needs nvcc"
         pytest.skip("danlu._cuda is not built: there is no nvcc")
     assert _is_current(), "csrc is newer than danlu._cuda: build it with `make test`"
+    names = architectures()
+    if not {f"{ARCHITECTURE}", f"{ARCHITECTURE}-real"} & {*names} or all(n.endswith("-real") for n in names):
+        assert not os.environ.get("CI"), "CI builds all architectures"
+        pytest.skip(f"danlu._cuda is built for {names}: tests read PTX, and machine code of {ARCHITECTURE}")
     return found
+
+
+def architectures() -> list[str]:
+    """What it is built for, as DANLU_CUDA_ARCHS has it."""
+    return _module("architectures").split(",")
+
+
+def oldest() -> int:
+    """The oldest of these, whose PTX it has."""
+    return min(int(name.partition("-")[0].rstrip("af")) for name in architectures())
+
+
+def combinations() -> str:
+    """The rules that have all combinations of storage formats, or "all"."""
+    return _module("combinations")
+
+
+def storages(rule: str) -> list[Storage]:
+    """What it should have of a rule, as csrc/cuda/combinations.cuh lists them; all where it is not built."""
+    if CUDA.native is None or combinations() == "all" or rule in combinations().split(","):
+        return COMPILED
+    moment = BF16 if rule in {listed.name for listed in ELEMENT_WISE} else F32
+    return [Storage(F32, F32, F32), Storage(BF16, BF16, moment)]
+
+
+def _module(name: str) -> str:
+    assert CUDA.native is not None, CUDA.unavailable()
+    return str(getattr(CUDA.native, name))
 
 
 def _is_current() -> bool:

@@ -97,7 +97,9 @@ class Cuda(Executor):
         """Of a kernel by its plain name."""
         if name not in _PROGRAMS:
             assert self._library is not None
-            _PROGRAMS[name] = Program(ptx.parse(code.ptx(self._library)[name]))
+            found = code.ptx(self._library)
+            assert name in found, f"danlu._cuda is built without PTX of {name}"
+            _PROGRAMS[name] = Program(ptx.parse(found[name]))
         return _PROGRAMS[name]
 
 

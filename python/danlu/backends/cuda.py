@@ -67,7 +67,11 @@ class Cuda:
         if self.native.coefficient_names(spec.rule) is None:
             return f"no CUDA rule {spec.rule!r}"
         if not self.native.has_kernel(spec.rule, spec.formats):
-            return f"no CUDA kernel for {'/'.join(spec.formats)} (parameter/gradient/states)"
+            refusal = f"no CUDA kernel for {'/'.join(spec.formats)} (parameter/gradient/states)"
+            complete = self.native.combinations
+            if complete == "all" or spec.rule in complete.split(","):
+                return refusal
+            return f"{refusal}; danlu._cuda is built with DANLU_CUDA_COMBINATIONS={complete}"
         return refusal_of_tensors(spec)
 
     def executor(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> CudaExecutor:

@@ -9,18 +9,16 @@ from typing import Any
 
 from emulated import Emulated
 
-from .. import code
+from .. import built, code
 from ..memory import Fault, RecentTensors
 from .machine import Instruction, Launch, Machine, Program, disassembled
-
-ARCHITECTURE = 90
 
 
 @cache
 def kernels(library: Path, struct: str) -> dict[str, list[Instruction]]:
     """The machine code of an element-wise rule by the kernels' `plain` names."""
     mark = f"apply_kernelINS_4cuda{len(struct)}{struct}E".encode()
-    (cubin,) = (path for path in code.cubins(library, ARCHITECTURE) if mark in path.read_bytes())
+    (cubin,) = (path for path in code.cubins(library, built.ARCHITECTURE) if mark in path.read_bytes())
     return disassembled(cubin)
 
 
@@ -28,7 +26,9 @@ def kernels(library: Path, struct: str) -> dict[str, list[Instruction]]:
 def program(library: Path, name: str) -> Program:
     struct = re.match(r"danlu::apply_kernel<danlu::cuda::(\w+),", name)
     assert struct, f"{name} is not element-wise"
-    return Program(kernels(library, struct[1])[name])
+    found = kernels(library, struct[1])
+    assert name in found, f"danlu._cuda is built without {name}"
+    return Program(found[name])
 
 
 class Executor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,12 +105,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if INTERPRETED:  # numpy computes there, and tells of overflows and NaN
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton")
         config.addinivalue_line("filterwarnings", "ignore:Conversion of an array:DeprecationWarning:triton")
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Else each collection of garbage looks at all of torch and of pytest again."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

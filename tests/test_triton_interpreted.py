@@ -30,12 +30,12 @@ def of(*names: str) -> list[str]:
     return [f"tests/test_{name}.py" for name in names]
 
 
+REDUCING = "tests/interpreted/test_triton_reducing.py"
+BITS = sorted(str(path.relative_to(TESTS.parent)) for path in TESTS.glob("interpreted/test_*.py"))
+BITS.remove(REDUCING)
 RUNS = {
-    # everything in tests/interpreted but what the next one has
-    "bits": Run(
-        ["tests/interpreted", "--ignore=tests/interpreted/test_triton_reducing.py"], "", "", (164, 100)
-    ),
-    "rules that reduce": Run(["tests/interpreted/test_triton_reducing.py"], "", "", (74, 30)),
+    "bits": Run(BITS, "", "", (164, 100)),
+    "rules that reduce": Run([REDUCING], "", "", (74, 30)),
     # the tests with the fixture `backend`; of rules that reduce, which take seconds each, one
     "what every backend must do": Run(
         of("gradient_scale", "torch_contract", "checkpoints"),
@@ -57,37 +57,50 @@ RUNS = {
 }
 
 
+class Started(NamedTuple):
+    process: subprocess.Popen[bytes]
+    output: Path
+    all_tests: bool
+
+
 @pytest.fixture(scope="module")
-def started(
-    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> dict[str, tuple[subprocess.Popen[bytes], Path]]:
-    """All of them at once: each keeps one core busy."""
-    found = {}
-    everything = bool(pytestconfig.getoption("--all"))
-    for name, wanted in RUNS.items():
-        output = tmp_path_factory.mktemp("interpreted") / "output"
-        with output.open("wb") as file:
-            chosen = wanted.all_tests if everything else wanted.tests
-            options = ["-k", chosen, *(["--all"] if everything else [])]
-            command = [sys.executable, "-m", "pytest", "-q", *options, *wanted.paths]
-            env = {**os.environ, "TRITON_INTERPRET": "1"}
-            run = subprocess.Popen(command, cwd=TESTS.parent, env=env, stdout=file, stderr=subprocess.STDOUT)
-        found[name] = (run, output)
-    return found
+def started(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, Started]:
+    """With --all each by itself, all at once; without it one process, which takes seconds to start."""
+    if pytestconfig.getoption("--all"):
+        return {
+            name: start(tmp_path_factory, ["--all", "-k", wanted.all_tests, *wanted.paths])
+            for name, wanted in RUNS.items()
+        }
+    chosen = " or ".join(map(those_of, RUNS.values()))
+    paths = [path for wanted in RUNS.values() for path in wanted.paths]
+    return dict.fromkeys(RUNS, start(tmp_path_factory, ["-k", chosen, *paths]))
+
+
+def those_of(wanted: Run) -> str:
+    """For pytest's -k, which knows the names of files, too."""
+    files = " or ".join(path.rpartition("/")[2] for path in wanted.paths)
+    return f"(({files}) and ({wanted.tests}))" if wanted.tests else f"({files})"
+
+
+def start(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) -> Started:
+    output = tmp_path_factory.mktemp("interpreted") / "output"
+    with output.open("wb") as file:
+        command = [sys.executable, "-m", "pytest", "-v", *arguments]
+        env = {**os.environ, "TRITON_INTERPRET": "1"}
+        run = subprocess.Popen(command, cwd=TESTS.parent, env=env, stdout=file, stderr=subprocess.STDOUT)
+    return Started(run, output, "--all" in arguments)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_interpreted(
-    name: str, started: dict[str, tuple[subprocess.Popen[bytes], Path]], pytestconfig: pytest.Config
-) -> None:
-    run, output = started[name]
-    status, text = run.wait(), output.read_text()
+def test_interpreted(name: str, started: dict[str, Started], pytestconfig: pytest.Config) -> None:
+    run = started[name]
+    status, text = run.process.wait(), run.output.read_text()
     assert status == 0, text[-3000:]
     assert "skipped" not in text.splitlines()[-1]
-    passed = re.search(r"(\d+) passed", text)
-    assert passed
-    assert int(passed[1]) >= RUNS[name].least[0 if pytestconfig.getoption("--all") else 1]
-    left_elsewhere(pytestconfig, text)
+    passed = re.findall(r"^(\S+?)::.* PASSED", text, re.MULTILINE)
+    assert sum(path in RUNS[name].paths for path in passed) >= RUNS[name].least[0 if run.all_tests else 1]
+    if run.all_tests or name == next(iter(RUNS)):
+        left_elsewhere(pytestconfig, text)
 
 
 def test_elsewhere_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

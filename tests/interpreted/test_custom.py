@@ -10,15 +10,18 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from test_triton_bits import NATIVE
 
 import danlu
 from cases import STORAGES, Case, Storage
 from danlu.formula import sqrt
-from layouts import LAYOUTS
 from runs import assert_same, run
 from training import all_same, everything, some_params, train
 
-NATIVE = [layout for layout in LAYOUTS if layout.native and layout.id != "several-chunks"]
+# what converts knows no rule
+FORMATS = [
+    s if s in (STORAGES[0], STORAGES[3]) else pytest.param(s, marks=pytest.mark.full) for s in STORAGES
+]
 
 
 @triton.jit
@@ -79,7 +82,7 @@ SlowAndFast = danlu.custom(
 
 
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
-@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.id)
+@pytest.mark.parametrize("storage", FORMATS, ids=lambda s: s.id)
 def test_same_bits(storage: Storage, capturable: bool) -> None:
     case = Case("slow-and-fast", SlowAndFast, dict(lr=2e-3))
     results = [

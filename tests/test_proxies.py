@@ -166,7 +166,8 @@ INNER_USES: dict[str, Callable[[Any], Any]] = {
     "accumulation_steps": of_group("accumulation_steps"),
     "fold": of_group("fold", 2.0, 1.0),
     "hyper": of_group("hyper"),
-    "initial_state": lambda opt: opt.initial_state("exp_avg", parameters(opt)[0], (4, 1)),
+    "initial_state": lambda opt: opt.initial_state("exp_avg", parameters(opt)[0], (1,)),
+    "sums": of_group("sums", (4, 2)),
     "sparse_mode": chosen_by_groups,
     "learning_rate": of_group("learning_rate"),
     "make_state": lambda opt: opt.make_state(),
@@ -196,7 +197,8 @@ SAME = {
     *("OptimizerPostHook", "OptimizerPreHook", "profile_hook_step", "rank", "position_key", "training_key"),
     *("backend", "capturable", "check", "coefficients", "counters_on_device", "outcome", "reduces"),
     "max_grad_norm",
-    *("also_loads", "optional_states", "reference", "state_names", "takes_gradients"),
+    *("also_loads", "optional_states", "reference", "reference_takes_shape"),
+    *("state_names", "takes_gradients"),
 }
 OWN = {"optimizer"}  # the proxy's is the wrapper
 

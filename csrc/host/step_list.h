@@ -73,12 +73,13 @@ class StepList {
       StateTensor stored{name.ptr(), tensor.ptr(), r.ndim, r.first_dim, 0, 0};
       if (i < r.num_arrays) {
         std::tie(stored.value, stored.array) = arrays[i];
-        const auto its_shape = tensor.attr("shape").cast<std::vector<int64_t>>();
-        if (its_shape != shape && !r.sharded) {
+        const py::object own = r.sharded ? tensor.attr("_local_tensor") : tensor;
+        const auto its_shape = own.attr("shape").cast<std::vector<int64_t>>();
+        if (its_shape != shape) {
           stored.ndim = int(its_shape.size());
           stored.first_dim = dims_.size();
           dims_.insert(dims_.end(), its_shape.begin(), its_shape.end());
-          for (const py::handle stride : tensor.attr("stride")()) dims_.push_back(stride.cast<int64_t>());
+          for (const py::handle stride : own.attr("stride")()) dims_.push_back(stride.cast<int64_t>());
         }
       }
       state_tensors_.push_back(stored);

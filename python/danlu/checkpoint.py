@@ -11,7 +11,7 @@ import torch
 
 from . import checks, formats, state
 from .fake import is_fake
-from .sharding import sharded_alike
+from .sharding import is_sharded, part_of, placed_for
 from .step_rule import StepRule
 
 # hyper-parameters by which optimizers, danlu's and torch's, are told from each other
@@ -115,9 +115,9 @@ def _read_state(
         elif key in kept:
             its = kept[key]
             if its.format.is_torch:
-                found[key] = fitted(name, key, p, its.shape, value, its.dtype)
+                found[key] = fitted(name, key, p, its.shape, value, its.dtype, its.reduced)
             else:
-                found[key] = fitted(name, key, p, its.shape, value, its.dtype, cast=False)
+                found[key] = fitted(name, key, p, its.shape, value, its.dtype, its.reduced, cast=False)
         elif isinstance(value, torch.Tensor):  # a user's, or of a setting that is off
             found[key] = _moved(
                 name, key, value, p, optimizer.state_dtype(key, p) if key in own else value.dtype
@@ -132,7 +132,8 @@ def _converted(
 ) -> Mapping[str, Any]:
     """What a checkpoint holds, with states in the formats of the optimizer where it has them in others."""
     result = dict(held)
-    for value, wanted in {its.value: its.format for its in kept.values() if its.value}.items():
+    for value, its in {its.value: its for its in kept.values() if its.value}.items():
+        wanted = its.format
         found = formats.found(value, held)
         if found is None or found is wanted or (found.is_torch and wanted.is_torch):
             continue
@@ -141,7 +142,8 @@ def _converted(
         if wanted.is_torch:
             result[value] = numbers
         else:
-            result.update(state.encoded(wanted, value, p, _moved(name, value, numbers, p, torch.float32)))
+            moved = _moved(name, value, numbers, p, torch.float32)
+            result.update(state.encoded(wanted, value, p, its.reduced, moved))
     return result
 
 
@@ -207,11 +209,13 @@ def fitted(
     shape: tuple[int, ...],
     value: Any,
     dtype: torch.dtype,
+    reduced: tuple[int, ...] = (),
     *,
     cast: bool = True,
 ) -> torch.Tensor:
-    """A state that a rule takes, of that dtype and shape; without a copy where it fits. cast: from any dtype
-    that torch computes in.
+    """A state that a rule takes, of that dtype and shape; without a copy where it fits. A plain tensor of a
+    DTensor's whole shape is a whole state, of which each rank takes its part. reduced: the dimensions that it
+    is reduced over. cast: from any dtype that torch computes in.
 
     Raises:
         TypeError, ValueError: it does not; `name` is the parameter's.
@@ -227,12 +231,14 @@ def fitted(
             raise TypeError(
                 f"{name}: state {key!r} has dtype {value.dtype}; a real floating-point tensor is needed"
             )
+        if is_sharded(p) and not is_sharded(value) and value.shape == shape:
+            value = part_of(p, reduced, value)
         value = _moved(name, key, value, p, dtype)
         if value.shape == shape and value.layout == torch.strided:
             value = state.laid_out(p, value)
     if not p.is_meta:
         checks.state(name, key, p, shape, value, None if cast else dtype)
-    if not sharded_alike(p, value):
+    if not placed_for(p, reduced, value):
         raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
     fits: torch.Tensor = value
     return fits

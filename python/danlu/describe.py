@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 
 from . import backends, checks, formats, state
 from .fake import is_fake
-from .sharding import PLAIN, is_sharded, local, refuse_pieces, sharded_alike
+from .sharding import PLAIN, is_sharded, local, placed_for, refuse_pieces, sharded_alike
 from .spec import Backend, ParamSpec
 from .step_rule import StepRule
 
@@ -137,15 +138,16 @@ def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) 
         param=p,
         name=name,
         group=group_index,
-        rule=optimizer.rule(group, tuple(shard.shape)),
+        rule=optimizer.rule(group, tuple(p.shape)),
         accumulation_steps=optimizer.accumulation_steps(group),
         takes_gradient=optimizer.takes_gradients,
         sharded=is_sharded(p),
         fake=is_fake(shard),
         shape=tuple(shard.shape),
+        whole=tuple(p.shape),
         strides=tuple(shard.stride()),
         reduces=optimizer.reduces,
-        matrix=optimizer.matrix(group, tuple(shard.shape)),
+        matrix=_matrix(optimizer, group, p),
         sparse_mode=lazy,
         variant=optimizer.variant(group, p),
         formats=tuple(value.name for value in (own, gradient, *others_kept)),
@@ -154,10 +156,17 @@ def describe(optimizer: StepRule, group_index: int, name: str, p: torch.Tensor) 
     )
 
 
+def _matrix(optimizer: StepRule, group: dict[str, Any], p: torch.Tensor) -> tuple[int, int, int] | None:
+    part = tuple(local(p).shape)
+    matrix = optimizer.matrix(group, tuple(p.shape), part)
+    # a dimension of size 1 that no matrix has is 0 on ranks that have nothing of it
+    return matrix if matrix is None or math.prod(matrix) == math.prod(part) else None
+
+
 def _check_state(name: str, key: str, p: torch.Tensor, kept: state.Kept, value: Any) -> None:
     checks.state(name, key, p, kept.shape, value, None if kept.format.is_torch else kept.dtype)
     checks.alike_fake(name, f"state {key!r}", local(p), local(value))
-    if not sharded_alike(p, value):
+    if not placed_for(p, kept.reduced, value):
         raise ValueError(f"{name}: state {key!r} is not sharded as the parameter is")
 
 

@@ -67,11 +67,14 @@ def summed(listed: ListedRows) -> SummedRows:
     return SummedRows(rows, sums.squeeze(-1).to(values.device))
 
 
-def rows_taking_part(g: torch.Tensor) -> SummedRows:
-    """Those that a COO gradient lists, or those of a dense one that are not all zero; NaN is not zero."""
+def rows_taking_part(g: torch.Tensor, rows: torch.Tensor | None = None) -> SummedRows:
+    """Those that a COO gradient lists, or those of a dense one that are not all zero; NaN is not zero.
+
+    rows: those of a dense gradient, where they are known.
+    """
     if g.layout == torch.sparse_coo:
         return summed_rows(g)
-    rows = nonzero_rows(g)
+    rows = nonzero_rows(g) if rows is None else rows
     return SummedRows(rows, g.detach()[rows])
 
 

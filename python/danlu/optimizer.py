@@ -11,12 +11,14 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from typing_extensions import TypedDict
 
-from . import backends, callers, checkpoint, checks, formats, scale, state
+from . import backends, callers, checkpoint, checks, formats, scale, sharded_step, state
 from .describe import describe, left_alone
+from .layout import Layout
 from .locking import one_at_a_time
 from .places import Places
 from .plan import Plan, named_parameters, refuse_flattened
 from .report import BackendReport
+from .sharding import dtensor_type
 from .update_rule import UpdateRule
 
 Params: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
@@ -78,6 +80,7 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
     _idle_plans: tuple[Plan, ...] = ()  # of other lists of parameters, which steps take in turn
     _captured_plans: tuple[Plan, ...] = ()
     _steps: int = 0
+    _layout: Layout | None = None  # of the last step that asked for one
 
     def __init__(
         self,
@@ -239,33 +242,54 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
         if not self.state and callers.asks_for_state():
             self.make_state()
             return
-        scaling = self._scaling(self.param_groups)
+        layout = self._layout_of_now()
+        if self._layout is not None:
+            self._layout.settle_gradients()
+        scaling = self._scaling(self.param_groups, alone=layout is None)
         if scaling is None:
             return
         self._steps += 1
         if self._idle_plans or self._plan is None or not self._plan.lists(self.param_groups):
             self._choose_plan()
-        self._step_by(self, scaling)
+        if layout is None:
+            self._step_by(self, scaling)
+        else:
+            sharded_step.step(self, layout, scaling, lambda: self._begun(self))
 
-    def _scaling(self, groups: list[dict[str, Any]]) -> scale.Scaling | None:
-        """Of a step of these groups; None if it has to change nothing."""
+    def _layout_of_now(self) -> Layout | None:
+        """What other ranks are asked in this step; None if nothing is."""
+        if dtensor_type() is None:
+            return None
+        if self._layout is None or not self._layout.fits(self):
+            self._layout = Layout(self)
+        return self._layout if self._layout.groups else None
+
+    def _scaling(self, groups: list[dict[str, Any]], *, alone: bool = True) -> scale.Scaling | None:
+        """Of a step of these groups; None if it has to change nothing.
+
+        alone: whether no other rank waits for it.
+        """
         scaling = scale.Scaling.of(self, self.max_grad_norm)
         if not self.counters_on_device:
             if scaling.on_device or any(scale.is_on_device(group.get("lr")) for group in groups):
                 self.counters_on_device = True
                 self._drop_plan()
-            elif scaling.skips():
+            elif alone and scaling.skips():
                 return None
         return scaling
 
     def _step_by(self, keeper: _KeepsPlan, scaling: scale.Scaling) -> None:
         """One step by a plan, this optimizer's or a part's."""
+        self._begun(keeper).step(self, scaling)
+
+    def _begun(self, keeper: _KeepsPlan) -> Plan:
+        """A plan that is current, with a step begun."""
         for _ in range(_TRIES):
             if keeper._plan is None:
                 keeper._plan = keeper._new_plan()
             keeper._plan.last_step = self._steps
-            if keeper._plan.step(self, scaling):
-                return
+            if keeper._plan.begin(self):
+                return keeper._plan
             self._drop(keeper._plan)  # should making the next one raise, the old one is no use
             keeper._plan = None
         raise RuntimeError(
@@ -274,7 +298,7 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
         )
 
     def _new_plan(self) -> Plan:
-        return Plan(self)
+        return Plan(self, layout=self._layout)
 
     @functools.cached_property
     def _places(self) -> Places:

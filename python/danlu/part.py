@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .layout import needs_other_ranks
 from .locking import one_at_a_time
 from .optimizer import FusedOptimizer
 from .places import Place, holds, name_at
@@ -32,7 +33,8 @@ class Part:
 
     Raises:
         TypeError: `optimizer` is none of those.
-        ValueError: a parameter is not the optimizer's; or `max_grad_norm` is set, whose norm is over all.
+        ValueError: a parameter is not the optimizer's, or a DTensor whose step needs other ranks; or
+            `max_grad_norm` is set, whose norm is over all.
     """
 
     def __init__(self, optimizer: FusedOptimizer, parameters: Iterable[torch.Tensor]) -> None:
@@ -86,12 +88,15 @@ class Part:
 
     def _find(self) -> None:
         """Where the parameters are, in the order of the groups."""
-        groups, places = self._optimizer.param_groups, self._optimizer._places
+        optimizer = self._optimizer
+        groups, places = optimizer.param_groups, optimizer._places
         found = []
         for name, p in zip(self._names, self._params, strict=True):
             at = places.find(groups, p)
             if at is None:
                 raise ValueError(f"{name}: not a parameter of the optimizer (shape {tuple(p.shape)})")
+            if needs_other_ranks(optimizer, groups[at[0]], p):
+                raise ValueError(f"{name}: its step needs sums of other ranks, which all step together")
             found.append((at, p))
         found.sort(key=lambda item: item[0])
         self._places, self._params = [at for at, _ in found], [p for _, p in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -33,6 +34,26 @@ class PartialSums:
 
     def mean(self) -> torch.Tensor:
         return self.values / self.count
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A sum that a rule takes over dimensions of a parameter."""
+
+    dims: tuple[int, ...]
+    kept_out: tuple[int, ...] = ()  # further dimensions that its values do not have
+
+    @classmethod
+    def of_all(cls, shape: tuple[int, ...]) -> Statistic:
+        return cls(tuple(range(len(shape))))
+
+    def shape(self, part: tuple[int, ...]) -> tuple[int, ...]:
+        """Of its values for a part of that shape."""
+        return tuple(1 if d in (*self.dims, *self.kept_out) else size for d, size in enumerate(part))
+
+    def count(self, whole: tuple[int, ...]) -> int:
+        """Of elements in each value."""
+        return math.prod(whole[d] for d in self.dims)
 
 
 # a reference that reduces: stops with all sums of a pass, and returns what others return

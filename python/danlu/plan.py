@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import operator
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from . import backends, checks, shared_memory
 from .describe import Descriptions, choose, describe, left_alone
+from .layout import ALONE, Layout, Share
 from .places import name_at
 from .scale import Scaling, StepScale
 from .sharding import flattened_by, refuse_pieces
-from .spec import Backend, ParamSpec
+from .spec import Backend, Executor, ParamSpec
 from .step_rule import StepRule
 
 Named: TypeAlias = tuple[int, str, torch.Tensor]  # group index, name, parameter
@@ -27,10 +29,17 @@ class Plan:
     first gradient that comes late) makes `step` return False, and the optimizer makes a new plan. Making one
     validates every parameter before anything is written.
 
-    parameters: (group index, name, parameter) of those that it is for, each once; None for all.
+    parameters: (group index, name, parameter) of those that it is for, each once; None for all. layout: what
+    ranks exchange; tensors whose sums they do, or whose squares are summed over other groups, have executors
+    of their own.
     """
 
-    def __init__(self, optimizer: StepRule, parameters: Iterable[Named] | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: StepRule,
+        parameters: Iterable[Named] | None = None,
+        layout: Layout | None = None,
+    ) -> None:
         self.last_step = 0  # that took it, as the optimizer counts them
         self._params: list[list[torch.Tensor]] = []
         if parameters is None:
@@ -55,37 +64,75 @@ class Plan:
         self._stepped = [spec.param for spec in described]
         in_order = [backend is backends.REFERENCE for backend in chosen]
         turns = shared_memory.turns(described, in_order)
-        taken: dict[tuple[int, Backend, torch.device], list[ParamSpec]] = {}
+        taken: dict[tuple[int, Backend, torch.device, Share], list[ParamSpec]] = {}
         for turn, backend, spec in zip(turns, chosen, described, strict=True):
             descriptions.ensure_state(spec)
-            taken.setdefault((turn, backend, spec.param.device), []).append(spec)
+            spec.member = None if layout is None else layout.of.get(id(spec.param))
+            share = ALONE if layout is None else layout.share(spec.param)
+            taken.setdefault((turn, backend, spec.param.device, share), []).append(spec)
         self._slow = list(itertools.compress(described, in_order))
         in_turn = sorted(taken.items(), key=lambda item: item[0][0])
-        self._executors = [backend.executor(optimizer, specs) for (_, backend, _), specs in in_turn]
+        self._executors = [backend.executor(optimizer, specs) for (_, backend, *_), specs in in_turn]
+        self.shares = [share for (*_, share), _ in in_turn]  # of each executor
 
     @property
     def captured(self) -> bool:
         """Whether a graph has recorded a step, whose replays read the tables of its executors."""
         return any(executor.captured for executor in self._executors)
 
-    def step(self, optimizer: StepRule, scaling: Scaling) -> bool:
-        """Makes one step; False, with nothing written, if the plan is out of date.
+    @property
+    def executors(self) -> Sequence[Executor]:
+        return self._executors
 
-        Raises for a tensor or a hyper-parameter that cannot be stepped, with nothing written.
+    def begin(self, optimizer: StepRule) -> bool:
+        """Reads what a step needs; False if the plan is out of date. Nothing is written.
+
+        Raises for a tensor that cannot be stepped. After True `step`, or who steps instead, has to `release`.
         """
         try:
-            if not self._refresh(optimizer):
-                return False
+            current = self._refresh(optimizer)
+        except BaseException:
+            self.release()
+            raise
+        if not current:
+            self.release()
+        return current
+
+    def step(self, optimizer: StepRule, scaling: Scaling) -> None:
+        """Makes the step that has begun.
+
+        Raises for a hyper-parameter that is out of its range, with nothing written.
+        """
+        try:
             if any(executor.reads_host for executor in self._executors) and scaling.skips():
-                return True
-            for executor, scale in zip(self._executors, self._scales(scaling), strict=True):
-                executor.prepare(optimizer, scale)
+                return
+            self.prepare(optimizer, scaling)
             for executor in self._executors:
                 executor.run()
-            return True
         finally:
-            for executor in self._executors:
-                executor.release()
+            self.release()
+
+    def prepare(
+        self,
+        optimizer: StepRule,
+        scaling: Scaling,
+        squares: Sequence[torch.Tensor | float] | None = None,
+        found_inf: torch.Tensor | None = None,
+    ) -> None:
+        """Folds the coefficients of the step that has begun, again if it has to be.
+
+        squares: whose sum is that of all gradients of all ranks; None: there are no others. found_inf: not 0
+        where ranks have agreed to change nothing; None: as this one knows.
+        """
+        for executor, scale in zip(self._executors, self._scales(scaling, squares), strict=True):
+            if found_inf is not None:
+                scale = dataclasses.replace(scale, found_inf=found_inf)
+            executor.prepare(optimizer, scale)
+
+    def release(self) -> None:
+        """Lets go of what a step has read."""
+        for executor in self._executors:
+            executor.release()
 
     def has_states(self, optimizer: StepRule) -> bool:
         """Whether its parameters are still the optimizer's, which may have put others in their place."""
@@ -112,14 +159,15 @@ class Plan:
             executor.refresh(optimizer) for executor in self._executors
         )
 
-    def _scales(self, scaling: Scaling) -> list[StepScale]:
+    def _scales(
+        self, scaling: Scaling, squares: Sequence[torch.Tensor | float] | None = None
+    ) -> list[StepScale]:
         """What each executor is told; those on a device read it there, without waiting."""
-        squares: list[torch.Tensor | float] = []
         clip = None
-        if scaling.clips:
-            clip = self._clip_factor(scaling)
-            if clip is None:
-                squares = [executor.gradient_squares() for executor in self._executors]
+        if squares is None:
+            clip = self._clip_factor(scaling) if scaling.clips else None
+            by_executor = scaling.clips and clip is None
+            squares = [executor.gradient_squares() for executor in self._executors if by_executor]
         factor: float | None = None  # read once, where a number is wanted
         scales = []
         for executor in self._executors:

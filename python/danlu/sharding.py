@@ -6,6 +6,7 @@ Nothing here imports torch.distributed, for those who do not use it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,100 @@ def sharded_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(a.placements == b.placements and a.device_mesh == b.device_mesh)  # type: ignore[attr-defined]
 
 
+def sharded_dim(placement: Any) -> int | None:
+    """The dimension that a placement cuts. `_StridedShard` is no subclass of `Shard`, and says that it is
+    none.
+    """
+    dim = getattr(placement, "dim", None)
+    return dim if isinstance(dim, int) else None
+
+
+def placements_of(p: torch.Tensor, reduced: tuple[int, ...]) -> tuple[Any, ...]:
+    """Where a tensor is that is a DTensor reduced over some dimensions: whole on all ranks that have other
+    parts of these dimensions.
+    """
+    from torch.distributed.tensor import Replicate
+
+    return tuple(
+        Replicate() if sharded_dim(placement) in reduced else placement
+        for placement in p.placements  # type: ignore[attr-defined]
+    )
+
+
+def placed_for(p: torch.Tensor, reduced: tuple[int, ...], value: torch.Tensor) -> bool:
+    """Whether a state of `p` that is reduced over these dimensions lies where a step reads it."""
+    if not is_sharded(p) or not is_sharded(value):
+        return is_sharded(p) == is_sharded(value)
+    same_mesh = value.device_mesh == p.device_mesh  # type: ignore[attr-defined]
+    return bool(same_mesh and tuple(value.placements) == placements_of(p, reduced))  # type: ignore[attr-defined]
+
+
+def reduced_shape(shape: tuple[int, ...], reduced: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 if d in reduced else size for d, size in enumerate(shape)) if reduced else shape
+
+
+def zeros(p: torch.Tensor, reduced: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """As `p`, of size 1 in the dimensions that are reduced; of a DTensor a DTensor."""
+    if not reduced:
+        return torch.zeros_like(p, dtype=dtype, requires_grad=False)
+    shape, part = (reduced_shape(tuple(t.shape), reduced) for t in (p, local(p)))
+    own = torch.zeros(part, dtype=dtype, device=p.device)
+    return _placed(p, placements_of(p, reduced), own, shape) if is_sharded(p) else own
+
+
+def part_of(p: torch.Tensor, reduced: tuple[int, ...], whole: torch.Tensor) -> torch.Tensor:
+    """A DTensor for a state of `p`, of which every rank has all numbers; no rank asks another."""
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    placements, coordinate = placements_of(p, reduced), mesh.get_coordinate()
+    part = whole.to(p.device)
+    # where mesh dimensions cut the same one of the tensor, `_StridedShard` stands for a cut made last
+    for k in sorted(range(mesh.ndim), key=lambda k: type(placements[k]).__name__ == "_StridedShard"):
+        dim = sharded_dim(placements[k])
+        if dim is not None:
+            parts = part.chunk(mesh.size(k), dim)
+            part = parts[coordinate[k]] if coordinate[k] < len(parts) else part.narrow(dim, 0, 0)
+    return _placed(p, placements, part.contiguous(), tuple(whole.shape))
+
+
+def _placed(
+    p: torch.Tensor, placements: Sequence[Any], part: torch.Tensor, shape: tuple[int, ...]
+) -> torch.Tensor:
+    # torch takes every shard for as large as this one unless it is told, which is wrong where they are uneven
+    strides = torch.empty(shape, device="meta").stride()
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    kind: Any = dtensor_type()
+    made: torch.Tensor = kind.from_local(
+        part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides
+    )
+    return made
+
+
+def is_partial(t: torch.Tensor) -> bool:
+    """Whether ranks have summands of a DTensor."""
+    return any(placement.is_partial() for placement in t.placements)  # type: ignore[attr-defined]
+
+
+def is_replicated(p: torch.Tensor) -> bool:
+    """Whether several ranks have the same part of a DTensor."""
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    return any(
+        sharded_dim(placement) is None and mesh.size(k) > 1
+        for k, placement in enumerate(p.placements)  # type: ignore[attr-defined]
+    )
+
+
+def groups_of(p: torch.Tensor, dims: Sequence[int]) -> tuple[Any, ...]:
+    """The process groups of more than one rank whose ranks have other parts of a sum over dimensions."""
+    if not is_sharded(p):
+        return ()
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    return tuple(
+        mesh.get_group(k)
+        for k, placement in enumerate(p.placements)  # type: ignore[attr-defined]
+        if sharded_dim(placement) in dims and mesh.size(k) > 1
+    )
+
+
 def flattened_by(p: torch.Tensor) -> str | None:
     """Who keeps `p` as a flat piece of whole parameters, if its mark is on `p`.
 
@@ -57,9 +152,6 @@ def refuse_pieces(optimizer: StepRule, group: dict[str, Any], name: str, p: torc
     kind = type(optimizer).__name__
     lazy = optimizer.sparse_mode(group) is not None
     if is_sharded(p):
-        if optimizer.reduces or lazy:
-            needs = "sums over whole tensors" if optimizer.reduces else "steps whole rows"
-            raise ValueError(f"{name}: {kind} {needs} and takes no DTensor")
         return
     clips = optimizer.max_grad_norm is not None
     if clips and any(o is optimizer for o in getattr(p, "_in_backward_optimizers", ())):

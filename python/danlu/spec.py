@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from .layout import Member
 from .partial_sums import PartialSums
 from .scale import StepScale
 from .step_rule import StepRule
@@ -26,6 +27,7 @@ class ParamSpec:
     sharded: bool
     fake: bool
     shape: tuple[int, ...]
+    whole: tuple[int, ...]  # shape of the parameter that this is a shard of, or of itself
     strides: tuple[int, ...]
     reduces: bool  # whether the rule sums over tensors
     matrix: tuple[int, int, int] | None  # batch, rows, columns, where the rule reduces
@@ -35,11 +37,19 @@ class ParamSpec:
     state_names: tuple[str, ...]
     state: dict[str, Any]
     coefficients_index: int = -1  # the backend's number for group and variant
+    member: Member | None = None  # what other ranks know of it, if they have parts of it
 
     @property
     def gradient(self) -> torch.Tensor | None:
         """None if the parameter takes no part in this step."""
         return self.param.grad if self.takes_gradient else self.param
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """Those that take part in this step of a lazy parameter, where ranks have parts of rows; None: its
+        gradient tells.
+        """
+        return None if self.member is None else self.member.rows
 
     def like(self, param: torch.Tensor, name: str, variant: Hashable, state: dict[str, Any]) -> ParamSpec:
         """Of another parameter that looks alike; less than `dataclasses.replace`, for plans of thousands."""

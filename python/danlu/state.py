@@ -8,7 +8,7 @@ import torch
 
 from . import checks
 from .formats import Format
-from .sharding import local
+from .sharding import local, reduced_shape, zeros
 from .step_rule import StepRule
 
 # 0-dim float32 tensors: updates made, and gradients taken since the last update; the optimizer says where
@@ -19,6 +19,7 @@ class Kept(NamedTuple):
     """One tensor of a state: an array of a value."""
 
     shape: tuple[int, ...]
+    reduced: tuple[int, ...]  # the dimensions that it is reduced over
     format: Format
     array: int
     value: str  # the name of the state; empty for a parameter's further arrays
@@ -34,13 +35,14 @@ def tensors(optimizer: StepRule, group: dict[str, Any], p: torch.Tensor) -> dict
     """
     shape = tuple(p.shape)
     kept: dict[str, Kept] = {}
-    for name, its_shape in optimizer.states(group, shape).items():
+    for name, reduced in optimizer.states(group, shape).items():
         held_as = optimizer.state_format(name, p)
+        its_shape = reduced_shape(shape, reduced)
         for i, key in enumerate(held_as.keys(name)):
-            kept[key] = Kept(its_shape, held_as, i, name)
+            kept[key] = Kept(its_shape, reduced, held_as, i, name)
     own = optimizer.param_format(p)
     for i, key in enumerate(own.keys_of_parameter(), 1):
-        kept[key] = Kept(shape, own, i, "")
+        kept[key] = Kept(shape, (), own, i, "")
     return kept
 
 
@@ -60,12 +62,12 @@ def ensure(optimizer: StepRule, p: torch.Tensor, group: dict[str, Any]) -> dict[
         if key in state:  # another memory format may have come with the model or a checkpoint
             state[key] = laid_out(p, state[key])
         elif kept.format.is_torch:
-            state[key] = optimizer.initial_state(kept.value, p, kept.shape)
+            state[key] = optimizer.initial_state(kept.value, p, kept.reduced)
         elif not kept.value:
-            state[key] = _zeros(p, kept.shape, kept.dtype)
+            state[key] = zeros(p, kept.reduced, kept.dtype)
         else:  # all of its arrays are lacking
-            numbers = optimizer.initial_state(kept.value, p, kept.shape)
-            state.update(encoded(kept.format, kept.value, p, numbers))
+            numbers = optimizer.initial_state(kept.value, p, kept.reduced)
+            state.update(encoded(kept.format, kept.value, p, kept.reduced, numbers))
     for name in counters(optimizer, group):
         device = optimizer.counter_device(p)
         held = state.get(name)
@@ -76,19 +78,15 @@ def ensure(optimizer: StepRule, p: torch.Tensor, group: dict[str, Any]) -> dict[
     return state
 
 
-def encoded(held_as: Format, name: str, p: torch.Tensor, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+def encoded(
+    held_as: Format, name: str, p: torch.Tensor, reduced: tuple[int, ...], numbers: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The tensors that keep a state of `p`, by their keys."""
-    made = [_zeros(p, tuple(numbers.shape), array.dtype) for array in held_as.arrays]
+    made = [zeros(p, reduced, array.dtype) for array in held_as.arrays]
     held_as.store(
         local(numbers), [local(t) for t in made], index_of(local(numbers)) if held_as.indexed else None
     )
     return dict(zip(held_as.keys(name), made, strict=True))
-
-
-def _zeros(p: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if shape == p.shape:
-        return torch.zeros_like(p, dtype=dtype, requires_grad=False)
-    return torch.zeros(shape, dtype=dtype, device=p.device)
 
 
 def _counter(device: torch.device) -> torch.Tensor:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 
 from . import formats, scalar, scale, state
-from .partial_sums import Reducing, SummedDims
+from .partial_sums import Reducing, Statistic, SummedDims
+from .sharding import zeros
 
 
 class UpdateRule:
@@ -26,8 +27,10 @@ class UpdateRule:
     optional_states: ClassVar[tuple[str, ...]] = ()
     # hyper-parameters of classes whose checkpoints this one takes too, though it has not got them
     also_loads: ClassVar[tuple[str, ...]] = ()
-    # whether the rule sums over tensors: then shards of a tensor cannot be stepped one by one
+    # whether the rule sums over tensors: then shards of a tensor need one another's sums
     reduces: ClassVar[bool] = False
+    # whether `reference` is told the shape of the whole parameter, of which it may have a shard
+    reference_takes_shape: ClassVar[bool] = False
     # whether a step needs a gradient; one that does not steps every parameter
     takes_gradients: ClassVar[bool] = True
     # what becomes of what `reference` returns: "subtracted" from the parameter, "assigned" to it, or "none"
@@ -76,15 +79,24 @@ class UpdateRule:
         return self._rule
 
     def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the states of a parameter of that shape, in the order the rule takes them."""
-        return dict.fromkeys(self.state_names, shape)
+        """Names of the states of a parameter of that shape, in the order the rule takes them, each with the
+        dimensions that it is reduced over, where its size is 1.
+        """
+        return dict.fromkeys(self.state_names, ())
 
-    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    def matrix(
+        self, group: dict[str, Any], shape: tuple[int, ...], part: tuple[int, ...] | None = None
+    ) -> tuple[int, int, int] | None:
         """How a native rule that reduces sees a parameter: (batch, rows, columns), in memory's order.
 
-        (1, 1, n) is a parameter whose order does not matter. None: no native rule can see this shape.
+        part: the shape of the shard that is stepped; None: the whole. (1, 1, n) is a parameter whose order
+        does not matter. None: no native rule can see this shape.
         """
-        return 1, 1, math.prod(shape)
+        return 1, 1, math.prod(shape if part is None else part)
+
+    def sums(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[tuple[Statistic, ...], ...]:
+        """What a step of a parameter of that shape sums over it, by the stops of `Executor.rounds`."""
+        return ()
 
     def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
         """The dimensions that sums along rows are over, and those that sums along columns are over; rows and
@@ -145,12 +157,10 @@ class UpdateRule:
         """Whether a step may write the group's parameters; with `device`, an answer that may be there."""
         return self.learning_rate(group, device) != 0
 
-    def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """The state `name` of `p` before its first step."""
+    def initial_state(self, name: str, p: torch.Tensor, reduced: tuple[int, ...] = ()) -> torch.Tensor:
+        """The state `name` of `p` before its first step, of size 1 in its reduced dimensions."""
         dtype = self.state_dtype(name, p)
-        if shape == p.shape:
-            return torch.zeros_like(p, dtype=dtype, requires_grad=False)
-        return torch.zeros(shape, dtype=dtype, device=p.device)
+        return zeros(p, reduced, dtype)
 
     def fold(
         self,

@@ -59,17 +59,14 @@ class CpuExecutor(NativeExecutor):
     def __init__(self, optimizer: StepRule, specs: Sequence[ParamSpec]) -> None:
         self._native = _cpu.Step(exchange_api(), torch, dtensor_type(), instruction_set())
         super().__init__(self._native, _cpu, optimizer, specs)
-        self._sharded = any(spec.sharded for spec in specs)
         self._coefficients: list[tuple[float, ...]] = []
         self._summed = {
-            i: optimizer.summed_dims(optimizer.param_groups[spec.group], spec.shape)
+            i: optimizer.summed_dims(optimizer.param_groups[spec.group], spec.whole)
             for i, spec in enumerate(specs)
             if spec.reduces
         }
 
     def gradient_squares(self) -> torch.Tensor | float:
-        if self._sharded:  # needs the other ranks
-            return super().gradient_squares()
         return self._native.gradient_squares(torch.get_num_threads())
 
     def prepare(self, optimizer: StepRule, scale: StepScale) -> None:

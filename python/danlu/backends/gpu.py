@@ -61,13 +61,12 @@ class GpuExecutor(NativeExecutor):
         )
         self._coefficients: list[tuple[float, ...]] = []
         self._summed = {
-            i: optimizer.summed_dims(optimizer.param_groups[spec.group], spec.shape)
+            i: optimizer.summed_dims(optimizer.param_groups[spec.group], spec.whole)
             for i, spec in enumerate(specs)
             if spec.reduces
         }
         # with the native list's number of its tensors, and what launches each stage
         self._rounds: list[tuple[ReducingRounds, int, list[Any]]] | None = None
-        self._sharded = any(spec.sharded for spec in specs)
         self._max_norm = optimizer.max_grad_norm
         # of the last norm: its squares, and behind them in float32 the factor
         self._norm = torch.empty(2, dtype=torch.float64, device=self.device)
@@ -110,7 +109,7 @@ class GpuExecutor(NativeExecutor):
         """Of a dense gradient too: a launch takes the addresses of rows from the host."""
         checks.waits_for_rows(spec.name, self.device)
         if g.layout == torch.strided:
-            rows = nonzero_rows(g).cpu()
+            rows = (nonzero_rows(g) if spec.rows is None else spec.rows).cpu()
             return ListedRows(rows, g.detach(), rows, None)
         checks.listed_rows(spec.name, spec.param, g)
         rows = g._indices()[0].cpu()
@@ -119,14 +118,10 @@ class GpuExecutor(NativeExecutor):
         return listed if listed.offsets is None else ListedRows(*summed(listed), None, None)
 
     def gradient_squares(self) -> torch.Tensor | float:
-        if self._sharded:  # needs the other ranks
-            return super().gradient_squares()
         self.enqueue_norm(self._norm, None)
         return self._norm[0]
 
     def clip_factor(self, grad_scale: torch.Tensor | None) -> torch.Tensor | None:
-        if self._sharded:
-            return None
         self.enqueue_norm(self._norm, grad_scale)
         return self._norm.view(torch.float32)[2]
 

@@ -168,10 +168,11 @@ class NativeExecutor:
             g = spec.param.grad
             if g is None:
                 continue
+            g = local(g)
             if g.layout == torch.strided:
-                if self.finds_rows:
+                if self.finds_rows and spec.rows is None:
                     continue
-                if not _looks_like(g, spec.param):
+                if not _looks_like(g, local(spec.param)):
                     g = self._copy_gradient(i)
                     if g is None:
                         return False
@@ -197,6 +198,8 @@ class NativeExecutor:
         """Of a gradient that lists them, or of any if the kernels do not find rows themselves; the numbers
         on the host, the values on the parameter's device. Raises if it is none of the parameter.
         """
+        if spec.rows is not None:
+            return ListedRows(spec.rows, g.detach(), spec.rows, None)
         checks.listed_rows(spec.name, spec.param, g)
         checks.row_numbers(spec.name, spec.param, g._indices()[0])
         return listed_rows(g)

@@ -74,12 +74,12 @@ class ReferenceExecutor:
                 optimizer.fold(group, *_counters(spec), variant=spec.variant)  # may raise
 
     def run(self) -> None:
-        for _, steps in self._steps():
+        for _, steps in self._steps(copies=False):
             _finish(steps)
 
     def rounds(self) -> Iterator[Stop]:
         """As `Executor.rounds`: all tensors go from stop to stop together."""
-        running = self._steps()
+        running = self._steps(copies=True)  # nothing is written at the first stop
         while True:
             stop: Stop = []
             for spec, steps in running:
@@ -90,19 +90,21 @@ class ReferenceExecutor:
                 return
             yield stop
 
-    def _steps(self) -> list[tuple[ParamSpec, Generator[list[PartialSums], None, None]]]:
+    def _steps(self, copies: bool) -> list[tuple[ParamSpec, Generator[list[PartialSums], None, None]]]:
         assert self._optimizer is not None
         given = [(spec, spec.gradient) for spec in self._specs]
-        return [(spec, self._step(self._optimizer, spec, g)) for spec, g in given if g is not None]
+        return [(spec, self._step(self._optimizer, spec, g, copies)) for spec, g in given if g is not None]
 
     def release(self) -> None:
         self._optimizer = None
 
     def _step(
-        self, optimizer: StepRule, spec: ParamSpec, g: torch.Tensor
+        self, optimizer: StepRule, spec: ParamSpec, g: torch.Tensor, copies: bool
     ) -> Generator[list[PartialSums], None, None]:
         group, held = optimizer.param_groups[spec.group], spec.state
         hyper = optimizer.hyper(group, variant=spec.variant)
+        if optimizer.reference_takes_shape:
+            hyper["shape"] = spec.whole
         step, micro_step = _counters(spec)
         updates = micro_step + 1 >= spec.accumulation_steps
         counters = optimizer.counters(step, micro_step)
@@ -118,7 +120,7 @@ class ReferenceExecutor:
             kept = [(kept_as, list(itertools.islice(rest, len(kept_as.arrays)))) for kept_as in of_states]
             wide = torch.float64 if of_p[0].dtype == torch.float64 else torch.float32
             p = own.load(of_p, index).to(wide)
-            states = [kept_as.load(tensors, index).to(wide) for kept_as, tensors in kept]
+            states = [kept_as.load(tensors, index).to(wide, copy=copies) for kept_as, tensors in kept]
             result = optimizer.reference(p, g.to(wide) * factor, *states, **counters, **hyper)
             if isinstance(result, Generator):
                 result = yield from result
@@ -133,10 +135,10 @@ class ReferenceExecutor:
         stored = [local(t) for t in stored]
         index = index_of(stored[0]) if any(kept_as.indexed for kept_as in (own, *of_states)) else None
         if spec.sparse_mode == "rows":
-            yield from _update_rows(update, stored, g, index)
+            yield from _update_rows(update, stored, local(g), spec.rows, index)
         elif spec.sparse_mode == "params":
             seen = len(own.arrays), spec.reduces
-            yield from _update_rows_and_moments(update, stored, g, index, *seen)
+            yield from _update_rows_and_moments(update, stored, local(g), spec.rows, index, *seen)
         else:
             yield from update(stored, local(g), index)
 
@@ -196,10 +198,14 @@ def _finish(steps: Iterator[Any]) -> None:
 
 
 def _update_rows(
-    update: Update, stored: list[torch.Tensor], g: torch.Tensor, index: torch.Tensor | None
+    update: Update,
+    stored: list[torch.Tensor],
+    g: torch.Tensor,
+    known: torch.Tensor | None,
+    index: torch.Tensor | None,
 ) -> Generator[list[PartialSums], None, None]:
     """Of the parameter and its states, those rows that take part in the gradient."""
-    rows, values = rows_taking_part(g)
+    rows, values = rows_taking_part(g, known)
     if len(rows) == 0:
         return
     part = [t.detach()[rows] for t in stored]
@@ -212,6 +218,7 @@ def _update_rows_and_moments(
     update: Update,
     stored: list[torch.Tensor],
     g: torch.Tensor,
+    known: torch.Tensor | None,
     index: torch.Tensor | None,
     arrays: int,
     whole: bool,
@@ -219,7 +226,7 @@ def _update_rows_and_moments(
     """Of the parameter, in so many arrays, the rows that take part in the gradient, of its states all, the
     others as with a gradient and a parameter of zeros; `whole`: with the parameter as it is.
     """
-    rows, values = rows_taking_part(g)
+    rows, values = rows_taking_part(g, known)
     of_p = [t.detach() for t in stored[:arrays]]
     seen = [t.clone() if whole else torch.zeros_like(t).index_copy_(0, rows, t[rows]) for t in of_p]
     spread = torch.zeros_like(of_p[0], dtype=values.dtype).index_copy_(0, rows, values)

@@ -13,7 +13,7 @@ from .. import checks, scalar
 from ..formula import sqrt
 from ..locking import one_at_a_time
 from ..optimizer import EngineOptions, FusedOptimizer, Params
-from ..partial_sums import PartialSums, Reducing, SummedDims
+from ..partial_sums import PartialSums, Reducing, Statistic, SummedDims
 from .adafactor_checkpoints import translated
 from .adafactor_options import check, refuse_both, refuse_foreign, settled
 from .adafactor_presets import NEUTRAL, PRESETS
@@ -90,6 +90,7 @@ class Adafactor(FusedOptimizer):
     state_names = ("row_var", "col_var", "variance", "exp_avg")
     optional_states = ("exp_avg",)  # beta1 may be turned on later
     reduces = True
+    reference_takes_shape = True
     _warned = False  # of a scheduler whose lr is ignored
 
     def __init__(
@@ -136,14 +137,11 @@ class Adafactor(FusedOptimizer):
 
     def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         dims = _dims(group, shape)
-        found = {"variance": shape}
+        found: dict[str, tuple[int, ...]] = {"variance": ()}
         if dims is not None:
             first, second = dims
-            found = {
-                "row_var": (*shape[:second], 1, *shape[second + 1 :]),
-                "col_var": (*shape[:first], 1, *shape[first + 1 :]),
-            }
-        return {**found, "exp_avg": shape} if group.get("beta1") else found
+            found = {"row_var": (second,), "col_var": (first,)}
+        return {**found, "exp_avg": ()} if group.get("beta1") else found
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
         preset = PRESETS[group["preset"]]
@@ -151,14 +149,25 @@ class Adafactor(FusedOptimizer):
         root = "_root" if factored and preset.eps_under_root else ""
         return f"adafactor{factored}{root}" + ("_momentum" if group.get("beta1") else "")
 
-    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-        dims = _dims(group, shape)
+    def matrix(
+        self, group: dict[str, Any], shape: tuple[int, ...], part: tuple[int, ...] | None = None
+    ) -> tuple[int, int, int] | None:
+        dims, part = _dims(group, shape), shape if part is None else part
         if dims is None:
-            return 1, 1, math.prod(shape)
+            return 1, 1, math.prod(part)
         first, second = dims
         if math.prod((*shape[first + 1 : second], *shape[second + 1 :])) > 1:
             return None
-        return math.prod(shape[:first]), shape[first], shape[second]
+        return math.prod(part[:first]), part[first], part[second]
+
+    def sums(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[tuple[Statistic, ...], ...]:
+        dims = _dims(group, shape)
+        norms = ((Statistic.of_all(shape),) * 2,) if _needs_norms(group) else ()
+        if dims is None:
+            return norms
+        first, second = dims
+        averages = Statistic((first,), kept_out=(second,))
+        return (Statistic((second,)), Statistic((first,)), Statistic((first, second)), averages), *norms
 
     def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
         dims = _dims(group, shape)
@@ -166,7 +175,8 @@ class Adafactor(FusedOptimizer):
 
     def structure(self, group: dict[str, Any]) -> Hashable:
         size = group.get("min_dim_size_to_factor")
-        return group["preset"], bool(group.get("beta1")), group["eps"][0] is None, size
+        beta1, own_eps = bool(group.get("beta1")), group["eps"][0] is None
+        return group["preset"], beta1, own_eps, size, _needs_norms(group)
 
     def variant(self, group: dict[str, Any], p: torch.Tensor) -> Hashable:
         return torch.finfo(p.dtype).eps if group["eps"][0] is None else None
@@ -180,7 +190,7 @@ class Adafactor(FusedOptimizer):
             options,
             lr=self.learning_rate(group, device),
             eps=(variant if eps1 is None else eps1, eps2),
-            scale_parameter=group.get("scale_parameter", group["preset"] == "torch"),
+            scale_parameter=_scales(group),
             preset=group["preset"],
         )
 
@@ -216,7 +226,7 @@ class Adafactor(FusedOptimizer):
         """
         p = next((q for q in group["params"] if self.state.get(q) is state), group["params"][0])
         lr = float(self.scheduled_lr(group))
-        scaled = group.get("scale_parameter", group["preset"] == "torch")
+        scaled = _scales(group)
         return lr * max(group["eps"][1], _rms(p.detach())) if scaled else lr
 
     @one_at_a_time
@@ -317,6 +327,7 @@ class Adafactor(FusedOptimizer):
         beta2_cap: float | None,
         min_dim_size_to_factor: int,
         preset: str,
+        shape: tuple[int, ...] | None = None,
     ) -> Reducing:
         kind = PRESETS[preset]
         eps1, eps2 = eps
@@ -330,7 +341,7 @@ class Adafactor(FusedOptimizer):
             warmup_init=warmup_init,
             preset=preset,
         )
-        dims = kind.dims(p.shape, min_dim_size_to_factor)
+        dims = kind.dims(p.shape if shape is None else shape, min_dim_size_to_factor)
         added = 0.0 if kind.clamped else eps1
         root_eps = eps1 if kind.eps_under_root else 0.0
         floor = eps1 if kind.clamped else 0.0
@@ -392,6 +403,15 @@ def _average(v: torch.Tensor, squares: torch.Tensor, beta2: float, eps: float) -
     """In place; fp32's largest number stands for those beyond it."""
     squares = squares.clamp(max=torch.finfo(v.dtype).max).to(v.dtype)
     v.copy_((v * beta2 + (squares + eps) * (1 - beta2)).clamp(max=torch.finfo(v.dtype).max))
+
+
+def _scales(group: dict[str, Any]) -> bool:
+    return bool(group.get("scale_parameter", group["preset"] == "torch"))
+
+
+def _needs_norms(group: dict[str, Any]) -> bool:
+    """Whether a step needs norms of parameters or updates."""
+    return group.get("clip_threshold") is not None or _scales(group)
 
 
 def _dims(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int] | None:

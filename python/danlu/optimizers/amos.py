@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from .. import checks
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
-from ..partial_sums import PartialSums, Reducing, SummedDims
+from ..partial_sums import PartialSums, Reducing, Statistic, SummedDims
 
 
 class Amos(FusedOptimizer):
@@ -88,10 +88,9 @@ class Amos(FusedOptimizer):
         super().__init__(params, defaults, **engine)
 
     def states(self, group: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        reduced = reduced_dims(group["reduce_dims"], len(shape))
-        kept = tuple(1 if d in reduced else size for d, size in enumerate(shape))
-        found = {"variance": kept, "decay": kept}
-        return {**found, "exp_avg": shape} if group.get("momentum") else found
+        reduced = _reduced_dims(group, shape)
+        found: dict[str, tuple[int, ...]] = {"variance": reduced, "decay": reduced}
+        return {**found, "exp_avg": ()} if group.get("momentum") else found
 
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
         runs = _runs(group, shape)
@@ -100,16 +99,22 @@ class Amos(FusedOptimizer):
             return f"amos_elementwise{momentum}"
         return f"amos_rows{momentum}" if runs[-1][0] else f"amos_columns{momentum}"
 
-    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-        runs = _runs(group, shape)
-        if not any(reduced for reduced, _ in runs):
-            return 1, 1, math.prod(shape)
+    def matrix(
+        self, group: dict[str, Any], shape: tuple[int, ...], part: tuple[int, ...] | None = None
+    ) -> tuple[int, int, int] | None:
+        runs = _runs(group, shape, part)
+        if not any(reduced for reduced, _ in _runs(group, shape)):
+            return 1, 1, math.prod(shape if part is None else part)
         kinds, sizes = zip(*runs, strict=True)
         if kinds in ((True,), (False, True)):
             return 1, math.prod(sizes[:-1]), sizes[-1]
         if kinds in ((True, False), (False, True, False)):
             return math.prod(sizes[:-2]), sizes[-2], sizes[-1]
         return None
+
+    def sums(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[tuple[Statistic, ...], ...]:
+        dims = _reduced_dims(group, shape)
+        return ((Statistic(dims),),) if dims else ()
 
     def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
         dims = reduced_dims(group["reduce_dims"], len(shape))
@@ -244,10 +249,21 @@ def reduced_dims(reduce_dims: tuple[int, ...] | None, ndim: int) -> tuple[int, .
     return tuple(sorted({d % ndim for d in reduce_dims}))
 
 
-def _runs(group: dict[str, Any], shape: tuple[int, ...]) -> list[tuple[bool, int]]:
-    """Neighbouring dimensions that are all reduced, or all kept, and how many elements they span."""
+def _reduced_dims(group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Those that means are taken over; none where all have one element."""
     reduced = reduced_dims(group["reduce_dims"], len(shape))
-    long = [(d in reduced, size) for d, size in enumerate(shape) if size != 1]
+    return reduced if any(kind for kind, _ in _runs(group, shape)) else ()
+
+
+def _runs(
+    group: dict[str, Any], shape: tuple[int, ...], part: tuple[int, ...] | None = None
+) -> list[tuple[bool, int]]:
+    """Neighbouring dimensions that are all reduced, or all kept, and how many elements they span in a part
+    of a parameter of that shape; part: its shape, None for the whole.
+    """
+    reduced = reduced_dims(group["reduce_dims"], len(shape))
+    sizes = zip(shape, shape if part is None else part, strict=True)
+    long = [(d in reduced, own) for d, (size, own) in enumerate(sizes) if size != 1 or own != 1]
     if not long:  # of one element: its mean is itself
         long = [(bool(reduced) or not shape, 1)]
     return [

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from .. import checks
 from ..formula import sqrt
 from ..optimizer import EngineOptions, FusedOptimizer, Params
-from ..partial_sums import PartialSums, Reducing
+from ..partial_sums import PartialSums, Reducing, Statistic
 
 
 class LAMB(FusedOptimizer):
@@ -72,6 +72,9 @@ class LAMB(FusedOptimizer):
             always_adapt=always_adapt,
         )
         super().__init__(params, defaults, **engine)
+
+    def sums(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[tuple[Statistic, ...], ...]:
+        return ((Statistic.of_all(shape),) * 2,)
 
     @staticmethod
     def check(*, lr: Any, betas: Any, eps: Any, weight_decay: Any, **flags: Any) -> None:

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from .. import checks
 from ..formula import sign
 from ..optimizer import EngineOptions, FusedOptimizer, Params
-from ..partial_sums import PartialSums, Reducing, SummedDims
+from ..partial_sums import PartialSums, Reducing, Statistic, SummedDims
 
 
 class Tiger(FusedOptimizer):
@@ -95,10 +95,22 @@ class Tiger(FusedOptimizer):
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
         return {"matrix": "tiger_matrix", "embedding": "tiger_rows"}.get(_scaled_kind(group) or "", "tiger")
 
-    def matrix(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    def matrix(
+        self, group: dict[str, Any], shape: tuple[int, ...], part: tuple[int, ...] | None = None
+    ) -> tuple[int, int, int] | None:
+        part = shape if part is None else part
         if _scaled_kind(group) == "embedding" and len(shape) > 1:
-            return 1, math.prod(shape[:-1]), shape[-1]
-        return 1, 1, math.prod(shape)
+            return 1, math.prod(part[:-1]), part[-1]
+        return 1, 1, math.prod(part)
+
+    def sums(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[tuple[Statistic, ...], ...]:
+        match _scaled_kind(group):
+            case None:
+                return ()
+            case "embedding" if shape:
+                return ((Statistic((len(shape) - 1,)),),)
+            case _:
+                return ((Statistic.of_all(shape),),)
 
     def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
         return (len(shape) - 1,) if shape else (), ()

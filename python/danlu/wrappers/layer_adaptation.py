@@ -9,7 +9,7 @@ import torch
 
 from .. import scalar
 from ..optimizer import FusedOptimizer
-from ..partial_sums import PartialSums, Reducing
+from ..partial_sums import PartialSums, Reducing, Statistic
 from ..plan import refuse_flattened
 from .derived import Derived
 
@@ -32,8 +32,7 @@ class LayerAdaptation(Derived):
 
     Raises:
         TypeError: `optimizer` is not one of danlu's, sums over tensors itself, or is a wrapper.
-        ValueError: a checkpoint of LAMB has settings that are missing here; in a step, a parameter is a
-            DTensor.
+        ValueError: a checkpoint of LAMB has settings that are missing here.
 
     >>> p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     >>> p.grad = torch.tensor([1.0, 0.0])
@@ -66,6 +65,9 @@ class LayerAdaptation(Derived):
     def rule(self, group: dict[str, Any], shape: tuple[int, ...]) -> str:
         _check_element_wise(self._inner)  # a group may have been added or changed
         return f"layer_{self._inner.rule(group, shape)}"
+
+    def sums(self, group: dict[str, Any], shape: tuple[int, ...]) -> tuple[tuple[Statistic, ...], ...]:
+        return ((Statistic.of_all(shape),) * 2,)
 
     def fold(
         self,

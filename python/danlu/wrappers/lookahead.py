@@ -122,7 +122,7 @@ class _Slow(ParameterPass):
                 del self.state[p]
                 self.look_again()
 
-    def initial_state(self, name: str, p: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    def initial_state(self, name: str, p: torch.Tensor, reduced: tuple[int, ...] = ()) -> torch.Tensor:
         dtype = self.state_dtype(name, p)
         return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(p.detach())
 

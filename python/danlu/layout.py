@@ -1,0 +1,169 @@
+"""What the ranks exchange in a step: the same on all of them, whichever gradients they have."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from .agreement import Agreement
+from .exchange import Request
+from .listed_rows import nonzero_rows
+from .partial_sums import PartialSums, Statistic
+from .places import name_at
+from .sharding import groups_of, is_partial, is_replicated, is_sharded, local
+from .step_rule import StepRule
+
+
+class Share(NamedTuple):
+    """How a tensor takes part in exchanges."""
+
+    exchanges: bool  # whether its step needs sums of other ranks
+    groups: tuple[Any, ...]  # over which squares of its gradient are summed, where steps are clipped
+
+
+ALONE = Share(False, ())
+
+
+@dataclass
+class Member:
+    """A parameter with parts on other ranks."""
+
+    param: torch.Tensor
+    name: str
+    stops: tuple[tuple[Statistic, ...], ...]  # what its step sums over it
+    groups: tuple[Any, ...]  # of all ranks that have other parts
+    of_rows: tuple[Any, ...]  # of those that have other parts of rows, where only some rows are stepped
+    rows: torch.Tensor | None = None  # those that take part in this step, as all ranks see it
+
+    @property
+    def device(self) -> torch.device:
+        """Where its process groups take numbers."""
+        return _device_of(self.param)
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether a step needs sums of other ranks."""
+        return any(groups_of(self.param, statistic.dims) for stop in self.stops for statistic in stop)
+
+    def flags(self) -> Request:
+        """Which rows have a gradient here."""
+        own, g = local(self.param), self.param.grad
+        flags = torch.zeros(own.shape[0], dtype=torch.float64, device=self.device)
+        if g is not None and local(g).shape == own.shape:  # else the step will say what is wrong
+            flags[nonzero_rows(local(g))] = 1.0
+        return Request(flags, self.of_rows, self.device)
+
+    def requests(self, stop: int, found: Sequence[PartialSums] | None) -> list[Request]:
+        """Of one stop; found: the sums of this rank, None for zeros."""
+        requests = []
+        for i, statistic in enumerate(self._at(stop)):
+            groups = groups_of(self.param, statistic.dims)
+            if not groups:
+                continue
+            if found is None:
+                shape = statistic.shape(tuple(local(self.param).shape))
+                values = torch.zeros(shape, dtype=torch.float64, device=self.device)
+            else:
+                values = found[i].values
+            requests.append(Request(values, groups, self.device))
+        return requests
+
+    def count(self, stop: int, found: Sequence[PartialSums] | None) -> None:
+        """Says that sums are of the whole parameter by now."""
+        for statistic, sums in zip(self._at(stop), found or (), strict=found is not None):
+            sums.count = statistic.count(tuple(self.param.shape))
+
+    def _at(self, stop: int) -> tuple[Statistic, ...]:
+        return self.stops[stop] if stop < len(self.stops) else ()
+
+
+class Layout:
+    """The exchanges of an optimizer's steps."""
+
+    def __init__(self, optimizer: StepRule) -> None:
+        self._params = [list(group["params"]) for group in optimizer.param_groups]
+        self._structures = _structures(optimizer)
+        self.clips = optimizer.max_grad_norm is not None
+        self.members: list[Member] = []
+        seen: set[int] = set()
+        for index, group in enumerate(optimizer.param_groups):
+            for j, p in enumerate(group["params"]):
+                if id(p) in seen:
+                    continue
+                seen.add(id(p))
+                if is_sharded(p) and p.requires_grad:
+                    name = name_at(optimizer.param_groups, (index, j))
+                    stops = optimizer.sums(group, tuple(p.shape))
+                    lazy = optimizer.sparse_mode(group) is not None
+                    of_rows = groups_of(p, range(1, p.ndim)) if lazy else ()
+                    self.members.append(Member(p, name, stops, groups_of(p, range(p.ndim)), of_rows))
+        self.exchanging = [member for member in self.members if member.exchanges]
+        self.stops = max((len(member.stops) for member in self.exchanging), default=0)
+        self.lazy = [member for member in self.members if member.of_rows]
+        taking_part = self.members if self.clips else [m for m in self.members if m.exchanges or m.of_rows]
+        self.groups = list(dict.fromkeys(group for member in taking_part for group in member.groups))
+        self.device = taking_part[0].device if self.groups else torch.device("cpu")
+        self.settling = [member for member in self.members if is_replicated(member.param)]
+        self.of = {id(member.param): member for member in self.members}
+        self.late: Agreement | None = None  # of the last step, where nobody has waited for it
+        self.agreed = False  # whether the ranks have compared it
+
+    def fits(self, optimizer: StepRule) -> bool:
+        """Whether the optimizer's steps are still these."""
+        groups = optimizer.param_groups
+        if len(groups) != len(self._params) or self._structures != _structures(optimizer):
+            return False
+        return all(
+            len(group["params"]) == len(params) and all(map(operator.is_, group["params"], params))
+            for group, params in zip(groups, self._params, strict=True)
+        )
+
+    def share(self, p: torch.Tensor) -> Share:
+        member = self.of.get(id(p))
+        if member is None:
+            return ALONE
+        return Share(member.exchanges, member.groups if self.clips else ())
+
+    def settle_gradients(self) -> None:
+        """Adds up gradients whose summands are on several ranks, as plain tensor parallelism leaves them."""
+        for member in self.settling:
+            p = member.param
+            g = p.grad
+            if g is not None and is_sharded(g) and is_partial(g) and g.device_mesh == p.device_mesh:  # type: ignore[attr-defined]
+                p.grad = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
+
+    def described(self) -> bytes:
+        """All that ranks have to have alike."""
+        placements = [str(m.param.placements) for m in self.members]  # type: ignore[attr-defined]
+        shapes = [(tuple(m.param.shape), m.stops, bool(m.of_rows)) for m in self.members]
+        return repr((shapes, placements, self.clips)).encode()
+
+    def mask(self) -> bytes:
+        """Which sharded parameters have a gradient here."""
+        return bytes(member.param.grad is not None for member in self.members)
+
+    def absent(self) -> list[str]:
+        """Those that have none."""
+        return [member.name for member in self.members if member.param.grad is None]
+
+
+def needs_other_ranks(optimizer: StepRule, group: dict[str, Any], p: torch.Tensor) -> bool:
+    """Whether a step of the parameter does, its gradient's norm aside."""
+    if not is_sharded(p):
+        return False
+    sums = (s for stop in optimizer.sums(group, tuple(p.shape)) for s in stop)
+    lazy = optimizer.sparse_mode(group) is not None
+    return any(groups_of(p, s.dims) for s in sums) or (lazy and bool(groups_of(p, range(1, p.ndim))))
+
+
+def _structures(optimizer: StepRule) -> list[Hashable]:
+    return [optimizer.structure(group) for group in optimizer.param_groups]
+
+
+def _device_of(p: torch.Tensor) -> torch.device:
+    kind: str = p.device_mesh.device_type  # type: ignore[attr-defined]
+    return p.device if p.device.type == kind else torch.device(kind)

@@ -1,0 +1,137 @@
+"""Checkpoints of rules that sum go from any mesh to any other, to whole parameters, and back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from meshes import Layout, fsdp, full, give_gradients, hsdp, parameters, run_on, tp_fsdp
+from reductions import TOLERANCE, difference
+from sharded_rules import RULES
+
+MESHES: dict[str, Callable[[], Layout]] = {"fsdp": fsdp, "hsdp": hsdp, "tp-fsdp": tp_fsdp}
+SOME = ("adafactor-momentum", "adafactor-optax", "lamb", "amos", "tiger-cycle")
+SAVED, END = 3, 5  # Tiger's cycle has begun anew
+FULL = StateDictOptions(full_state_dict=True)
+
+
+class Net(nn.Module):
+    def __init__(self, layout: Layout | None, *, zero: bool = False) -> None:
+        super().__init__()
+        self.of = nn.ParameterDict(parameters(layout))
+        if zero:
+            for p in self.parameters():
+                p.data.zero_()
+
+    @property
+    def named(self) -> dict[str, nn.Parameter]:
+        return dict(self.of.items())
+
+
+def made(name: str, layout: Layout | None, *, zero: bool = False) -> tuple[Net, Any]:
+    net = Net(layout, zero=zero)
+    return net, RULES[name][0](net.named)
+
+
+def train(net: Net, opt: Any, steps: range, layout: Layout | None) -> None:
+    for t in steps:
+        give_gradients(net.named, t, layout)
+        opt.step()
+    opt.zero_grad()  # or torch's functions would not load
+
+
+def wrong(net: Net, opt: Any, whole: Net, want: Any) -> list[str]:
+    found = []
+    for key, p in net.named.items():
+        q = whole.named[key]
+        for what, x, y in (
+            ("parameter", p, q),
+            *((k, held, want.state[q][k]) for k, held in opt.state[p].items()),
+        ):
+            if not difference(full(x).detach(), y.detach()) < TOLERANCE:
+                found.append(f"{key} {what}")
+    return found
+
+
+def from_mesh_to_mesh(rank: int, folder: Path, names: tuple[str, ...]) -> None:
+    faults = []
+    for name in names:
+        whole, want = made(name, None)
+        train(whole, want, range(SAVED), None)
+        early = {k: v.clone() for k, v in whole.state_dict().items()}, want.state_dict()
+        path = folder / f"{name}.pt"
+        if rank == 0:
+            torch.save(early, path)
+        dist.barrier()
+        train(whole, want, range(SAVED, END), None)
+        for place in MESHES:
+            layout = MESHES[place]()
+            net, opt = made(name, layout)
+            train(net, opt, range(SAVED), layout)
+            states = {"model": get_model_state_dict(net), "optimizer": get_optimizer_state_dict(net, opt)}
+            dcp.save(states, checkpoint_id=folder / f"{name}-{place}")
+            gathered = (
+                get_model_state_dict(net, options=FULL),
+                get_optimizer_state_dict(net, opt, options=FULL),
+            )
+            if rank == 0:
+                torch.save(gathered, folder / f"{name}-{place}.pt")
+            dist.barrier()
+        for before, after in itertools.product(MESHES, repeat=2):
+            layout = MESHES[after]()
+            net, opt = made(name, layout, zero=True)
+            states = {"model": get_model_state_dict(net), "optimizer": get_optimizer_state_dict(net, opt)}
+            dcp.load(states, checkpoint_id=folder / f"{name}-{before}")
+            set_model_state_dict(net, states["model"])
+            set_optimizer_state_dict(net, opt, states["optimizer"])
+            train(net, opt, range(SAVED, END), layout)
+            faults += [(name, before, after, what) for what in wrong(net, opt, whole, want)]
+            if after == "tp-fsdp":  # torch cannot distribute to _StridedShard
+                continue
+            net, opt = made(name, layout, zero=True)
+            model, held = torch.load(folder / f"{name}-{before}.pt", weights_only=False)
+            set_model_state_dict(net, model, options=FULL)
+            set_optimizer_state_dict(net, opt, held, options=FULL)
+            train(net, opt, range(SAVED, END), layout)
+            faults += [(name, before, after, "full", what) for what in wrong(net, opt, whole, want)]
+        for after in MESHES:  # what an unsharded run has saved, by torch.save alone
+            layout = MESHES[after]()
+            net, opt = made(name, layout)
+            train(net, opt, range(SAVED), layout)
+            for p in net.parameters():
+                for held in opt.state[p].values():
+                    held.zero_()
+            opt.load_state_dict(torch.load(path, weights_only=False)[1])
+            train(net, opt, range(SAVED, END), layout)
+            faults += [(name, after, "plain", what) for what in wrong(net, opt, whole, want)]
+        # and back into a process of one
+        for before in MESHES:
+            net, opt = made(name, None, zero=True)
+            model, held = torch.load(folder / f"{name}-{before}.pt", weights_only=False)
+            net.load_state_dict(model)
+            set_optimizer_state_dict(net, opt, held)
+            train(net, opt, range(SAVED, END), None)
+            faults += [(name, before, "whole", what) for what in wrong(net, opt, whole, want)]
+    assert not faults, faults
+
+
+@pytest.mark.parametrize(
+    "name", [SOME[0], *(pytest.param(name, marks=pytest.mark.full) for name in SOME[1:])]
+)
+def test_from_any_mesh_to_any_other(name: str, tmp_path: Path) -> None:
+    run_on(4, from_mesh_to_mesh, tmp_path, (name,))

@@ -1,0 +1,189 @@
+"""Sharded parameters step as whole ones, whatever the mesh: on four processes, and on two."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Partial, Shard
+
+from danlu.backends import BACKENDS
+from danlu.state import COUNTERS
+from danlu.testing import same_bits
+from emulated import Emulated
+from meshes import (
+    Layout,
+    experts,
+    fsdp,
+    full,
+    give_gradients,
+    gradient,
+    hsdp,
+    parameters,
+    placed,
+    run_on,
+    tp,
+    tp_fsdp,
+)
+from reductions import LAST_BIT, TOLERANCE, difference
+from sharded_rules import LAZY, RULES
+
+STEPS = 4
+# with the groups that a rank is in, each of which has an all-reduce of its own
+MESHES: dict[str, tuple[int, Callable[[], Layout], int]] = {
+    "fsdp-2": (2, fsdp, 1),
+    "tp-2": (2, tp, 1),
+    "fsdp-4": (4, fsdp, 1),
+    "hsdp": (4, hsdp, 1),
+    "tp-fsdp": (4, tp_fsdp, 2),
+    "experts": (4, experts, 3),
+}
+# without --all: one of each kind of sum
+SOME = ("adafactor-optax", "lamb-norm", "tiger-cycle")
+EMULATED = ("adafactor-torch", "lamb-norm", "tiger")
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """The sizes of the all-reduces, in numbers."""
+    sizes: list[int] = []
+    reduce = dist.all_reduce
+
+    def all_reduce(x: torch.Tensor, *arguments: object, **options: object) -> object:
+        sizes.append(x.numel())
+        return reduce(x, *arguments, **options)  # type: ignore[arg-type]
+
+    with mock.patch.object(dist, "all_reduce", all_reduce):
+        yield sizes
+
+
+def same_on_all_ranks(tensors: list[torch.Tensor]) -> bool:
+    """To the bit."""
+    own = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+    found: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return len({*found}) == 1
+
+
+def steps_as_the_whole(rank: int, place: Callable[[], Layout], groups: int, names: Collection[str]) -> None:
+    layout = place()
+    wrong = []
+    for name, (make, all_reduces) in RULES.items():
+        if name not in names:
+            continue
+        for backend in ("reference", "cpu", *(["cuda", "capturable"] if name in EMULATED else [])):
+            params, wholes = parameters(layout), parameters()
+            asked = (
+                {"backend": backend} if backend != "capturable" else {"backend": "cuda", "capturable": True}
+            )
+            opt, want = make(params, **asked), make(wholes, **asked)
+            for t in range(STEPS):
+                give_gradients(params, t, layout)
+                give_gradients(wholes, t)
+                with counted() as sizes:
+                    opt.step()
+                want.step()
+                # the first step compares what is exchanged, too
+                most = all_reduces * groups + (t == 0 and all_reduces > 0) * groups
+                if len(sizes) > most or (groups == 1 and len(sizes) < most):
+                    wrong.append((name, backend, t, "all-reduces", len(sizes), most))
+            replicated = []
+            for key, p in params.items():
+                held, wanted = opt.state[p], want.state[wholes[key]]
+                assert [*held] == [*wanted]
+                pairs = [
+                    ("parameter", p.detach(), wholes[key].detach()),
+                    *((k, held[k], wanted[k]) for k in held),
+                ]
+                for what, x, y in pairs:
+                    off = difference(full(x), y)
+                    if not off < (TOLERANCE if y.dtype == torch.float32 else LAST_BIT):
+                        wrong.append((name, backend, key, what, off))
+                    replicated.append(full(x))
+                    assert isinstance(x, DTensor) == (what not in COUNTERS)
+            if not same_on_all_ranks(replicated):
+                wrong.append((name, backend, "ranks differ"))
+    assert not wrong, wrong
+
+
+def meshes(*quick: str) -> pytest.MarkDecorator:
+    """All, of which these are enough without --all."""
+    params = [pytest.param(mesh, marks=() if mesh in quick else pytest.mark.full) for mesh in MESHES]
+    return pytest.mark.parametrize("mesh", params)
+
+
+@meshes("tp-fsdp", "experts")
+def test_shards_step_as_the_whole(mesh: str, cuda: Emulated, pytestconfig: pytest.Config) -> None:
+    ranks, place, groups = MESHES[mesh]
+    assert BACKENDS["cuda"] is cuda
+    names = RULES if pytestconfig.getoption("--all") else SOME
+    run_on(ranks, steps_as_the_whole, place, groups, names)
+
+
+def rows_take_part_on_all_ranks(rank: int, place: Callable[[], Layout]) -> None:
+    """A row of zeros on one rank may have a gradient on another."""
+    layout = place()
+    wrong = []
+    for name, make in LAZY.items():
+        for backend in ("reference", "cpu", *(["cuda"] if name == "lazy-rows" else [])):
+            if backend != "reference" and name == "lazy-layer":
+                continue  # no kernel sums over a lazy parameter
+            params, wholes = parameters(layout), parameters()
+            opt, want = make(params, backend=backend), make(wholes, backend=backend)
+            for t in range(STEPS):
+                for key, p in params.items():
+                    g = gradient(key, t)
+                    if g.ndim > 1:
+                        g[::2] = 0
+                        g[0].view(-1)[t % g[0].numel()] = 1.0  # of one column alone
+                    p.grad, wholes[key].grad = placed(g, *layout(key)), g
+                with counted() as sizes:
+                    opt.step()
+                want.step()
+                if not any(isinstance(at, Shard) and at.dim for key in params for at in layout(key)[1]):
+                    assert name == "lazy-layer" or not sizes
+            for key, p in params.items():
+                for what, x, y in (
+                    ("parameter", p.detach(), wholes[key].detach()),
+                    *((k, held, want.state[wholes[key]][k]) for k, held in opt.state[p].items()),
+                ):
+                    same = (
+                        difference(full(x), y) < TOLERANCE if name == "lazy-layer" else same_bits(full(x), y)
+                    )
+                    if not same:
+                        wrong.append((name, backend, key, what))
+    assert not wrong, wrong
+
+
+@meshes("tp-2")
+def test_rows_of_shards(mesh: str, cuda: Emulated) -> None:
+    ranks, place, _ = MESHES[mesh]
+    run_on(ranks, rows_take_part_on_all_ranks, place)
+
+
+def summands(rank: int) -> None:
+    """As a sequence-parallel norm's gradient, of which each rank has the sum over its tokens."""
+    layout = tp()
+    for name in ("adamw", "adamw-norm", "adafactor", "tiger"):
+        params, wholes = parameters(layout), parameters()
+        opt, want = RULES[name][0](params), RULES[name][0](wholes)
+        for t in range(2):
+            give_gradients(params, t, layout)
+            give_gradients(wholes, t)
+            for key in ("norm", "one"):
+                g = gradient(key, t)
+                part = 3 * g if rank == 0 else -2 * g
+                params[key].grad = DTensor.from_local(part, layout(key)[0], [Partial()], run_check=False)
+            opt.step()
+            want.step()
+        for key, p in params.items():
+            assert difference(full(p).detach(), wholes[key].detach()) < TOLERANCE, (name, key)
+
+
+def test_gradients_that_are_summands() -> None:
+    run_on(2, summands)

@@ -39,14 +39,22 @@ def gpt2_small() -> Workload:
 
 def llama_1b() -> Workload:
     """The output layer shares the embedding."""
-    width, layers, keys, hidden = 2048, 16, 8 * 64, 8192
+    shapes = _llama(width=2048, layers=16, keys=8 * 64, hidden=8192)
+    return Workload("llama-3.2-1b", "Llama 3.2 1B, 1.236 G parameters in 146 tensors", shapes)
+
+
+def llama_8b() -> Workload:
+    shapes = [*_llama(width=4096, layers=32, keys=8 * 128, hidden=14336), (128256, 4096)]
+    return Workload("llama-3-8b", "Llama 3 8B, 8.030 G parameters in 291 tensors", shapes)
+
+
+def _llama(width: int, layers: int, keys: int, hidden: int) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = [(128256, width)]
     for _ in range(layers):
         shapes += [(width, width), (keys, width), (keys, width), (width, width)]  # attention
         shapes += [(hidden, width), (hidden, width), (width, hidden)]  # gated perceptron
         shapes += [(width,), (width,)]  # norms
-    shapes += [(width,)]
-    return Workload("llama-3.2-1b", "Llama 3.2 1B, 1.236 G parameters in 146 tensors", shapes)
+    return [*shapes, (width,)]
 
 
 def many_small() -> Workload:

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, Shard
 
+import danlu
 from danlu.backends import BACKENDS
+from danlu.part import Part
 from danlu.state import COUNTERS
 from danlu.testing import same_bits
 from emulated import Emulated
@@ -187,3 +189,50 @@ def summands(rank: int) -> None:
 
 def test_gradients_that_are_summands() -> None:
     run_on(2, summands)
+
+
+def changes(rank: int) -> None:
+    """Groups that sum at other stops, settings that change what is summed, parameters that thaw."""
+    layout = fsdp()
+    params, wholes = parameters(layout), parameters()
+    plain = dict(clip_threshold=None, scale_parameter=False, relative_step=False, lr=1e-2)
+
+    def make(those: dict[str, torch.nn.Parameter]) -> danlu.Adafactor:
+        those["down"].requires_grad_(False)
+        first, second = list(those.values())[:5], list(those.values())[5:]
+        return danlu.Adafactor([{"params": first}, {"params": second, **plain}])
+
+    opt, want = make(params), make(wholes)
+    for t in range(5):
+        for those, made, place in ((params, opt, layout), (wholes, want, None)):
+            if t == 2:
+                those["down"].requires_grad_(True)
+            if t == 3:
+                made.param_groups[0]["clip_threshold"], made.param_groups[1]["clip_threshold"] = None, 1.0
+            give_gradients(those, t, place)
+            if t < 2:
+                those["down"].grad = None
+            made.step()
+    assert opt.state[params["down"]]["step"] == 3
+    for key, p in params.items():
+        assert difference(full(p).detach(), wholes[key].detach()) < TOLERANCE, key
+
+
+def test_groups_and_settings_that_change() -> None:
+    run_on(2, changes)
+
+
+def an_untrained_gradient(rank: int) -> None:
+    layout = fsdp()
+    params = parameters(layout)
+    params["down"].requires_grad_(False)
+    opt = danlu.LAMB(params.items())
+    give_gradients(params, 0, layout)  # of the frozen one, too
+    with pytest.raises(ValueError, match=r"^down: its step needs other ranks, and it requires no gradient"):
+        opt.step()
+    with pytest.raises(ValueError, match=r"^up: its step needs sums of other ranks"):
+        Part(opt, [params["up"]])
+
+
+def test_what_other_ranks_do_not_know_is_refused() -> None:
+    run_on(2, an_untrained_gradient)

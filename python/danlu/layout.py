@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,26 +28,37 @@ class Share(NamedTuple):
 ALONE = Share(False, ())
 
 
-@dataclass
+class Exchanged(NamedTuple):
+    """A sum that a rule takes over a parameter with parts on other ranks."""
+
+    groups: tuple[Any, ...]  # whose ranks have other parts of it; none where it is whole here
+    shape: tuple[int, ...]  # of the values of this rank
+    size: int  # how many elements of the whole parameter each value sums
+
+
 class Member:
-    """A parameter with parts on other ranks."""
+    """A parameter with parts on other ranks.
 
-    param: torch.Tensor
-    name: str
-    stops: tuple[tuple[Statistic, ...], ...]  # what its step sums over it
-    groups: tuple[Any, ...]  # of all ranks that have other parts
-    of_rows: tuple[Any, ...]  # of those that have other parts of rows, where only some rows are stepped
-    rows: torch.Tensor | None = None  # those that take part in this step, as all ranks see it
+    stops: what its step sums over it. rows: those that take part in this step as all ranks see it, where only
+    some rows are stepped and ranks have parts of them.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        """Where its process groups take numbers."""
-        return _device_of(self.param)
-
-    @property
-    def exchanges(self) -> bool:
-        """Whether a step needs sums of other ranks."""
-        return any(groups_of(self.param, statistic.dims) for stop in self.stops for statistic in stop)
+    def __init__(
+        self, param: torch.Tensor, name: str, stops: Sequence[Sequence[Statistic]], lazy: bool
+    ) -> None:
+        self.param, self.name, self.stops = param, name, stops
+        self.groups = groups_of(param, range(param.ndim))
+        self.of_rows = groups_of(param, range(1, param.ndim)) if lazy else ()
+        self.rows: torch.Tensor | None = None
+        kind: str = param.device_mesh.device_type  # type: ignore[attr-defined]
+        # where its process groups take numbers
+        self.device = param.device if param.device.type == kind else torch.device(kind)
+        whole, part = tuple(param.shape), tuple(local(param).shape)
+        self._exchanged = [
+            [Exchanged(groups_of(param, one.dims), one.shape(part), one.count(whole)) for one in stop]
+            for stop in stops
+        ]
+        self.exchanges = any(one.groups for stop in self._exchanged for one in stop)
 
     def flags(self) -> Request:
         """Which rows have a gradient here."""
@@ -57,28 +68,30 @@ class Member:
             flags[nonzero_rows(local(g))] = 1.0
         return Request(flags, self.of_rows, self.device)
 
+    def sums(self, stop: int) -> list[tuple[tuple[Any, ...], int]]:
+        """The groups over which sums of one stop are exchanged, and how many numbers each is."""
+        return [(one.groups, math.prod(one.shape)) for one in self._at(stop) if one.groups]
+
     def requests(self, stop: int, found: Sequence[PartialSums] | None) -> list[Request]:
         """Of one stop; found: the sums of this rank, None for zeros."""
         requests = []
-        for i, statistic in enumerate(self._at(stop)):
-            groups = groups_of(self.param, statistic.dims)
-            if not groups:
-                continue
-            if found is None:
-                shape = statistic.shape(tuple(local(self.param).shape))
-                values = torch.zeros(shape, dtype=torch.float64, device=self.device)
-            else:
-                values = found[i].values
-            requests.append(Request(values, groups, self.device))
+        for i, one in enumerate(self._at(stop)):
+            if one.groups:
+                values = (
+                    torch.zeros(one.shape, dtype=torch.float64, device=self.device)
+                    if found is None
+                    else found[i].values
+                )
+                requests.append(Request(values, one.groups, self.device))
         return requests
 
     def count(self, stop: int, found: Sequence[PartialSums] | None) -> None:
         """Says that sums are of the whole parameter by now."""
-        for statistic, sums in zip(self._at(stop), found or (), strict=found is not None):
-            sums.count = statistic.count(tuple(self.param.shape))
+        for i, one in enumerate(self._at(stop) if found else ()):
+            found[i].count = one.size  # type: ignore[index]
 
-    def _at(self, stop: int) -> tuple[Statistic, ...]:
-        return self.stops[stop] if stop < len(self.stops) else ()
+    def _at(self, stop: int) -> list[Exchanged]:
+        return self._exchanged[stop] if stop < len(self._exchanged) else []
 
 
 class Layout:
@@ -89,18 +102,20 @@ class Layout:
         self._structures = _structures(optimizer)
         self.clips = optimizer.max_grad_norm is not None
         self.members: list[Member] = []
+        self._sharded: list[tuple[torch.Tensor, bool]] = []  # and whether they are trained
         seen: set[int] = set()
         for index, group in enumerate(optimizer.param_groups):
             for j, p in enumerate(group["params"]):
                 if id(p) in seen:
                     continue
                 seen.add(id(p))
-                if is_sharded(p) and p.requires_grad:
+                if not is_sharded(p):
+                    continue
+                self._sharded.append((p, p.requires_grad))
+                if p.requires_grad:
                     name = name_at(optimizer.param_groups, (index, j))
                     stops = optimizer.sums(group, tuple(p.shape))
-                    lazy = optimizer.sparse_mode(group) is not None
-                    of_rows = groups_of(p, range(1, p.ndim)) if lazy else ()
-                    self.members.append(Member(p, name, stops, groups_of(p, range(p.ndim)), of_rows))
+                    self.members.append(Member(p, name, stops, optimizer.sparse_mode(group) is not None))
         self.exchanging = [member for member in self.members if member.exchanges]
         self.stops = max((len(member.stops) for member in self.exchanging), default=0)
         self.lazy = [member for member in self.members if member.of_rows]
@@ -116,6 +131,8 @@ class Layout:
         """Whether the optimizer's steps are still these."""
         groups = optimizer.param_groups
         if len(groups) != len(self._params) or self._structures != _structures(optimizer):
+            return False
+        if any(p.requires_grad != trained for p, trained in self._sharded):
             return False
         return all(
             len(group["params"]) == len(params) and all(map(operator.is_, group["params"], params))
@@ -162,8 +179,3 @@ def needs_other_ranks(optimizer: StepRule, group: dict[str, Any], p: torch.Tenso
 
 def _structures(optimizer: StepRule) -> list[Hashable]:
     return [optimizer.structure(group) for group in optimizer.param_groups]
-
-
-def _device_of(p: torch.Tensor) -> torch.device:
-    kind: str = p.device_mesh.device_type  # type: ignore[attr-defined]
-    return p.device if p.device.type == kind else torch.device(kind)

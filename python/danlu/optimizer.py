@@ -262,6 +262,8 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
             return None
         if self._layout is None or not self._layout.fits(self):
             self._layout = Layout(self)
+            if self._layout.members:
+                self._drop_plan()  # which is made for a layout
         return self._layout if self._layout.groups else None
 
     def _scaling(self, groups: list[dict[str, Any]], *, alone: bool = True) -> scale.Scaling | None:

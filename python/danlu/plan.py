@@ -12,7 +12,7 @@ import torch
 
 from . import backends, checks, shared_memory
 from .describe import Descriptions, choose, describe, left_alone
-from .layout import ALONE, Layout, Share
+from .layout import ALONE, Layout, Share, needs_other_ranks
 from .places import name_at
 from .scale import Scaling, StepScale
 from .sharding import flattened_by, refuse_pieces
@@ -59,6 +59,9 @@ class Plan:
                 self._left_alone.append((p, _look(p)))
                 continue
             spec, backend = descriptions.of(group, name, p)
+            spec.member = None if layout is None else layout.of.get(id(p))
+            if spec.member is None and needs_other_ranks(optimizer, optimizer.param_groups[group], p):
+                raise ValueError(f"{name}: its step needs other ranks, and it requires no gradient")
             described.append(spec)
             chosen.append(backend)
         self._stepped = [spec.param for spec in described]
@@ -67,7 +70,6 @@ class Plan:
         taken: dict[tuple[int, Backend, torch.device, Share], list[ParamSpec]] = {}
         for turn, backend, spec in zip(turns, chosen, described, strict=True):
             descriptions.ensure_state(spec)
-            spec.member = None if layout is None else layout.of.get(id(spec.param))
             share = ALONE if layout is None else layout.share(spec.param)
             taken.setdefault((turn, backend, spec.param.device, share), []).append(spec)
         self._slow = list(itertools.compress(described, in_order))

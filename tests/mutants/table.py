@@ -42,6 +42,8 @@ FORMATS = tests("test_formats", "cpu or cuda or reference")
 ACCUMULATION = tests("test_gradient_accumulation", "resumed or small or cycle")
 EMA = tests("test_ema")
 LOOKAHEAD = tests("test_lookahead")
+SHARDED = tests("test_sharded_checkpoints")
+AGREEMENT = tests("test_agreement", "wrong_on_one_rank and reference")
 CUDA_ROUNDS = tests("test_rounds", "cuda and (adafactor-torch or tiger-rows or lamb)")
 SCHEDULE = tests("test_schedule")
 PTX = tests("test_machine_code_ptx", "triton and (lion-f32 or adamw-f32-f32-f32) and reference")
@@ -135,6 +137,15 @@ MUTANTS = [
     Mutant("triton-mean-of-rows", "triton_kernels/reduce/update_factors.py", "mean = total / tl.load(geometry + SUMMED_COLUMNS)", "mean = total / tl.load(geometry + ROWS)", INTERPRETED_SUMS),
     Mutant("triton-mask-of-sums", "triton_kernels/reduce/reduce_norms.py", "tl.where(mask, terms[0], 0.0)", "terms[0] * 1.0", tests("test_machine_code_ptx", "triton and float64 and (lamb or tiger-matrix)")),
     Mutant("triton-tile-below", "triton_kernels/reduce/reduce_gradient.py", "square = tl.where(mask, square, 0.0)", "square = square * 1.0", tests("interpreted/test_triton_reducing", "float64 and amos")),
+    # ranks
+    Mutant("ranks-one-group", "python/danlu/exchange.py", "for group in groups_in_order(requests):", "for group in groups_in_order(requests)[:1]:", SHARDED),
+    Mutant("ranks-own-count", "python/danlu/layout.py", "found[i].count = one.size", "found[i].count = found[i].count", SHARDED),
+    Mutant("ranks-placement-of-sums", "python/danlu/layout.py", "Exchanged(groups_of(param, one.dims)", "Exchanged(groups_of(param, one.dims[:1])", SHARDED),
+    Mutant("ranks-part-of-a-whole", "python/danlu/sharding.py", 'type(placements[k]).__name__ == "_StridedShard"', "0", SHARDED),
+    Mutant("ranks-another-gradient", "python/danlu/agreement.py", "return Verdict(failed != 0, found_inf != 0, ranks * squares == h * h)", "return Verdict(failed != 0, found_inf != 0, True)", AGREEMENT),
+    Mutant("ranks-found-inf", "python/danlu/agreement.py", "return Verdict(failed != 0, found_inf != 0, ranks", "return Verdict(failed != 0, False, ranks", tests("test_agreement", "infinities")),
+    Mutant("ranks-written-early", "python/danlu/backends/reference.py", "running = self._steps(copies=True)", "running = self._steps(copies=False)", AGREEMENT),
+    Mutant("ranks-rows-of-one", "python/danlu/sharded_step.py", "    exchange(flags)\n", "", tests("test_sharded_steps", "rows_of_shards")),
     # benches
     Mutant("bench-quartiles", "bench/harness.py", "inclusive", "exclusive", BENCH),
     Mutant("bench-wrong-bits", "bench/gpu_plan.py", "return len(faults(stages)) == len(ENGINES)", "return bool(faults(stages))", GPU_PLAN),

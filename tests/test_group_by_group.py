@@ -27,8 +27,8 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     made: list[Plan] = []
 
     class Noted(Plan):
-        def __init__(self, optimizer: danlu.FusedOptimizer) -> None:
-            super().__init__(optimizer)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             made.append(self)
 
     monkeypatch.setattr(base, "Plan", Noted)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 import danlu
+from danlu import sharded_step
 from danlu.backends import BACKENDS
 from danlu.part import Part
 from danlu.state import COUNTERS
@@ -236,3 +237,20 @@ def an_untrained_gradient(rank: int) -> None:
 
 def test_what_other_ranks_do_not_know_is_refused() -> None:
     run_on(2, an_untrained_gradient)
+
+
+def captures(rank: int) -> None:
+    layout = fsdp()
+    params = parameters(layout)
+    opt = danlu.LAMB(params.items())
+    give_gradients(params, 0, layout)
+    with (
+        mock.patch.object(sharded_step, "is_capturing", return_value=True),
+        pytest.raises(RuntimeError, match="cannot be captured"),
+    ):
+        opt.step()
+    assert not opt.state
+
+
+def test_no_graph_captures_a_step_with_other_ranks() -> None:
+    run_on(2, captures)

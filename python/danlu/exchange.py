@@ -36,5 +36,7 @@ def exchange(requests: Sequence[Request]) -> None:
         flat = torch.cat([member.values.reshape(-1).to(device) for member in members])
         dist.all_reduce(flat, group=group)
         parts = torch.split(flat, [member.values.numel() for member in members])
-        for member, part in zip(members, parts, strict=True):
-            member.values.copy_(part.view(member.values.shape))
+        torch._foreach_copy_(
+            [member.values for member in members],
+            [part.view(member.values.shape) for member, part in zip(members, parts, strict=True)],
+        )

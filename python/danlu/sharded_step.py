@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .agreement import Agreement, Verdict
+from .capture import is_capturing
 from .exchange import Request, exchange
 from .layout import Layout
 from .partial_sums import PartialSums
@@ -22,6 +23,8 @@ def step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable[
     Raises on every rank, with nothing written on any: what was wrong on this one, else RuntimeError. Where
     counters are on a device no rank waits for it: the others raise in their next step.
     """
+    if is_capturing(layout.device):
+        raise RuntimeError("danlu: a step that needs other ranks cannot be captured in a CUDA graph")
     _compare(layout)
     if layout.late is not None:
         late, layout.late = layout.late, None

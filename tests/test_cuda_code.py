@@ -279,19 +279,7 @@ def test_reads_of_parameters_go_where_they_should(source: str, architecture: int
 
 
 @every_architecture
-@pytest.mark.parametrize(
-    ("rule", "storage"),
-    [
-        pytest.param(
-            rule,
-            storage,
-            id=f"{rule}-{storage.id}",
-            marks=() if storage in built.storages(rule) else pytest.mark.full,
-        )
-        for rule in RULES
-        for storage in built.COMPILED
-    ],
-)
+@pytest.mark.parametrize(("rule", "storage"), built.every(RULES, built.COMPILED))
 def test_machine_code(rule: str, storage: Storage, architecture: int) -> None:
     for size in LISTS:
         kernel = kernels(rule, architecture)[storage.id, size]

@@ -65,16 +65,7 @@ def stepped(opt: torch.optim.Optimizer, storage: Storage, steps: int = 2) -> lis
 
 @pytest.mark.parametrize(
     ("name", "storage"),
-    [
-        pytest.param(
-            name,
-            storage,
-            id=f"{name}-{storage.id}",
-            marks=() if storage in built.storages(name) else pytest.mark.full,
-        )
-        for name in ("lion", "adamw", "adax")
-        for storage in (HALF, MIXED, Storage(F16, F32, F32))
-    ],
+    built.every(("lion", "adamw", "adax"), (HALF, MIXED, Storage(F16, F32, F32))),
 )
 def test_same_bits(name: str, storage: Storage, execute: Executor) -> None:
     assert_same_bits(BY_ID[name], storage, execute)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +54,19 @@ def oldest() -> int:
 def combinations() -> str:
     """The rules that have all combinations of storage formats, or "all"."""
     return _module("combinations")
+
+
+def every(rules: Iterable[str], storages_of_all: Iterable[Storage]) -> list[Any]:
+    """Of a test over rules and storage formats; what `make test` does not build is left to --all."""
+    return [
+        pytest.param(
+            rule,
+            storage,
+            id=f"{rule}-{storage.id}",
+            marks=() if storage in storages(rule) else pytest.mark.full,
+        )
+        for rule, storage in itertools.product(rules, storages_of_all)
+    ]
 
 
 def storages(rule: str) -> list[Storage]:

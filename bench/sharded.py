@@ -82,9 +82,9 @@ def exchanged(optimizer: danlu.FusedOptimizer) -> tuple[int, int]:
     layout = Layout(optimizer)
     if not layout.groups:
         return 0, 0
-    rounds = [[sum_ for member in layout.exchanging for sum_ in member.sums(k)] for k in range(layout.stops)]
+    rounds = [[sum_ for member in layout.exchanging for sum_ in member.sums(k)] for k in range(layout.rounds)]
     if layout.clips:
-        rounds.insert(0, [(groups, 1) for groups in dict.fromkeys(m.groups for m in layout.members)])
+        rounds[0] += [(groups, 1) for groups in dict.fromkeys(m.groups for m in layout.members)]
     rounds[0].append((tuple(layout.groups), NUMBERS))
     reduces = sum(len({group for groups, _ in sums for group in groups}) for sums in rounds)
     return reduces, sum(8 * size * len(groups) for sums in rounds for groups, size in sums)

@@ -31,7 +31,7 @@ def with_dims(params: Named) -> list[dict[str, Any]]:
 
 
 Make = Callable[..., Any]
-# with the all-reduces of a step over one group of ranks
+# with the all-reduces of a step over one group of ranks, where the host waits for their verdict
 RULES: dict[str, tuple[Make, int]] = {
     "adafactor": (lambda params, **e: danlu.Adafactor(listed(params), **e), 2),
     "adafactor-momentum": (
@@ -66,7 +66,12 @@ RULES: dict[str, tuple[Make, int]] = {
         lambda params, **e: danlu.Adafactor(listed(params), preset="bert4keras", **e),
         2,
     ),
-    "adafactor-norm": (lambda params, **e: danlu.Adafactor(listed(params), max_grad_norm=0.5, **e), 3),
+    "adafactor-norm": (
+        lambda params, **e: danlu.Adafactor(
+            listed(params), preset="optax", lr=1e-2, min_dim_size_to_factor=4, max_grad_norm=0.5, **e
+        ),
+        2,
+    ),
     "lamb": (lambda params, **e: danlu.LAMB(listed(params), lr=1e-2, **e), 1),
     "lamb-norm": (lambda params, **e: danlu.LAMB(listed(params), lr=1e-2, max_grad_norm=0.5, **e), 2),
     "amos": (lambda params, **e: danlu.Amos(with_dims(params), lr=1e-2, momentum=0.9, **e), 1),

@@ -51,8 +51,11 @@ class ReducingRounds {
     });
   }
 
-  // To the second stop: sums over tensors of rules that have statistics, too.
-  void reduce_norms(int threads) {
+  // To the second stop: sums over tensors of rules that have statistics, too. coefficients: in place of those
+  // before.
+  void reduce_norms(const CoefficientTable& coefficients, int threads) {
+    for (ReducingMember& m : members_)
+      if (m.active) m.operands.coefficients = coefficients[m.operands.tensor.coefficients];
     for_members(threads, [](const ReducingMember& m) {
       if (m.collects()) m.reducer->update_factors(m.operands);
     });

@@ -66,9 +66,11 @@ class CpuStep : public StepList {
     step_.rounds().reduce_gradient(tensors(), coefficients_, threads);
   }
 
-  void reduce_norms(int threads) {
+  // coefficients: as many as before
+  void reduce_norms(const py::list& coefficients, int threads) {
+    read_coefficients(coefficients, stride_, coefficients_);
     const py::gil_scoped_release nogil;
-    step_.rounds().reduce_norms(threads);
+    step_.rounds().reduce_norms(coefficients_, threads);
   }
 
   void apply(int threads) {

@@ -22,10 +22,11 @@ class Share(NamedTuple):
     """How a tensor takes part in exchanges."""
 
     exchanges: bool  # whether its step needs sums of other ranks
+    first: int  # round of exchanges, which is its first stop
     groups: tuple[Any, ...]  # over which squares of its gradient are summed, where steps are clipped
 
 
-ALONE = Share(False, ())
+ALONE = Share(False, 0, ())
 
 
 class Exchanged(NamedTuple):
@@ -39,14 +40,14 @@ class Exchanged(NamedTuple):
 class Member:
     """A parameter with parts on other ranks.
 
-    stops: what its step sums over it. rows: those that take part in this step as all ranks see it, where only
-    some rows are stepped and ranks have parts of them.
+    stops: what its step sums over it, one in each round of exchanges from the first on. rows: those that take
+    part in this step as all ranks see it, where only some rows are stepped and ranks have parts of them.
     """
 
     def __init__(
-        self, param: torch.Tensor, name: str, stops: Sequence[Sequence[Statistic]], lazy: bool
+        self, param: torch.Tensor, name: str, stops: Sequence[Sequence[Statistic]], lazy: bool, first: int
     ) -> None:
-        self.param, self.name, self.stops = param, name, stops
+        self.param, self.name, self.stops, self.first = param, name, stops, first
         self.groups = groups_of(param, range(param.ndim))
         self.of_rows = groups_of(param, range(1, param.ndim)) if lazy else ()
         self.rows: torch.Tensor | None = None
@@ -68,14 +69,14 @@ class Member:
             flags[nonzero_rows(local(g))] = 1.0
         return Request(flags, self.of_rows, self.device)
 
-    def sums(self, stop: int) -> list[tuple[tuple[Any, ...], int]]:
-        """The groups over which sums of one stop are exchanged, and how many numbers each is."""
-        return [(one.groups, math.prod(one.shape)) for one in self._at(stop) if one.groups]
+    def sums(self, number: int) -> list[tuple[tuple[Any, ...], int]]:
+        """The groups over which sums of one round are exchanged, and how many numbers each is."""
+        return [(one.groups, math.prod(one.shape)) for one in self._at(number) if one.groups]
 
-    def requests(self, stop: int, found: Sequence[PartialSums] | None) -> list[Request]:
-        """Of one stop; found: the sums of this rank, None for zeros."""
+    def requests(self, number: int, found: Sequence[PartialSums] | None) -> list[Request]:
+        """Of one round; found: the sums of this rank, None for zeros."""
         requests = []
-        for i, one in enumerate(self._at(stop)):
+        for i, one in enumerate(self._at(number)):
             if one.groups:
                 values = (
                     torch.zeros(one.shape, dtype=torch.float64, device=self.device)
@@ -85,22 +86,32 @@ class Member:
                 requests.append(Request(values, one.groups, self.device))
         return requests
 
-    def count(self, stop: int, found: Sequence[PartialSums] | None) -> None:
+    def count(self, number: int, found: Sequence[PartialSums]) -> None:
         """Says that sums are of the whole parameter by now."""
-        for i, one in enumerate(self._at(stop) if found else ()):
-            found[i].count = one.size  # type: ignore[index]
+        for one, sums in zip(self._at(number), found, strict=True):
+            sums.count = one.size
 
-    def _at(self, stop: int) -> list[Exchanged]:
-        return self._exchanged[stop] if stop < len(self._exchanged) else []
+    def clip(self, factor: float, found: Sequence[PartialSums]) -> list[tuple[torch.Tensor, float]]:
+        """Sums of the first stop, each with what makes it one of gradients times a factor."""
+        at_first = zip(self.stops[0], found, strict=True)
+        return [(sums.values, factor**one.power) for one, sums in at_first if one.power]
+
+    def _at(self, number: int) -> list[Exchanged]:
+        stop = number - self.first
+        return self._exchanged[stop] if 0 <= stop < len(self._exchanged) else []
 
 
 class Layout:
-    """The exchanges of an optimizer's steps."""
+    """The exchanges of an optimizer's steps.
+
+    The norm of the gradients, where they are clipped, needs a round of its own, before there are other sums.
+    But those that may be multiplied by the factor that clips afterwards go with it, where the host waits.
+    """
 
     def __init__(self, optimizer: StepRule) -> None:
         self._params = [list(group["params"]) for group in optimizer.param_groups]
         self._structures = _structures(optimizer)
-        self.clips = optimizer.max_grad_norm is not None
+        self.clips, self.waits = optimizer.max_grad_norm is not None, not optimizer.counters_on_device
         self.members: list[Member] = []
         self._sharded: list[tuple[torch.Tensor, bool]] = []  # and whether they are trained
         seen: set[int] = set()
@@ -115,9 +126,11 @@ class Layout:
                 if p.requires_grad:
                     name = name_at(optimizer.param_groups, (index, j))
                     stops = optimizer.sums(group, tuple(p.shape))
-                    self.members.append(Member(p, name, stops, optimizer.sparse_mode(group) is not None))
+                    lazy = optimizer.sparse_mode(group) is not None
+                    self.members.append(Member(p, name, stops, lazy, self._first_round(stops)))
         self.exchanging = [member for member in self.members if member.exchanges]
-        self.stops = max((len(member.stops) for member in self.exchanging), default=0)
+        self.riding = [member for member in self.exchanging if self.clips and member.first == 0]
+        self.rounds = max((m.first + len(m.stops) for m in self.exchanging), default=int(self.clips))
         self.lazy = [member for member in self.members if member.of_rows]
         taking_part = self.members if self.clips else [m for m in self.members if m.exchanges or m.of_rows]
         self.groups = list(dict.fromkeys(group for member in taking_part for group in member.groups))
@@ -132,6 +145,8 @@ class Layout:
         groups = optimizer.param_groups
         if len(groups) != len(self._params) or self._structures != _structures(optimizer):
             return False
+        if self.waits == optimizer.counters_on_device:
+            return False
         if any(p.requires_grad != trained for p, trained in self._sharded):
             return False
         return all(
@@ -143,7 +158,8 @@ class Layout:
         member = self.of.get(id(p))
         if member is None:
             return ALONE
-        return Share(member.exchanges, member.groups if self.clips else ())
+        first = member.first if member.exchanges else 0
+        return Share(member.exchanges, first, member.groups if self.clips else ())
 
     def settle_gradients(self) -> None:
         """Adds up gradients whose summands are on several ranks, as plain tensor parallelism leaves them."""
@@ -157,7 +173,11 @@ class Layout:
         """All that ranks have to have alike."""
         placements = [str(m.param.placements) for m in self.members]  # type: ignore[attr-defined]
         shapes = [(tuple(m.param.shape), m.stops, bool(m.of_rows)) for m in self.members]
-        return repr((shapes, placements, self.clips)).encode()
+        return repr((shapes, placements, self.clips, self.waits)).encode()
+
+    def _first_round(self, stops: Sequence[Sequence[Statistic]]) -> int:
+        rides = self.waits and bool(stops) and all(one.power is not None for one in stops[0])
+        return int(self.clips and not rides)
 
     def mask(self) -> bytes:
         """Which sharded parameters have a gradient here."""

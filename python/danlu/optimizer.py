@@ -242,11 +242,11 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
         if not self.state and callers.asks_for_state():
             self.make_state()
             return
+        scaling = self._scaling(self.param_groups)
         layout = self._layout_of_now()
         if self._layout is not None:
             self._layout.settle_gradients()
-        scaling = self._scaling(self.param_groups, alone=layout is None)
-        if scaling is None:
+        if layout is None and self._skips(scaling):
             return
         self._steps += 1
         if self._idle_plans or self._plan is None or not self._plan.lists(self.param_groups):
@@ -266,19 +266,18 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
                 self._drop_plan()  # which is made for a layout
         return self._layout if self._layout.groups else None
 
-    def _scaling(self, groups: list[dict[str, Any]], *, alone: bool = True) -> scale.Scaling | None:
-        """Of a step of these groups; None if it has to change nothing.
-
-        alone: whether no other rank waits for it.
-        """
+    def _scaling(self, groups: list[dict[str, Any]]) -> scale.Scaling:
+        """Of a step of these groups, whose counters go where it can be read without waiting."""
         scaling = scale.Scaling.of(self, self.max_grad_norm)
-        if not self.counters_on_device:
-            if scaling.on_device or any(scale.is_on_device(group.get("lr")) for group in groups):
-                self.counters_on_device = True
-                self._drop_plan()
-            elif alone and scaling.skips():
-                return None
+        on_device = scaling.on_device or any(scale.is_on_device(group.get("lr")) for group in groups)
+        if on_device and not self.counters_on_device:
+            self.counters_on_device = True
+            self._drop_plan()
         return scaling
+
+    def _skips(self, scaling: scale.Scaling) -> bool:
+        """Whether the host knows that a step has to change nothing."""
+        return not self.counters_on_device and scaling.skips()
 
     def _step_by(self, keeper: _KeepsPlan, scaling: scale.Scaling) -> None:
         """One step by a plan, this optimizer's or a part's."""

@@ -73,7 +73,7 @@ class Part:
             self._plan = None
             self._find()
         scaling = optimizer._scaling([groups[i] for i in {i for i, _ in self._places}])
-        if scaling is None:
+        if optimizer._skips(scaling):
             return
         optimizer._step_by(self, scaling)
         plan = self._plan

@@ -42,6 +42,8 @@ class Statistic:
 
     dims: tuple[int, ...]
     kept_out: tuple[int, ...] = ()  # further dimensions that its values do not have
+    # of what multiplies the gradient, by which the sum may be multiplied afterwards; None: it may not
+    power: int | None = None
 
     @classmethod
     def of_all(cls, shape: tuple[int, ...]) -> Statistic:

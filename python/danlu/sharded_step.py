@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -15,6 +16,9 @@ from .plan import Plan
 from .scale import Scaling
 from .spec import Stop
 from .step_rule import StepRule
+
+# a norm of gradients whose squares are far below fp32's largest number
+LARGEST = 2.0**60
 
 
 def step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable[[], Plan]) -> None:
@@ -88,8 +92,8 @@ class _Step:
         self._optimizer, self._layout, self._scaling = optimizer, layout, scaling
         self._plan, self._error = plan, error
         self._parts = [] if plan is None else list(zip(plan.executors, plan.shares, strict=True))
-        self._waits = not optimizer.counters_on_device
         self._agreed = False
+        self._norm_squares: Sequence[torch.Tensor] = ()
         self._word = Agreement(
             layout.groups,
             layout.device,
@@ -99,32 +103,25 @@ class _Step:
         )
 
     def run(self) -> None:
-        squares: list[torch.Tensor] = []
-        if self._layout.clips:
-            by_groups, requests = self._squares()
-            if not self._agree(requests):
-                return
-            squares = list(by_groups.values())
-            self._prepare(squares)
-        running = [executor.rounds() for executor, share in self._parts if share.exchanges]
-        for number in range(self._layout.stops):
+        running: list[Iterator[Stop]] = []
+        for number in range(self._layout.rounds):
+            running += self._begin(number)
             found = _at_stop(running)
-            # what no rank has a gradient of is left out, once that is known
-            known = self._agreed and self._waits
-            members = [m for m in self._layout.exchanging if not known or m.param.grad is not None]
-            requests = [r for m in members for r in m.requests(number, found.get(id(m.param)))]
             if self._agreed:
-                exchange(requests)
-            elif self._agree(requests):
-                self._prepare(squares)
-            else:
+                exchange(self._requests(number, found))
+            elif not self._first_round(found):
                 return
-            for member in members:
-                member.count(number, found.get(id(member.param)))
-        if not self._agreed:
-            if not self._agree([]):
-                return
-            self._prepare(squares)
+            elif self._layout.riding and self._too_large():
+                running = self._begin(number)
+                found = _at_stop(running)
+                exchange(self._requests(number, found))
+            elif self._layout.riding:
+                self._clip(found)
+            for member in self._layout.exchanging:
+                if id(member.param) in found:
+                    member.count(number, found[id(member.param)])
+        if not self._agreed and not self._first_round({}):
+            return
         if self._error is not None:
             raise self._error
         for steps in running:
@@ -134,11 +131,46 @@ class _Step:
             if not share.exchanges:
                 executor.run()
 
+    def _begin(self, number: int) -> list[Iterator[Stop]]:
+        """Those whose first stop is in a round."""
+        first = [executor for executor, share in self._parts if share.exchanges and share.first == number]
+        return [executor.rounds() for executor in first]
+
+    def _requests(self, number: int, found: dict[int, list[PartialSums]]) -> list[Request]:
+        # what no rank has a gradient of is left out, once that is known
+        known = self._agreed and self._layout.waits
+        members = [m for m in self._layout.exchanging if not known or m.param.grad is not None]
+        return [r for m in members for r in m.requests(number, found.get(id(m.param)))]
+
+    def _first_round(self, found: dict[int, list[PartialSums]]) -> bool:
+        """Exchanges what all ranks have to know before any writes; False if the step changes nothing."""
+        squares, requests = self._squares() if self._layout.clips else ([], [])
+        if not self._agree([*requests, *self._requests(0, found)]):
+            return False
+        self._norm_squares = squares
+        if self._plan is not None and (squares or not self._layout.waits):
+            refusal = None if self._layout.waits else self._word.refusal()
+            self._plan.prepare(self._optimizer, self._scaling, squares, refusal)
+        return True
+
+    def _too_large(self) -> bool:
+        """Whether fp32 may not hold the squares of gradients before they are clipped; as all ranks see it."""
+        norm = math.sqrt(sum(map(float, self._norm_squares))) * self._scaling.factor([])
+        return not norm < LARGEST
+
+    def _clip(self, found: dict[int, list[PartialSums]]) -> None:
+        """Makes sums of gradients before clipping those of gradients after it."""
+        factor = self._scaling.factor(self._norm_squares) / self._scaling.factor([])
+        riding = [(m, found[id(m.param)]) for m in self._layout.riding if id(m.param) in found]
+        pairs = [pair for member, sums in riding for pair in member.clip(factor, sums)]
+        if pairs:
+            torch._foreach_mul_([values for values, _ in pairs], [by for _, by in pairs])
+
     def _agree(self, requests: list[Request]) -> bool:
         """Exchanges the requests with this rank's word; False if the step changes nothing on any."""
         exchange([self._word.request, *requests])
         self._agreed = True
-        if not self._waits:
+        if not self._layout.waits:
             self._layout.late = self._word
             return True
         if self._error is not None:
@@ -147,14 +179,8 @@ class _Step:
         _raise_if_refused(verdict, self._layout.absent())
         return not verdict.found_inf
 
-    def _prepare(self, squares: list[torch.Tensor]) -> None:
-        """Again, by what is known of all ranks by now."""
-        if self._plan is not None and (squares or not self._waits):
-            refusal = None if self._waits else self._word.refusal()
-            self._plan.prepare(self._optimizer, self._scaling, squares, refusal)
-
-    def _squares(self) -> tuple[dict[tuple[object, ...], torch.Tensor], list[Request]]:
-        """The sums of squares of the gradients, by the groups over which they are summed."""
+    def _squares(self) -> tuple[list[torch.Tensor], list[Request]]:
+        """The sums of squares of the gradients, one for the groups over which they are summed."""
         squares: dict[tuple[object, ...], torch.Tensor] = {
             (): torch.zeros((), dtype=torch.float64, device=self._layout.device)
         }
@@ -165,7 +191,7 @@ class _Step:
                 requests.append(Request(squares[member.groups], member.groups, member.device))
         for executor, share in self._parts:
             squares[share.groups] += executor.gradient_squares()
-        return squares, requests
+        return list(squares.values()), requests
 
 
 def _at_stop(running: list[Iterator[Stop]]) -> dict[int, list[PartialSums]]:

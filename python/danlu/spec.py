@@ -102,8 +102,11 @@ class Executor(Protocol):
     def rounds(self) -> Iterator[Stop]:
         """As `run`, but stops where sums of tensors are complete, at most twice. They may be changed in place
         there, values and count; what comes next takes them for those of the whole tensors. Parts of a tensor
-        stop equally often, also those without elements. Values are gone when the step ends, and a step that
-        has begun cannot be repeated.
+        stop equally often, also those without elements. Values are gone when the step ends.
+
+        `prepare` may be called again at the first stop, for what comes behind it; its sums stay as they are.
+        Where these are all that a rule takes of the gradient, nothing is written so far, and the step may
+        begin again. Later it cannot be repeated.
         """
         ...
 

@@ -81,7 +81,7 @@ class CpuExecutor(NativeExecutor):
         self.count_writes(self.active())
         self._native.reduce_gradient(self._coefficients, threads)
         yield from self._stop(0)
-        self._native.reduce_norms(threads)
+        self._native.reduce_norms(self._coefficients, threads)
         yield from self._stop(1)
         self._native.apply(threads)
 

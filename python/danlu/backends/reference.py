@@ -11,7 +11,7 @@ import torch
 from .. import formats
 from ..grad_norm import sum_of_squares
 from ..listed_rows import rows_taking_part
-from ..partial_sums import PartialSums
+from ..partial_sums import PartialSums, Reducing
 from ..scale import StepScale
 from ..sharding import local
 from ..spec import ParamSpec, Stop
@@ -95,6 +95,19 @@ class ReferenceExecutor:
         given = [(spec, spec.gradient) for spec in self._specs]
         return [(spec, self._step(self._optimizer, spec, g, copies)) for spec, g in given if g is not None]
 
+    def _following(self, step: Reducing, g: torch.Tensor, sign: float, scaled: torch.Tensor) -> Reducing:
+        """A rule's step, whose scaled gradient follows a factor that changes at a stop."""
+        factor = self._factor
+        while True:
+            try:
+                sums = next(step)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            yield sums
+            if self._factor != factor:
+                factor = self._factor
+                torch.mul(g, sign * factor, out=scaled)
+
     def release(self) -> None:
         self._optimizer = None
 
@@ -109,7 +122,7 @@ class ReferenceExecutor:
         updates = micro_step + 1 >= spec.accumulation_steps
         counters = optimizer.counters(step, micro_step)
         moves = updates and optimizer.outcome != "none" and optimizer.moves(group)
-        factor = optimizer.sign(group) * self._factor
+        sign = optimizer.sign(group)
 
         own, _, *of_states = map(formats.named, spec.formats)
 
@@ -121,9 +134,10 @@ class ReferenceExecutor:
             wide = torch.float64 if of_p[0].dtype == torch.float64 else torch.float32
             p = own.load(of_p, index).to(wide)
             states = [kept_as.load(tensors, index).to(wide, copy=copies) for kept_as, tensors in kept]
-            result = optimizer.reference(p, g.to(wide) * factor, *states, **counters, **hyper)
+            scaled = g.to(wide) * (sign * self._factor)
+            result = optimizer.reference(p, scaled, *states, **counters, **hyper)
             if isinstance(result, Generator):
-                result = yield from result
+                result = yield from self._following(result, g.to(wide), sign, scaled)
             for (kept_as, tensors), numbers in zip(kept, states, strict=True):
                 kept_as.store(numbers, tensors, index)
             if moves:

@@ -166,8 +166,9 @@ class Adafactor(FusedOptimizer):
         if dims is None:
             return norms
         first, second = dims
-        averages = Statistic((first,), kept_out=(second,))
-        return (Statistic((second,)), Statistic((first,)), Statistic((first, second)), averages), *norms
+        squares = (Statistic(over, power=2) for over in ((second,), (first,), (first, second)))
+        averages = Statistic((first,), kept_out=(second,), power=0)
+        return (*squares, averages), *norms
 
     def summed_dims(self, group: dict[str, Any], shape: tuple[int, ...]) -> SummedDims:
         dims = _dims(group, shape)

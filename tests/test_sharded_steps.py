@@ -16,6 +16,7 @@ import danlu
 from danlu import sharded_step
 from danlu.backends import BACKENDS
 from danlu.part import Part
+from danlu.sharding import groups_of_copies
 from danlu.state import COUNTERS
 from danlu.testing import same_bits
 from emulated import Emulated
@@ -85,16 +86,17 @@ def steps_as_the_whole(rank: int, place: Callable[[], Layout], groups: int, name
                 {"backend": backend} if backend != "capturable" else {"backend": "cuda", "capturable": True}
             )
             opt, want = make(params, **asked), make(wholes, **asked)
+            copies = len({group for p in params.values() for group in groups_of_copies(p).values()})
             for t in range(STEPS):
                 give_gradients(params, t, layout)
                 give_gradients(wholes, t)
                 with counted() as sizes:
                     opt.step()
                 want.step()
-                # the first step compares what is exchanged, too
+                # the first step compares what is exchanged, too, and asks for summands of gradients
                 most = all_reduces + (t == 0 and all_reduces > 0)
                 most += backend == "capturable" and name == "adafactor-norm"
-                most *= groups
+                most = most * groups + (t == 0) * copies
                 if len(sizes) > most or (groups == 1 and len(sizes) < most):
                     wrong.append((name, backend, t, "all-reduces", len(sizes), most))
             replicated = []
@@ -212,10 +214,46 @@ def summands(rank: int) -> None:
                 g = gradient(key, t)
                 part = 3 * g if rank == 0 else -2 * g
                 params[key].grad = DTensor.from_local(part, layout(key)[0], [Partial()], run_check=False)
-            opt.step()
+            with counted() as sizes:
+                opt.step()
             want.step()
+            # one for both gradients, one for the ranks' word; the first step asks, and compares
+            assert len(sizes) == max(RULES[name][1], 1) + 1 + 2 * (t == 0), (name, sizes)
         for key, p in params.items():
             assert difference(full(p).detach(), wholes[key].detach()) < TOLERANCE, (name, key)
+
+
+def a_late_summand(rank: int) -> None:
+    """One rank lacks it: that is an error on all, and the others keep theirs."""
+    layout = tp()
+    params, wholes = parameters(layout), parameters()
+    opt, want = RULES["adamw"][0](params), RULES["adamw"][0](wholes)
+    for t in range(3):
+        give_gradients(params, t, layout)
+        give_gradients(wholes, t)
+        if t == 0:  # of a parameter that nobody has used so far
+            params["norm"].grad = wholes["norm"].grad = None
+        else:
+            g = gradient("norm", t) * (3 if rank == 0 else -2)
+            summand = DTensor.from_local(g, layout("norm")[0], [Partial()], run_check=False)
+            params["norm"].grad = summand
+        if t == 2:
+            before = [full(p).detach().clone() for p in params.values()]
+            params["norm"].grad = summand if rank == 0 else None
+            with pytest.raises(RuntimeError, match="missing on some ranks only"):
+                opt.step()
+            assert all(same_bits(x, full(p).detach()) for x, p in zip(before, params.values(), strict=True))
+            if rank == 0:
+                assert params["norm"].grad is summand
+            params["norm"].grad = summand
+        opt.step()
+        want.step()
+    for key, p in params.items():
+        assert difference(full(p).detach(), wholes[key].detach()) < TOLERANCE, key
+
+
+def test_summands_that_come_late_or_not_everywhere() -> None:
+    run_on(2, a_late_summand)
 
 
 def test_gradients_that_are_summands() -> None:

@@ -1,4 +1,4 @@
-"""Sums over the ranks that have other parts of tensors: one all-reduce for each process group."""
+"""Sums over ranks that have other parts of tensors, or summands: an all-reduce for each process group."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+# numbers that are not worth a copy into a buffer with others
+ALONE = 2**20
+
 
 @dataclass
 class Request:
@@ -16,7 +19,7 @@ class Request:
     Whoever shares a group makes the same requests of it, in the same order.
     """
 
-    values: torch.Tensor  # float64
+    values: torch.Tensor
     groups: tuple[Any, ...]
     device: torch.device  # where the groups can take them
 
@@ -28,15 +31,23 @@ def groups_in_order(requests: Iterable[Request]) -> list[Any]:
 
 def exchange(requests: Sequence[Request]) -> None:
     """Puts the sums in place of the values."""
+    for group in groups_in_order(requests):
+        buffers: dict[tuple[torch.dtype, int | None], list[Request]] = {}
+        for i, request in enumerate(requests):
+            if group in request.groups:
+                alone = i if request.values.numel() >= ALONE else None
+                buffers.setdefault((request.values.dtype, alone), []).append(request)
+        for members in buffers.values():
+            _all_reduce(members, group)
+
+
+def _all_reduce(members: Sequence[Request], group: Any) -> None:
     import torch.distributed as dist  # not for those who have one rank
 
-    for group in groups_in_order(requests):
-        members = [request for request in requests if group in request.groups]
-        device = members[0].device
-        flat = torch.cat([member.values.reshape(-1).to(device) for member in members])
-        dist.all_reduce(flat, group=group)
-        parts = torch.split(flat, [member.values.numel() for member in members])
-        torch._foreach_copy_(
-            [member.values for member in members],
-            [part.view(member.values.shape) for member, part in zip(members, parts, strict=True)],
-        )
+    flat = torch.cat([member.values.reshape(-1).to(member.device) for member in members])
+    dist.all_reduce(flat, group=group)
+    parts = torch.split(flat, [member.values.numel() for member in members])
+    torch._foreach_copy_(
+        [member.values for member in members],
+        [part.view(member.values.shape) for member, part in zip(members, parts, strict=True)],
+    )

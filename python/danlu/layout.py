@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 from .agreement import Agreement
-from .exchange import Request
+from .exchange import Request, exchange
 from .listed_rows import nonzero_rows
 from .partial_sums import PartialSums, Statistic
 from .places import name_at
-from .sharding import groups_of, is_partial, is_replicated, is_sharded, local
+from .sharding import groups_of, groups_of_copies, is_sharded, is_summand, local, placed_alike
 from .step_rule import StepRule
 
 
@@ -51,6 +52,8 @@ class Member:
         self.groups = groups_of(param, range(param.ndim))
         self.of_rows = groups_of(param, range(1, param.ndim)) if lazy else ()
         self.rows: torch.Tensor | None = None
+        self.copies = groups_of_copies(param)
+        self.summing: tuple[Any, ...] = ()  # of these groups those whose ranks have summands of its gradient
         kind: str = param.device_mesh.device_type  # type: ignore[attr-defined]
         # where its process groups take numbers
         self.device = param.device if param.device.type == kind else torch.device(kind)
@@ -68,6 +71,36 @@ class Member:
         if g is not None and local(g).shape == own.shape:  # else the step will say what is wrong
             flags[nonzero_rows(local(g))] = 1.0
         return Request(flags, self.of_rows, self.device)
+
+    def summands(self) -> Request:
+        """Whether it has a gradient here, and of which groups' ranks have summands."""
+        kinds = is_summand(self.param.grad, self.param)
+        numbers = [self.param.grad is not None, *(kinds[k] for k in self.copies)]
+        values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        return Request(values, tuple(self.copies.values()), self.device)
+
+    def learn(self, of_all: Request) -> bool:
+        """Takes up what ranks have told; False if none has a gradient."""
+        seen, *kinds = of_all.values.tolist()
+        self.summing = tuple(group for group, kind in zip(self.copies.values(), kinds, strict=True) if kind)
+        return bool(seen)
+
+    def gradient(self) -> Request:
+        """The summand of this rank, in float32 at least; zeros where it has none."""
+        g, own = self.param.grad, local(self.param)
+        wide = torch.float64 if own.dtype == torch.float64 else torch.float32
+        values = torch.zeros(own.shape, dtype=wide, device=own.device)
+        if any(is_summand(g, self.param)) and local(g).shape == own.shape:  # type: ignore[arg-type]
+            values.copy_(local(g))  # type: ignore[arg-type]
+        return Request(values, self.summing, self.device)
+
+    def settle(self, of_all: Request) -> torch.Tensor | None:
+        """Puts the sum in place of this rank's summand, which it returns."""
+        g = self.param.grad
+        if g is None or not any(is_summand(g, self.param)):
+            return None
+        self.param.grad = placed_alike(self.param, of_all.values.to(g.dtype))
+        return g
 
     def sums(self, number: int) -> list[tuple[tuple[Any, ...], int]]:
         """The groups over which sums of one round are exchanged, and how many numbers each is."""
@@ -88,7 +121,8 @@ class Member:
 
     def count(self, number: int, found: Sequence[PartialSums]) -> None:
         """Says that sums are of the whole parameter by now."""
-        for one, sums in zip(self._at(number), found, strict=True):
+        exchanged = self._at(number)  # none where engines sum what settings do without
+        for one, sums in zip(exchanged, found[: len(exchanged)], strict=True):
             sums.count = one.size
 
     def clip(self, factor: float, found: Sequence[PartialSums]) -> list[tuple[torch.Tensor, float]]:
@@ -132,13 +166,12 @@ class Layout:
         self.riding = [member for member in self.exchanging if self.clips and member.first == 0]
         self.rounds = max((m.first + len(m.stops) for m in self.exchanging), default=int(self.clips))
         self.lazy = [member for member in self.members if member.of_rows]
-        taking_part = self.members if self.clips else [m for m in self.members if m.exchanges or m.of_rows]
-        self.groups = list(dict.fromkeys(group for member in taking_part for group in member.groups))
-        self.device = taking_part[0].device if self.groups else torch.device("cpu")
-        self.settling = [member for member in self.members if is_replicated(member.param)]
+        # of which nobody has shown a gradient that may have summands
+        self._unknown = [member for member in self.members if member.copies]
+        self._asked = False
+        self._find_groups()
         self.of = {id(member.param): member for member in self.members}
         self.late: Agreement | None = None  # of the last step, where nobody has waited for it
-        self.agreed = False  # whether the ranks have compared it
 
     def fits(self, optimizer: StepRule) -> bool:
         """Whether the optimizer's steps are still these."""
@@ -161,13 +194,31 @@ class Layout:
         first = member.first if member.exchanges else 0
         return Share(member.exchanges, first, member.groups if self.clips else ())
 
-    def settle_gradients(self) -> None:
-        """Adds up gradients whose summands are on several ranks, as plain tensor parallelism leaves them."""
-        for member in self.settling:
-            p = member.param
-            g = p.grad
-            if g is not None and is_sharded(g) and is_partial(g) and g.device_mesh == p.device_mesh:  # type: ignore[attr-defined]
-                p.grad = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
+    def ask_for_summands(self) -> None:
+        """Finds out of which gradients ranks have summands, as plain tensor parallelism leaves them.
+
+        In the first step, and in that of a parameter's first gradient if it comes later.
+        """
+        if self._asked and all(member.param.grad is None for member in self._unknown):
+            return
+        self._asked = True
+        told = [(member, member.summands()) for member in self._unknown]
+        exchange([request for _, request in told])
+        self._unknown = [member for member, of_all in told if not member.learn(of_all)]
+        self._find_groups()
+
+    @contextmanager
+    def settled_gradients(self) -> Iterator[None]:
+        """Adds up these summands, zeros for those of a rank that lacks one. They are back after an error."""
+        requests = [(member, member.gradient()) for member in self.members if member.summing]
+        exchange([request for _, request in requests])
+        summands = [(member.param, member.settle(of_all)) for member, of_all in requests]
+        try:
+            yield
+        except BaseException:
+            for p, g in summands:
+                p.grad = p.grad if g is None else g
+            raise
 
     def described(self) -> bytes:
         """All that ranks have to have alike."""
@@ -178,6 +229,14 @@ class Layout:
     def _first_round(self, stops: Sequence[Sequence[Statistic]]) -> int:
         rides = self.waits and bool(stops) and all(one.power is not None for one in stops[0])
         return int(self.clips and not rides)
+
+    def _find_groups(self) -> None:
+        """Those whose ranks have to agree on a step."""
+        taking_part = [m for m in self.members if self.clips or m.exchanges or m.of_rows or m.summing]
+        in_order = (group for member in taking_part for group in (*member.groups, *member.summing))
+        self.groups = list(dict.fromkeys(in_order))
+        self.device = taking_part[0].device if self.groups else torch.device("cpu")
+        self.agreed = False
 
     def mask(self) -> bytes:
         """Which sharded parameters have a gradient here."""

@@ -244,8 +244,6 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
             return
         scaling = self._scaling(self.param_groups)
         layout = self._layout_of_now()
-        if self._layout is not None:
-            self._layout.settle_gradients()
         if layout is None and self._skips(scaling):
             return
         self._steps += 1
@@ -264,6 +262,7 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
             self._layout = Layout(self)
             if self._layout.members:
                 self._drop_plan()  # which is made for a layout
+        self._layout.ask_for_summands()
         return self._layout if self._layout.groups else None
 
     def _scaling(self, groups: list[dict[str, Any]]) -> scale.Scaling:

@@ -29,6 +29,11 @@ def step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable[
     """
     if is_capturing(layout.device):
         raise RuntimeError("danlu: a step that needs other ranks cannot be captured in a CUDA graph")
+    with layout.settled_gradients():
+        _step(optimizer, layout, scaling, begin)
+
+
+def _step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable[[], Plan]) -> None:
     _compare(layout)
     if layout.late is not None:
         late, layout.late = layout.late, None

@@ -109,18 +109,26 @@ def _placed(
     return made
 
 
-def is_partial(t: torch.Tensor) -> bool:
-    """Whether ranks have summands of a DTensor."""
-    return any(placement.is_partial() for placement in t.placements)  # type: ignore[attr-defined]
+def is_summand(g: torch.Tensor | None, p: torch.Tensor) -> list[bool]:
+    """By the mesh dimensions of `p`, whether ranks have summands of its gradient along them."""
+    if g is None or not is_sharded(g) or g.device_mesh != p.device_mesh:  # type: ignore[attr-defined]
+        return [False] * p.device_mesh.ndim  # type: ignore[attr-defined]
+    return [getattr(placement, "reduce_op", None) == "sum" for placement in g.placements]  # type: ignore[attr-defined]
 
 
-def is_replicated(p: torch.Tensor) -> bool:
-    """Whether several ranks have the same part of a DTensor."""
+def groups_of_copies(p: torch.Tensor) -> dict[int, Any]:
+    """By mesh dimensions, the process groups of more than one rank whose ranks have the same part of `p`."""
     mesh: Any = p.device_mesh  # type: ignore[attr-defined]
-    return any(
-        sharded_dim(placement) is None and mesh.size(k) > 1
+    return {
+        k: mesh.get_group(k)
         for k, placement in enumerate(p.placements)  # type: ignore[attr-defined]
-    )
+        if sharded_dim(placement) is None and mesh.size(k) > 1
+    }
+
+
+def placed_alike(p: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """A DTensor whose part on this rank is given."""
+    return _placed(p, p.placements, part, tuple(p.shape))  # type: ignore[attr-defined]
 
 
 def groups_of(p: torch.Tensor, dims: Sequence[int]) -> tuple[Any, ...]:

@@ -43,6 +43,8 @@ ACCUMULATION = tests("test_gradient_accumulation", "resumed or small or cycle")
 EMA = tests("test_ema")
 LOOKAHEAD = tests("test_lookahead")
 SHARDED = tests("test_sharded_checkpoints")
+NORMS = tests("test_sharded_steps", "norms_go")
+SUMMANDS = tests("test_sharded_steps", "summands")
 AGREEMENT = tests("test_agreement", "wrong_on_one_rank and reference")
 CUDA_ROUNDS = tests("test_rounds", "cuda and (adafactor-torch or tiger-rows or lamb)")
 SCHEDULE = tests("test_schedule")
@@ -139,13 +141,20 @@ MUTANTS = [
     Mutant("triton-tile-below", "triton_kernels/reduce/reduce_gradient.py", "square = tl.where(mask, square, 0.0)", "square = square * 1.0", tests("interpreted/test_triton_reducing", "float64 and amos")),
     # ranks
     Mutant("ranks-one-group", "python/danlu/exchange.py", "for group in groups_in_order(requests):", "for group in groups_in_order(requests)[:1]:", SHARDED),
-    Mutant("ranks-own-count", "python/danlu/layout.py", "found[i].count = one.size", "found[i].count = found[i].count", SHARDED),
+    Mutant("ranks-own-count", "python/danlu/layout.py", "sums.count = one.size", "sums.count = sums.count", SHARDED),
     Mutant("ranks-placement-of-sums", "python/danlu/layout.py", "Exchanged(groups_of(param, one.dims)", "Exchanged(groups_of(param, one.dims[:1])", SHARDED),
     Mutant("ranks-part-of-a-whole", "python/danlu/sharding.py", 'type(placements[k]).__name__ == "_StridedShard"', "0", SHARDED),
     Mutant("ranks-another-gradient", "python/danlu/agreement.py", "return Verdict(failed != 0, found_inf != 0, ranks * squares == h * h)", "return Verdict(failed != 0, found_inf != 0, True)", AGREEMENT),
     Mutant("ranks-found-inf", "python/danlu/agreement.py", "return Verdict(failed != 0, found_inf != 0, ranks", "return Verdict(failed != 0, False, ranks", tests("test_agreement", "infinities")),
     Mutant("ranks-written-early", "python/danlu/backends/reference.py", "running = self._steps(copies=True)", "running = self._steps(copies=False)", AGREEMENT),
     Mutant("ranks-rows-of-one", "python/danlu/sharded_step.py", "    exchange(flags)\n", "", tests("test_sharded_steps", "rows_of_shards")),
+    Mutant("ranks-unclipped-sums", "python/danlu/layout.py", "factor**one.power)", "factor)", NORMS),
+    Mutant("ranks-clipped-averages", "python/danlu/layout.py", "for one, sums in at_first if one.power]", "for one, sums in at_first]", NORMS),
+    Mutant("ranks-unclipped-reference", "python/danlu/backends/reference.py", "torch.mul(g, sign * factor, out=scaled)", "pass", NORMS),
+    Mutant("ranks-unclipped-cpu", "csrc/cpu/reducing_rounds.h", "  void reduce_norms(const CoefficientTable& coefficients, int threads) {\n    for (ReducingMember& m : members_)\n      if (m.active)", "  void reduce_norms(const CoefficientTable& coefficients, int threads) {\n    for (ReducingMember& m : members_)\n      if (!m.active)", NORMS),
+    Mutant("ranks-large-norm", "python/danlu/sharded_step.py", "return not norm < LARGEST", "return False", NORMS),
+    Mutant("ranks-summand-lost", "python/danlu/layout.py", "p.grad = p.grad if g is None else g", "pass", SUMMANDS),
+    Mutant("ranks-unknown-summand", "python/danlu/layout.py", "if self._asked and all(", "if self._asked or all(", SUMMANDS),
     # benches
     Mutant("bench-quartiles", "bench/harness.py", "inclusive", "exclusive", BENCH),
     Mutant("bench-wrong-bits", "bench/gpu_plan.py", "return len(faults(stages)) == len(ENGINES)", "return bool(faults(stages))", GPU_PLAN),

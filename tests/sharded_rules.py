@@ -84,7 +84,7 @@ RULES: dict[str, tuple[Make, int]] = {
     "tiger": (lambda params, **e: danlu.Tiger(with_kinds(params), lr=1e-2, scale_parameter=True, **e), 1),
     "tiger-cycle": (
         lambda params, **e: danlu.Tiger(
-            with_kinds(params), lr=1e-2, scale_parameter=True, accumulation_steps=2, **e
+            with_kinds(params), lr=1e-2, scale_parameter=True, accumulation_steps=3, **e
         ),
         1,
     ),

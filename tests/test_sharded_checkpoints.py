@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,17 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from meshes import Layout, fsdp, full, give_gradients, hsdp, parameters, run_on, tp_fsdp
+import danlu
+from danlu.sharding import local
+from danlu.testing import same_bits
+from meshes import Layout, fsdp, full, give_gradients, hsdp, parameters, run_on, tp, tp_fsdp
 from reductions import TOLERANCE, difference
 from sharded_rules import RULES
+from test_distributed_checkpoints import HAS_TITAN, titan
 
 MESHES: dict[str, Callable[[], Layout]] = {"fsdp": fsdp, "hsdp": hsdp, "tp-fsdp": tp_fsdp}
 SOME = ("adafactor-momentum", "adafactor-optax", "lamb", "amos", "tiger-cycle")
-SAVED, END = 3, 5  # Tiger's cycle has begun anew
+SAVED, END = 4, 6  # Tiger's cycle has begun anew
 FULL = StateDictOptions(full_state_dict=True)
 
 
@@ -128,6 +133,35 @@ def from_mesh_to_mesh(rank: int, folder: Path, names: tuple[str, ...]) -> None:
             train(net, opt, range(SAVED, END), None)
             faults += [(name, before, "whole", what) for what in wrong(net, opt, whole, want)]
     assert not faults, faults
+
+
+def by_torchtitan(rank: int) -> None:
+    """Its flat state dicts, which know parameters by their names."""
+    for place in (fsdp, tp):
+        layout = place()
+        nets = [Net(layout), Net(layout, zero=True)]
+        net, later = nets
+        opt, loaded = (
+            danlu.Adafactor(one.named.items(), lr=1e-2, beta1=0.9, relative_step=False) for one in nets
+        )
+        train(net, opt, range(SAVED), layout)
+        flat = copy.deepcopy(titan.get_flat_optim_state_dict(opt))
+        weights = get_model_state_dict(net)
+        titan.init_optim_state(loaded)
+        assert all(torch.all(full(p) == 0) for p in later.parameters())
+        titan.load_flat_optim_state_dict(loaded, flat)
+        set_model_state_dict(later, copy.deepcopy(weights))
+        for one, its in ((net, opt), (later, loaded)):
+            train(one, its, range(SAVED, END), layout)
+        for p, q in zip(net.parameters(), later.parameters(), strict=True):
+            assert same_bits(local(p).detach(), local(q).detach())
+            for key, held in opt.state[p].items():
+                assert same_bits(local(held), local(loaded.state[q][key])), key
+
+
+@pytest.mark.skipif(not HAS_TITAN, reason="torchtitan's wheels are for Python 3.11 and newer")
+def test_by_torchtitan() -> None:
+    run_on(2, by_torchtitan)
 
 
 @pytest.mark.parametrize(

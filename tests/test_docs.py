@@ -90,9 +90,57 @@ def test_code_of_pages_runs(page: str) -> None:
     assert "danlu" in names
 
 
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = torch.nn.Sequential()
+        self.mlp.add_module("up", torch.nn.Linear(8, 16))
+        self.mlp.add_module("down", torch.nn.Linear(16, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_recipes_of_sharding(process_group: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = [
+        re.sub(r'"cuda", \(\d+, \d+\)', '"cpu", (1, 1)', block)
+        for block in blocks_of(ROOT / "docs" / "sharding.md")
+    ]
+    assert all('"cpu"' in block for block in blocks[:2])
+    sharded, parallel, checkpoint = blocks
+    names: dict[str, Any] = {}
+    for recipe in (sharded, parallel):
+        names["model"] = Model()
+        exec(compile(recipe, "sharding.md", "exec"), names)
+        weight = names["model"].layers[1].mlp.up.weight
+        assert isinstance(weight, torch.distributed.tensor.DTensor)
+        before = weight.full_tensor().clone()
+        names["model"](torch.randn(2, 8)).sum().backward()
+        names["optimizer"].step()
+        assert not torch.equal(weight.full_tensor(), before)
+    state = names["optimizer"].state[weight]
+    exec(
+        compile(checkpoint.replace("optimizer.zero_grad()", "wipe()"), "sharding.md", "exec"),
+        names | {"wipe": lambda: [names["optimizer"].zero_grad(), state["row_var"].zero_()]},
+    )
+    assert (names["optimizer"].state[weight]["row_var"].full_tensor() != 0).all()
+
+
 def test_no_page_has_code_that_is_not_run() -> None:
     with_code = {page.name for page in (ROOT / "docs").glob("*.md") if blocks_of(page)}
-    assert with_code == {*PAGES_WITH_CODE, "custom_rules.md"}
+    assert with_code == {*PAGES_WITH_CODE, "custom_rules.md", "sharding.md"}
 
 
 # a model's worth of steps with the page's own rule, interpreted and as reference

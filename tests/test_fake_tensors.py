@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import danlu
 from cases import ALL
@@ -50,6 +56,28 @@ def looks(opt: Any) -> dict[Any, Any]:
         for index, held in opt.state_dict()["state"].items()
         for key, t in held.items()
     }
+
+
+@pytest.mark.parametrize("sizes", [(8,), (2, 4)])
+def test_shards(sizes: tuple[int, ...]) -> None:
+    """Under FSDP2 and HSDP, over pretended ranks: nobody is asked."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    try:
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
+        for make in (*(MAKERS[name] for name in ("adamw", "lamb", "adafactor")), *CLIPPED.values()):
+            with FakeTensorMode(), mock.patch.object(dist, "all_reduce", side_effect=AssertionError):
+                model = torch.nn.Linear(64, 48)
+                fully_shard(model, mesh=mesh)
+                opt = make(model.parameters())
+                for p in model.parameters():
+                    p.grad = torch.ones_like(p)
+                for _ in range(2):
+                    opt.step()
+                for p in model.parameters():
+                    assert opt.state[p]["step"].item() == 2
+                    assert all(isinstance(t, DTensor) for key, t in opt.state[p].items() if key != "step")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_step_has_no_sums_to_stop_at() -> None:

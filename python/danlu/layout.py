@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .agreement import Agreement
+from .capture import is_capturing
 from .exchange import Request, exchange
 from .listed_rows import nonzero_rows
 from .partial_sums import PartialSums, Statistic
@@ -201,6 +202,8 @@ class Layout:
         """
         if self._asked and all(member.param.grad is None for member in self._unknown):
             return
+        if self._unknown and is_capturing(self._unknown[0].device):
+            return  # a graph is captured of steps that were made before
         self._asked = True
         told = [(member, member.summands()) for member in self._unknown]
         exchange([request for _, request in told])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .fake import is_fake
 from .step_rule import StepRule
 
 # these types themselves, whose tensors stand for nothing but their memory
@@ -118,6 +119,8 @@ def is_summand(g: torch.Tensor | None, p: torch.Tensor) -> list[bool]:
 
 def groups_of_copies(p: torch.Tensor) -> dict[int, Any]:
     """By mesh dimensions, the process groups of more than one rank whose ranks have the same part of `p`."""
+    if is_fake(local(p)):
+        return {}
     mesh: Any = p.device_mesh  # type: ignore[attr-defined]
     return {
         k: mesh.get_group(k)
@@ -132,8 +135,11 @@ def placed_alike(p: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
 
 
 def groups_of(p: torch.Tensor, dims: Sequence[int]) -> tuple[Any, ...]:
-    """The process groups of more than one rank whose ranks have other parts of a sum over dimensions."""
-    if not is_sharded(p):
+    """The process groups of more than one rank whose ranks have other parts of a sum over dimensions.
+
+    None for fake tensors, which have no numbers.
+    """
+    if not is_sharded(p) or is_fake(local(p)):
         return ()
     mesh: Any = p.device_mesh  # type: ignore[attr-defined]
     return tuple(

@@ -24,7 +24,6 @@ class ReducingRounds {
 
   void add(int tensor, const Reducer& reducer, const std::array<int64_t, 3>& matrix) {
     members_.push_back(ReducingMember::of(tensor, reducer, matrix));
-    own_.push_back(members_.back().operands.counts);
   }
 
   // To the first stop: sums of statistics, or sums over tensors of rules that have none.
@@ -39,7 +38,6 @@ class ReducingRounds {
       m.place(room, true);
       room += m.scratch_doubles(true);
       m.operands.tensor = tensors[m.tensor];
-      m.operands.counts = own_[i];
       m.active = m.operands.tensor.coefficients >= 0;
       if (m.active) m.operands.coefficients = coefficients[m.operands.tensor.coefficients];
     }
@@ -76,10 +74,11 @@ class ReducingRounds {
               [](const ReducingMember& m, int64_t tile) { m.reducer->apply_reduced(m.operands, tile); });
   }
 
-  // What a tensor leaves at a stop, 0 or 1; nothing where it passes by.
+  // Where a tensor leaves what at a stop, 0 or 1, if it takes part; nothing where it passes by. That is as
+  // long the same as scratch() is.
   std::vector<Array> sums(int tensor, int stop) {
     for (ReducingMember& m : members_) {
-      if (m.tensor != tensor || !m.active) continue;
+      if (m.tensor != tensor) continue;
       const Tiling& t = m.operands.tiling;
       const Scratch& s = m.operands.scratch;
       std::vector<Array> found;
@@ -104,7 +103,9 @@ class ReducingRounds {
     return {};
   }
 
-  // The sums of a tensor are those of a larger one from now on.
+  const double* scratch() const { return scratch_.data(); }
+
+  // The sums of a tensor are those of a larger one from now on, in later steps, too.
   void count(int tensor, const Counts& counts) {
     for (ReducingMember& m : members_)
       if (m.tensor == tensor) m.operands.counts = counts;
@@ -138,7 +139,6 @@ class ReducingRounds {
   }
 
   std::vector<ReducingMember> members_;
-  std::vector<Counts> own_;  // of each
   std::vector<double> scratch_;
   std::vector<int64_t> first_;  // of all tiles, of each member
 };

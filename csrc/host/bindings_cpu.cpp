@@ -79,8 +79,8 @@ class CpuStep : public StepList {
     step_.apply(tensors(), listed(), coefficients_, threads);
   }
 
-  // What a tensor leaves after reduce_gradient() (stop 0) or reduce_norms() (1), valid until the step ends:
-  // (of what, as ReducingRounds::Array has it; float64 numbers as bytes).
+  // What a tensor leaves after reduce_gradient() (stop 0) or reduce_norms() (1): (of what, as
+  // ReducingRounds::Array has it; float64 numbers as bytes). They are there as long as scratch() is the same.
   std::vector<std::pair<std::string, py::memoryview>> sums(int tensor, int stop) {
     std::vector<std::pair<std::string, py::memoryview>> found;
     for (const auto& array : step_.rounds().sums(tensor, stop))
@@ -88,7 +88,10 @@ class CpuStep : public StepList {
     return found;
   }
 
-  // The sums of a tensor are those of a larger one, of so many rows, columns, elements.
+  // The address of all sums, after reduce_gradient().
+  uintptr_t scratch() { return reinterpret_cast<uintptr_t>(step_.rounds().scratch()); }
+
+  // The sums of a tensor are those of a larger one, of so many rows, columns, elements, from now on.
   void count(int tensor, int64_t rows, int64_t columns, int64_t size) {
     step_.rounds().count(tensor, {rows, columns, size});
   }
@@ -145,6 +148,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def("reduce_norms", &CpuStep::reduce_norms)
       .def("apply", &CpuStep::apply)
       .def("sums", &CpuStep::sums)
+      .def("scratch", &CpuStep::scratch)
       .def("count", &CpuStep::count)
       .def("run", &CpuStep::run);
 }

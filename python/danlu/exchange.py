@@ -12,14 +12,14 @@ import torch
 ALONE = 2**20
 
 
-@dataclass
+@dataclass(slots=True)
 class Request:
     """Numbers of this rank, which become their sums over the ranks of some groups, one group after the other.
 
     Whoever shares a group makes the same requests of it, in the same order.
     """
 
-    values: torch.Tensor
+    values: torch.Tensor  # contiguous
     groups: tuple[Any, ...]
     device: torch.device  # where the groups can take them
 
@@ -44,10 +44,8 @@ def exchange(requests: Sequence[Request]) -> None:
 def _all_reduce(members: Sequence[Request], group: Any) -> None:
     import torch.distributed as dist  # not for those who have one rank
 
-    flat = torch.cat([member.values.reshape(-1).to(member.device) for member in members])
+    values = [member.values.view(-1) for member in members]
+    device = members[0].device
+    flat = torch.cat([x if x.device == device else x.to(device) for x in values])
     dist.all_reduce(flat, group=group)
-    parts = torch.split(flat, [member.values.numel() for member in members])
-    torch._foreach_copy_(
-        [member.values for member in members],
-        [part.view(member.values.shape) for member, part in zip(members, parts, strict=True)],
-    )
+    torch._foreach_copy_(values, torch.split(flat, [x.numel() for x in values]))

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 
-@dataclass
+@dataclass(slots=True)
 class PartialSums:
     """Sums over some dimensions of a parameter.
 

@@ -12,7 +12,7 @@ from ..sharding import dtensor_type
 from ..spec import ParamSpec, Stop
 from ..step_rule import StepRule
 from .native import NativeExecutor, exchange_api, refusal_of_tensors, why_missing
-from .stops import Array, counts, partial_sums
+from .stops import Array, TensorSums, whole_counts
 
 try:
     # not `from .. import`, whose error says that the package may import itself, whatever is wrong
@@ -65,6 +65,10 @@ class CpuExecutor(NativeExecutor):
             for i, spec in enumerate(specs)
             if spec.reduces
         }
+        # of each tensor at each stop, as long as the scratch is where it was; rows, columns, elements of each
+        self._sums: dict[int, dict[int, TensorSums]] = {}
+        self._scratch = 0
+        self._counts = {i: whole_counts(specs[i]) for i in self._summed}
 
     def gradient_squares(self) -> torch.Tensor | float:
         return self._native.gradient_squares(torch.get_num_threads())
@@ -77,31 +81,41 @@ class CpuExecutor(NativeExecutor):
         self._native.run(self._coefficients, torch.get_num_threads())
 
     def rounds(self) -> Iterator[Stop]:
-        threads = torch.get_num_threads()
-        self.count_writes(self.active())
+        threads, active = torch.get_num_threads(), self.active()
+        self.count_writes(active)
         self._native.reduce_gradient(self._coefficients, threads)
-        yield from self._stop(0)
+        yield from self._stop(0, active)
         self._native.reduce_norms(self._coefficients, threads)
-        yield from self._stop(1)
+        yield from self._stop(1, active)
         self._native.apply(threads)
 
-    def _stop(self, which: int) -> Iterator[Stop]:
-        arrays = {i: self._arrays(i, which) for i in self._summed}
-        found = {
-            i: partial_sums(self._specs[i], self._summed[i], those) for i, those in arrays.items() if those
-        }
+    def _stop(self, which: int, active: Sequence[bool] | None) -> Iterator[Stop]:
+        sums_of = self._sums_at(which)
+        found = {i: sums.now() for i, sums in sums_of.items() if active is None or active[i]}
         if not found:
             return
         yield [(self._specs[i], sums) for i, sums in found.items()]
         for i, sums in found.items():
-            self._native.count(i, *counts(self._specs[i], arrays[i], sums))
+            if sums_of[i].take_counts(sums, self._counts[i]):
+                self._native.count(i, *self._counts[i])
+
+    def _sums_at(self, which: int) -> dict[int, TensorSums]:
+        if self._scratch != self._native.scratch():
+            self._sums.clear()
+            self._scratch = self._native.scratch()
+        if which not in self._sums:
+            arrays = {i: self._arrays(i, which) for i in self._summed}
+            self._sums[which] = {
+                i: TensorSums(self._specs[i], self._summed[i], those) for i, those in arrays.items() if those
+            }
+        return self._sums[which]
 
     def _arrays(self, i: int, which: int) -> list[Array]:
-        found = []
-        for of, values in self._native.sums(i, which):
-            numbers = torch.frombuffer(values, dtype=torch.float64) if len(values) else torch.empty(0)
-            found.append((of, numbers.double()))
-        return found
+        empty = torch.empty(0, dtype=torch.float64)
+        return [
+            (of, torch.frombuffer(values, dtype=torch.float64) if len(values) else empty)
+            for of, values in self._native.sums(i, which)
+        ]
 
 
 CPU = Cpu()

@@ -20,8 +20,10 @@ from ..schedule import FIELDS, Geometry, Launch, Reduction, Room
 from ..sharding import local
 from ..spec import ParamSpec
 from .reducing import ReducingTensors
-from .stops import Array, counts, partial_sums
+from .stops import Array, TensorSums, whole_counts
 
+# what the sums behind a stop are of: rows, columns, elements
+SUMMED = ("summed_rows", "summed_columns", "summed_size")
 # at the first stop, at the second; what comes behind the last
 STAGES = 3
 
@@ -52,7 +54,7 @@ class ReducingRounds:
         specs: Sequence[ParamSpec],
         summed: Sequence[SummedDims],
     ) -> None:
-        self.indices, self._specs, self._summed = indices, specs, summed
+        self.indices = indices
         self.tensors = ReducingTensors(reduction, specs, math.inf)
         schedule = self.tensors.schedule
         room = Room(schedule.scratch_bytes // 8)
@@ -65,6 +67,14 @@ class ReducingRounds:
         self._sums = [
             [self._sums_at(stop, reduction, spec, *pair) for spec, pair in zip(specs, pairs, strict=True)]
             for stop in range(STAGES - 1)
+        ]
+        self._counts = [whole_counts(spec) for spec in specs]
+        self._at = [
+            [
+                TensorSums(spec, dims, _arrays(found))
+                for spec, dims, found in zip(specs, summed, at, strict=True)
+            ]
+            for at in self._sums
         ]
         self._found: dict[int, list[PartialSums]] = {}  # of a stop
 
@@ -85,21 +95,18 @@ class ReducingRounds:
             for sums in found:
                 if sums.parts is not None:
                     torch.sum(sums.parts, 0, dtype=torch.float64, out=sums.total)
-            self._found[k] = partial_sums(self._specs[k], self._summed[k], _arrays(found))
+            self._found[k] = self._at[which][k].now()
             yield self.indices[k], self._found[k]
 
     def go_on(self, which: int) -> None:
         """Takes what the sums are of by now."""
-        before = self._host.clone()
-        fields = dict(summed_rows=0, summed_columns=1) if which == 0 else {}
-        for k, found in self._found.items():
-            arrays = _arrays(self._sums[which][k])
-            numbers = counts(self._specs[k], arrays, found)
-            if arrays[0][0] == "tensor":
-                fields = dict(summed_size=2)
-            for field, place in fields.items():
-                self._host[k, FIELDS.index(field)] = numbers[place]
-        if not torch.equal(before, self._host):
+        changed = [
+            k for k, found in self._found.items() if self._at[which][k].take_counts(found, self._counts[k])
+        ]
+        for k in changed:
+            for field, count in zip(SUMMED, self._counts[k], strict=True):
+                self._host[k, FIELDS.index(field)] = count
+        if changed:
             self.whole.copy_(self._host)
 
     def _sums_at(

@@ -16,36 +16,46 @@ from ..spec import ParamSpec
 Array: TypeAlias = tuple[str, torch.Tensor]
 
 
-def partial_sums(spec: ParamSpec, summed: SummedDims, arrays: Sequence[Array]) -> list[PartialSums]:
-    """Views of the arrays, in the parameter's shape."""
-    along_rows, along_columns = summed
-    rows, columns, size = counts(spec, (), ())
-    kinds = {
-        "rows": (along_rows, columns),
-        "columns": (along_columns, rows),
-        "both": (tuple(sorted((*along_rows, *along_columns))), rows * columns),
-        "averages": (along_columns, rows),
-        "row": (along_rows, columns),
-        "tensor": (tuple(range(len(spec.shape))), size),
-    }
-    found = []
-    for of, values in arrays:
-        dims, count = kinds[of]
-        gone = {*dims, *along_rows} if of == "averages" else dims
-        shape = [1 if d in gone else n for d, n in enumerate(spec.shape)]
-        found.append(PartialSums(values.view(shape), dims, count))
-    return found
+# which of rows, columns, elements of a tensor the count of a sum is
+COUNTED = {"columns": 0, "averages": 0, "rows": 1, "row": 1, "tensor": 2}
 
 
-def counts(spec: ParamSpec, arrays: Sequence[Array], found: Sequence[PartialSums]) -> tuple[int, int, int]:
-    """Rows, columns and elements of the tensor that sums are of by now."""
+class TensorSums:
+    """What a tensor leaves at a stop, in arrays that stay from step to step."""
+
+    def __init__(self, spec: ParamSpec, summed: SummedDims, arrays: Sequence[Array]) -> None:
+        along_rows, along_columns = summed
+        rows, columns, size = whole_counts(spec)
+        kinds = {
+            "rows": (along_rows, columns),
+            "columns": (along_columns, rows),
+            "both": (tuple(sorted((*along_rows, *along_columns))), rows * columns),
+            "averages": (along_columns, rows),
+            "row": (along_rows, columns),
+            "tensor": (tuple(range(len(spec.shape))), size),
+        }
+        self._views = []
+        for of, values in arrays:
+            dims, count = kinds[of]
+            gone = {*dims, *along_rows} if of == "averages" else dims
+            shape = [1 if d in gone else n for d, n in enumerate(spec.shape)]
+            self._views.append((values.view(shape), dims, count))
+        self._counted = [COUNTED.get(of) for of, _ in arrays]
+
+    def now(self) -> list[PartialSums]:
+        """Views of the arrays, in the parameter's shape."""
+        return [PartialSums(*view) for view in self._views]
+
+    def take_counts(self, found: Sequence[PartialSums], counts: list[int]) -> bool:
+        """Writes what sums are of by now into rows, columns and elements; False if they are as before."""
+        before = [*counts]
+        for place, sums in zip(self._counted, found, strict=True):
+            if place is not None:
+                counts[place] = sums.count
+        return counts != before
+
+
+def whole_counts(spec: ParamSpec) -> list[int]:
+    """Rows, columns and elements of the part that is here."""
     batch, rows, columns = spec.matrix or (1, 1, math.prod(spec.shape))
-    size = batch * rows * columns
-    for (of, _), sums in zip(arrays, found, strict=True):
-        if of in ("columns", "averages"):
-            rows = sums.count
-        elif of in ("rows", "row"):
-            columns = sums.count
-        elif of == "tensor":
-            size = sums.count
-    return rows, columns, size
+    return [rows, columns, batch * rows * columns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
@@ -17,7 +17,7 @@ import danlu
 from danlu import sharded_step
 from danlu.backends import BACKENDS
 from danlu.part import Part
-from danlu.sharding import groups_of_copies, local
+from danlu.sharding import copied_dims, groups_of, local
 from danlu.state import COUNTERS
 from danlu.testing import same_bits
 from emulated import Emulated
@@ -77,6 +77,16 @@ def same_on_all_ranks(tensors: list[torch.Tensor]) -> bool:
     return len({*found}) == 1
 
 
+def asked_groups(params: Iterable[torch.Tensor]) -> int:
+    """In which ranks ask for summands of gradients, once."""
+    found: set[object] = set()
+    for p in params:
+        copies = {group for group in copied_dims(p).values() if group is not None}
+        if copies:
+            found |= {*copies, *groups_of(p, range(p.ndim))}
+    return len(found)
+
+
 def steps_as_the_whole(rank: int, place: Callable[[], Layout], groups: int, names: Collection[str]) -> None:
     layout = place()
     wrong = []
@@ -88,7 +98,7 @@ def steps_as_the_whole(rank: int, place: Callable[[], Layout], groups: int, name
             params, wholes = parameters(layout, dtype), parameters(None, dtype)
             asked = ASKED.get(backend, {"backend": backend})
             opt, want = make(params, **asked), make(wholes, **asked)
-            copies = len({group for p in params.values() for group in groups_of_copies(p).values()})
+            copies = asked_groups(params.values())
             for t in range(STEPS):
                 give_gradients(params, t, layout)
                 give_gradients(wholes, t)

@@ -46,6 +46,9 @@ def _all_reduce(members: Sequence[Request], group: Any) -> None:
 
     values = [member.values.view(-1) for member in members]
     device = members[0].device
+    if len(values) == 1 and values[0].device == device:
+        dist.all_reduce(values[0], group=group)
+        return
     flat = torch.cat([x if x.device == device else x.to(device) for x in values])
     dist.all_reduce(flat, group=group)
     torch._foreach_copy_(values, torch.split(flat, [x.numel() for x in values]))

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from .agreement import Agreement
-from .capture import is_capturing
-from .exchange import Request, exchange
+from .exchange import Request
 from .listed_rows import nonzero_rows
 from .partial_sums import PartialSums, Statistic
 from .places import name_at
-from .sharding import groups_of, groups_of_copies, is_sharded, is_summand, local, placed_alike
+from .sharding import groups_of, is_sharded, local
 from .step_rule import StepRule
+from .summands import Summands, copied
 
 
 class Share(NamedTuple):
@@ -53,8 +53,6 @@ class Member:
         self.groups = groups_of(param, range(param.ndim))
         self.of_rows = groups_of(param, range(1, param.ndim)) if lazy else ()
         self.rows: torch.Tensor | None = None
-        self.copies = groups_of_copies(param)
-        self.summing: tuple[Any, ...] = ()  # of these groups those whose ranks have summands of its gradient
         kind: str = param.device_mesh.device_type  # type: ignore[attr-defined]
         # where its process groups take numbers
         self.device = param.device if param.device.type == kind else torch.device(kind)
@@ -72,36 +70,6 @@ class Member:
         if g is not None and local(g).shape == own.shape:  # else the step will say what is wrong
             flags[nonzero_rows(local(g))] = 1.0
         return Request(flags, self.of_rows, self.device)
-
-    def summands(self) -> Request:
-        """Whether it has a gradient here, and of which groups' ranks have summands."""
-        kinds = is_summand(self.param.grad, self.param)
-        numbers = [self.param.grad is not None, *(kinds[k] for k in self.copies)]
-        values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        return Request(values, tuple(self.copies.values()), self.device)
-
-    def learn(self, of_all: Request) -> bool:
-        """Takes up what ranks have told; False if none has a gradient."""
-        seen, *kinds = of_all.values.tolist()
-        self.summing = tuple(group for group, kind in zip(self.copies.values(), kinds, strict=True) if kind)
-        return bool(seen)
-
-    def gradient(self) -> Request:
-        """The summand of this rank, in float32 at least; zeros where it has none."""
-        g, own = self.param.grad, local(self.param)
-        wide = torch.float64 if own.dtype == torch.float64 else torch.float32
-        values = torch.zeros(own.shape, dtype=wide, device=own.device)
-        if any(is_summand(g, self.param)) and local(g).shape == own.shape:  # type: ignore[arg-type]
-            values.copy_(local(g))  # type: ignore[arg-type]
-        return Request(values, self.summing, self.device)
-
-    def settle(self, of_all: Request) -> torch.Tensor | None:
-        """Puts the sum in place of this rank's summand, which it returns."""
-        g = self.param.grad
-        if g is None or not any(is_summand(g, self.param)):
-            return None
-        self.param.grad = placed_alike(self.param, of_all.values.to(g.dtype))
-        return g
 
     def sums(self, number: int) -> list[tuple[tuple[Any, ...], int]]:
         """The groups over which sums of one round are exchanged, and how many numbers each is."""
@@ -143,7 +111,7 @@ class Layout:
     But those that may be multiplied by the factor that clips afterwards go with it, where the host waits.
     """
 
-    def __init__(self, optimizer: StepRule) -> None:
+    def __init__(self, optimizer: StepRule, before: Layout | None = None) -> None:
         self._params = [list(group["params"]) for group in optimizer.param_groups]
         self._structures = _structures(optimizer)
         self.clips, self.waits = optimizer.max_grad_norm is not None, not optimizer.counters_on_device
@@ -167,9 +135,10 @@ class Layout:
         self.riding = [member for member in self.exchanging if self.clips and member.first == 0]
         self.rounds = max((m.first + len(m.stops) for m in self.exchanging), default=int(self.clips))
         self.lazy = [member for member in self.members if member.of_rows]
-        # of which nobody has shown a gradient that may have summands
-        self._unknown = [member for member in self.members if member.copies]
-        self._asked = False
+        of_copies = (copied(m.param, m.groups, m.device) for m in self.members if optimizer.takes_gradients)
+        self._summands: Summands = Summands(
+            [one for one in of_copies if one is not None], None if before is None else before._summands
+        )
         self._find_groups()
         self.of = {id(member.param): member for member in self.members}
         self.late: Agreement | None = None  # of the last step, where nobody has waited for it
@@ -196,32 +165,24 @@ class Layout:
         return Share(member.exchanges, first, member.groups if self.clips else ())
 
     def ask_for_summands(self) -> None:
-        """Finds out of which gradients ranks have summands, as plain tensor parallelism leaves them.
-
-        In the first step, and in that of a parameter's first gradient if it comes later.
-        """
-        if self._asked and all(member.param.grad is None for member in self._unknown):
-            return
-        if self._unknown and is_capturing(self._unknown[0].device):
-            return  # a graph is captured of steps that were made before
-        self._asked = True
-        told = [(member, member.summands()) for member in self._unknown]
-        exchange([request for _, request in told])
-        self._unknown = [member for member, of_all in told if not member.learn(of_all)]
-        self._find_groups()
+        """Finds out of which gradients ranks have summands; all ranks ask until they know of each."""
+        if self._summands.ask():
+            self._find_groups()
 
     @contextmanager
     def settled_gradients(self) -> Iterator[None]:
-        """Adds up these summands, zeros for those of a rank that lacks one. They are back after an error."""
-        requests = [(member, member.gradient()) for member in self.members if member.summing]
-        exchange([request for _, request in requests])
-        summands = [(member.param, member.settle(of_all)) for member, of_all in requests]
+        """With summands added up. They are back after an error, also one that ranks hear of a step later."""
+        self._summands.add_up()
         try:
             yield
         except BaseException:
-            for p, g in summands:
-                p.grad = p.grad if g is None else g
+            self._summands.put_back()
             raise
+        if self.waits:
+            self._summands.forget()
+
+    def put_summands_back(self) -> None:
+        self._summands.put_back()
 
     def described(self) -> bytes:
         """All that ranks have to have alike."""
@@ -235,15 +196,21 @@ class Layout:
 
     def _find_groups(self) -> None:
         """Those whose ranks have to agree on a step."""
-        taking_part = [m for m in self.members if self.clips or m.exchanges or m.of_rows or m.summing]
-        in_order = (group for member in taking_part for group in (*member.groups, *member.summing))
-        self.groups = list(dict.fromkeys(in_order))
-        self.device = taking_part[0].device if self.groups else torch.device("cpu")
+        of_summands = {p: one.summing for p, one in self._summands.of.items()}
+        groups: list[Any] = []
+        self.device = torch.device("cpu")
+        for member in self.members:
+            summing = of_summands.get(id(member.param), ())
+            if self.clips or member.exchanges or member.of_rows or summing:
+                self.device = self.device if groups else member.device
+                groups += (*member.groups, *summing)
+        self.groups = list(dict.fromkeys(groups))
         self.agreed = False
 
     def mask(self) -> bytes:
-        """Which sharded parameters have a gradient here."""
-        return bytes(member.param.grad is not None for member in self.members)
+        """Which sharded parameters have a gradient here, and of which it was a summand."""
+        settled = self._summands.settled
+        return bytes(0 if member.param.grad is None else 1 + settled(member.param) for member in self.members)
 
     def absent(self) -> list[str]:
         """Those that have none."""
@@ -251,9 +218,11 @@ class Layout:
 
 
 def needs_other_ranks(optimizer: StepRule, group: dict[str, Any], p: torch.Tensor) -> bool:
-    """Whether a step of the parameter does, its gradient's norm aside."""
+    """Whether a step of the parameter does, or the norm of its gradient."""
     if not is_sharded(p):
         return False
+    if optimizer.max_grad_norm is not None and groups_of(p, range(p.ndim)):
+        return True
     sums = (s for stop in optimizer.sums(group, tuple(p.shape)) for s in stop)
     lazy = optimizer.sparse_mode(group) is not None
     return any(groups_of(p, s.dims) for s in sums) or (lazy and bool(groups_of(p, range(1, p.ndim))))

@@ -259,8 +259,8 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
         if dtensor_type() is None:
             return None
         if self._layout is None or not self._layout.fits(self):
-            self._layout = Layout(self)
-            if self._layout.members:
+            before, self._layout = self._layout, Layout(self, self._layout)
+            if self._layout.members or (before is not None and before.members):
                 self._drop_plan()  # which is made for a layout
         self._layout.ask_for_summands()
         return self._layout if self._layout.groups else None

@@ -15,7 +15,7 @@ from .describe import Descriptions, choose, describe, left_alone
 from .layout import ALONE, Layout, Share, needs_other_ranks
 from .places import name_at
 from .scale import Scaling, StepScale
-from .sharding import flattened_by, refuse_pieces
+from .sharding import flattened_by, is_sharded, placements, refuse_pieces
 from .spec import Backend, Executor, ParamSpec
 from .step_rule import StepRule
 
@@ -61,10 +61,16 @@ class Plan:
             spec, backend = descriptions.of(group, name, p)
             spec.member = None if layout is None else layout.of.get(id(p))
             if spec.member is None and needs_other_ranks(optimizer, optimizer.param_groups[group], p):
+                if optimizer.takes_gradients and p.grad is None:
+                    self._waiting.append(p)  # was trained before
+                    continue
                 raise ValueError(f"{name}: its step needs other ranks, and it requires no gradient")
             described.append(spec)
             chosen.append(backend)
         self._stepped = [spec.param for spec in described]
+        # what native lists compare is local
+        placed = self._stepped if optimizer.takes_gradients else []
+        self._placements = [(p, placements(p)) for p in placed if is_sharded(p)]
         in_order = [backend is backends.REFERENCE for backend in chosen]
         turns = shared_memory.turns(described, in_order)
         taken: dict[tuple[int, Backend, torch.device, Share], list[ParamSpec]] = {}
@@ -156,6 +162,8 @@ class Plan:
         if any(p.grad is not None for p in self._waiting):
             return False
         if any(_look(p) != look for p, look in self._left_alone):
+            return False
+        if any(p.grad is not None and placements(p.grad) != own for p, own in self._placements):
             return False
         return self._slow_still_slow(optimizer) and all(
             executor.refresh(optimizer) for executor in self._executors

@@ -29,15 +29,19 @@ def step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable[
     """
     if is_capturing(layout.device):
         raise RuntimeError("danlu: a step that needs other ranks cannot be captured in a CUDA graph")
+    if layout.late is not None:
+        late, layout.late = layout.late, None
+        try:
+            _raise_if_refused(late.verdict(), None)
+        except RuntimeError:
+            layout.put_summands_back()
+            raise
     with layout.settled_gradients():
         _step(optimizer, layout, scaling, begin)
 
 
 def _step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable[[], Plan]) -> None:
     _compare(layout)
-    if layout.late is not None:
-        late, layout.late = layout.late, None
-        _raise_if_refused(late.verdict(), None)
     _find_rows(layout)
     plan, error = None, None
     try:
@@ -116,6 +120,9 @@ class _Step:
                 exchange(self._requests(number, found))
             elif not self._first_round(found):
                 return
+            elif self._refused():
+                self._leave_out_those_on_the_host()
+                running = self._begin(number)
             elif self._layout.riding and self._too_large():
                 running = self._begin(number)
                 found = _at_stop(running)
@@ -125,8 +132,11 @@ class _Step:
             for member in self._layout.exchanging:
                 if id(member.param) in found:
                     member.count(number, found[id(member.param)])
-        if not self._agreed and not self._first_round({}):
-            return
+        if not self._agreed:
+            if not self._first_round({}):
+                return
+            if self._refused():
+                self._leave_out_those_on_the_host()
         if self._error is not None:
             raise self._error
         for steps in running:
@@ -157,6 +167,16 @@ class _Step:
             refusal = None if self._layout.waits else self._word.refusal()
             self._plan.prepare(self._optimizer, self._scaling, squares, refusal)
         return True
+
+    def _refused(self) -> bool:
+        """Whether executors that read the host have to change nothing, though no rank waits otherwise."""
+        if self._layout.waits or not any(executor.reads_host for executor, _ in self._parts):
+            return False
+        verdict = self._word.verdict()
+        return verdict.failed or verdict.found_inf or not verdict.same
+
+    def _leave_out_those_on_the_host(self) -> None:
+        self._parts = [(executor, share) for executor, share in self._parts if not executor.reads_host]
 
     def _too_large(self) -> bool:
         """Whether fp32 may not hold the squares of gradients before they are clipped; as all ranks see it."""

@@ -36,6 +36,11 @@ def local(t: torch.Tensor) -> torch.Tensor:
     return t._local_tensor if is_sharded(t) else t  # type: ignore[attr-defined]
 
 
+def placements(t: torch.Tensor) -> Any:
+    """Of a DTensor; None for another tensor."""
+    return getattr(t, "placements", None)
+
+
 def sharded_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     if not is_sharded(a) or not is_sharded(b):
         return is_sharded(a) == is_sharded(b)
@@ -110,22 +115,17 @@ def _placed(
     return made
 
 
-def is_summand(g: torch.Tensor | None, p: torch.Tensor) -> list[bool]:
-    """By the mesh dimensions of `p`, whether ranks have summands of its gradient along them."""
-    if g is None or not is_sharded(g) or g.device_mesh != p.device_mesh:  # type: ignore[attr-defined]
-        return [False] * p.device_mesh.ndim  # type: ignore[attr-defined]
-    return [getattr(placement, "reduce_op", None) == "sum" for placement in g.placements]  # type: ignore[attr-defined]
-
-
-def groups_of_copies(p: torch.Tensor) -> dict[int, Any]:
-    """By mesh dimensions, the process groups of more than one rank whose ranks have the same part of `p`."""
+def copied_dims(p: torch.Tensor) -> dict[int, Any]:
+    """The mesh dimensions along which ranks have the same part of `p`, with their process groups; None where
+    there is one rank.
+    """
     if is_fake(local(p)):
         return {}
     mesh: Any = p.device_mesh  # type: ignore[attr-defined]
     return {
-        k: mesh.get_group(k)
+        k: mesh.get_group(k) if mesh.size(k) > 1 else None
         for k, placement in enumerate(p.placements)  # type: ignore[attr-defined]
-        if sharded_dim(placement) is None and mesh.size(k) > 1
+        if sharded_dim(placement) is None
     }
 
 

@@ -44,7 +44,7 @@ EMA = tests("test_ema")
 LOOKAHEAD = tests("test_lookahead")
 SHARDED = tests("test_sharded_checkpoints")
 NORMS = tests("test_sharded_steps", "norms_go")
-SUMMANDS = tests("test_sharded_steps", "summands")
+SUMMANDS = tests("test_summands")
 AGREEMENT = tests("test_agreement", "wrong_on_one_rank and reference")
 CUDA_ROUNDS = tests("test_rounds", "cuda and (adafactor-torch or tiger-rows or lamb)")
 SCHEDULE = tests("test_schedule")
@@ -153,8 +153,12 @@ MUTANTS = [
     Mutant("ranks-unclipped-reference", "python/danlu/backends/reference.py", "torch.mul(g, sign * factor, out=scaled)", "pass", NORMS),
     Mutant("ranks-unclipped-cpu", "csrc/cpu/reducing_rounds.h", "  void reduce_norms(const CoefficientTable& coefficients, int threads) {\n    for (ReducingMember& m : members_)\n      if (m.active)", "  void reduce_norms(const CoefficientTable& coefficients, int threads) {\n    for (ReducingMember& m : members_)\n      if (!m.active)", NORMS),
     Mutant("ranks-large-norm", "python/danlu/sharded_step.py", "return not norm < LARGEST", "return False", NORMS),
-    Mutant("ranks-summand-lost", "python/danlu/layout.py", "p.grad = p.grad if g is None else g", "pass", SUMMANDS),
-    Mutant("ranks-unknown-summand", "python/danlu/layout.py", "if self._asked and all(", "if self._asked or all(", SUMMANDS),
+    Mutant("ranks-summand-lost", "python/danlu/summands.py", "                p.grad = g\n", "                pass\n", SUMMANDS),
+    Mutant("ranks-unknown-summand", "python/danlu/summands.py", "        if seen:\n", "        if True:\n", SUMMANDS),
+    Mutant("ranks-summand-misplaced", "python/danlu/summands.py", "if sharded_dim(wanted) is not None or getattr", "if getattr", SUMMANDS),
+    Mutant("ranks-gradient-misplaced", "python/danlu/plan.py", "p.grad is not None and placements(p.grad) != own", "False", SUMMANDS),
+    Mutant("ranks-told-by-groups", "python/danlu/summands.py", "(*groups, *self._groups)", "(*groups,)", SUMMANDS),
+    Mutant("ranks-host-refused", "python/danlu/sharded_step.py", "if self._refused():\n                self._leave", "if False:\n                self._leave", SUMMANDS),
     # benches
     Mutant("bench-quartiles", "bench/harness.py", "inclusive", "exclusive", BENCH),
     Mutant("bench-wrong-bits", "bench/gpu_plan.py", "return len(faults(stages)) == len(ENGINES)", "return bool(faults(stages))", GPU_PLAN),

@@ -85,7 +85,7 @@ MUTANTS = [
     Mutant("cuda-shards-mean-of-matrix", "csrc/cuda/reduce/update_factors.cuh", "if (t.summed_rows == t.rows) {", "if (true) {", CUDA_ROUNDS),
     Mutant("cuda-shards-size", "csrc/cuda/reduce/reduce_norms.cuh", "Rule::finalize(totals, t.summed_size,", "Rule::finalize(totals, t.size,", CUDA_ROUNDS),
     Mutant("cuda-shards-row-norms", "csrc/cuda/reduce/apply_by_row.cuh", "totals[j] = load(norms + j);", "totals[j] = 1;", CUDA_ROUNDS),
-    Mutant("rounds-counts", "python/danlu/backends/stops.py", "rows = sums.count", "rows = rows", CUDA_ROUNDS),
+    Mutant("rounds-counts", "python/danlu/backends/stops.py", "counts[place] = sums.count", "pass", CUDA_ROUNDS),
     Mutant("rounds-stale-counts", "python/danlu/backends/reducing_rounds.py", "self.whole.copy_(self._host)", "pass", CUDA_ROUNDS),
     # rules
     Mutant("lion-beta", "csrc/rules/lion.h", "c = k.beta1 * m", "c = k.beta2 * m", CPU_BITS),
@@ -158,7 +158,7 @@ MUTANTS = [
     Mutant("ranks-summand-misplaced", "python/danlu/summands.py", "if sharded_dim(wanted) is not None or getattr", "if getattr", SUMMANDS),
     Mutant("ranks-gradient-misplaced", "python/danlu/plan.py", "p.grad is not None and placements(p.grad) != own", "False", SUMMANDS),
     Mutant("ranks-told-by-groups", "python/danlu/summands.py", "(*groups, *self._groups)", "(*groups,)", SUMMANDS),
-    Mutant("ranks-host-refused", "python/danlu/sharded_step.py", "if self._refused():\n                self._leave", "if False:\n                self._leave", SUMMANDS),
+    Mutant("ranks-host-refused", "python/danlu/sharded_step.py", "if self._layout.waits or not any(", "if True or not any(", SUMMANDS),
     # benches
     Mutant("bench-quartiles", "bench/harness.py", "inclusive", "exclusive", BENCH),
     Mutant("bench-wrong-bits", "bench/gpu_plan.py", "return len(faults(stages)) == len(ENGINES)", "return bool(faults(stages))", GPU_PLAN),

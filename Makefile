@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help bench test test-all mutants lint gpu prebuilt wheel clean
+.PHONY: compiled-for-tests installed-for-tests help bench test test-all mutants lint gpu prebuilt wheel clean
 
 help:
 	@echo "make bench   step time and memory of every optimizer against torch's, then a real training run"
@@ -55,11 +55,16 @@ clean:
 	find python tests bench triton_kernels -name __pycache__ -prune -exec rm -rf {} +
 	find python -name '*.so' -delete
 
-# oracles as source: of thousands of files tests import a few
-.venv/installed: requirements-dev.txt requirements-oracles.txt
+.venv/tools: requirements-build.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -r requirements-dev.txt
+	$(BIN)/python -m pip install -r requirements-build.txt
+	touch $@
+
+# packages' own tests and oracles as source: of thousands of files tests import a few
+.venv/installed: .venv/tools requirements-dev.txt requirements-oracles.txt
+	$(BIN)/python -m pip install --no-compile -r requirements-dev.txt
 	$(BIN)/python -m pip install --no-deps --no-compile --upgrade --target .venv/oracles -r requirements-oracles.txt
+	$(BIN)/python -m compileall -q -j 2 -x '/tests?/' .venv/lib
 	touch $@
 
 INSTALL := $(BIN)/python -m pip install --no-deps --no-build-isolation -e .
@@ -69,7 +74,15 @@ INSTALL := $(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 
 # if not all is there: of CUDA what `make test` reads, one architecture, and of most rules two combinations of formats
-FOR_TESTS := DANLU_CUDA_ARCHS=$${DANLU_CUDA_ARCHS:-90} DANLU_CUDA_COMBINATIONS="$${DANLU_CUDA_COMBINATIONS:-lion;adamw;lamb}"
-.venv/built-for-tests: .venv/installed $(SOURCES)
-	$(MAKE) --question .venv/built || $(FOR_TESTS) $(INSTALL)
+FOR_TESTS := DANLU_QUICK=1 DANLU_CUDA_ARCHS=$${DANLU_CUDA_ARCHS:-90} \
+             DANLU_CUDA_COMBINATIONS="$${DANLU_CUDA_COMBINATIONS:-lion;adamw;lamb}"
+.venv/built-for-tests: requirements-build.txt requirements-dev.txt requirements-oracles.txt $(SOURCES)
+	$(MAKE) --question .venv/built || $(MAKE) -j 2 installed-for-tests
 	touch $@
+
+installed-for-tests: .venv/installed compiled-for-tests
+	$(FOR_TESTS) $(INSTALL)
+
+# while packages are installed; what is left to pip is to link
+compiled-for-tests: .venv/tools
+	$(FOR_TESTS) $(BIN)/python setup.py -q build_ext --build-lib build/lib

@@ -34,7 +34,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             *(
                 f"-D{name}={os.environ[name]}" if name in os.environ else f"-U{name}"
-                for name in ("DANLU_CUDA", "DANLU_CUDA_ARCHS", "DANLU_CUDA_COMBINATIONS")
+                for name in ("DANLU_CUDA", "DANLU_CUDA_ARCHS", "DANLU_CUDA_COMBINATIONS", "DANLU_QUICK")
             ),
         ]
         subprocess.run(["cmake", "-S", root, "-B", build, *generator, *configure], check=True, env=TOOLS)

@@ -41,8 +41,9 @@ def storage_of(formats: str) -> Storage:
     return Storage(param, grad, *(narrow or [F32]))
 
 
-# a module for each source file, in the order in which CMake links them
+# in the order in which CMake links them; rules that have few combinations share files
 SOURCES = ["bandwidth_ceiling", "norm", *RULES, *(rule.name for rule in listed_rules.REDUCING)]
+TYPE = {rule.name: listed_rules.type_of(rule) for rule in listed_rules.ELEMENT_WISE + listed_rules.REDUCING}
 
 
 every_architecture = pytest.mark.parametrize(
@@ -59,15 +60,45 @@ def _library() -> None:
     built.library()
 
 
-def ptx(source: str) -> str:
-    """Of a rule, or of bandwidth_ceiling.cu or norm.cu: as in the build, of the oldest architecture."""
-    return dict(zip(SOURCES, code.modules(built.library()), strict=True))[source]
+def is_of(rule: str, kernel: str) -> bool:
+    """By a kernel's demangled name."""
+    return bool(re.search(rf"_kernel<{re.escape(TYPE[rule])}[,> ]", kernel.replace("danlu::cuda::", "")))
+
+
+@functools.cache
+def _entries(module: str) -> dict[str, str]:
+    """Texts of a module by demangled names of kernels; what lies before them by ""."""
+    head, *entries = module.split(".entry ")
+    names = demangled([entry[: entry.index("(")] for entry in entries])
+    return {"": head, **{name: f".entry {text}" for name, text in zip(names, entries, strict=True)}}
+
+
+def ptx(rule: str) -> str:
+    """As in the build, of the oldest architecture."""
+    found = [
+        entries[""] + "".join(text for name, text in entries.items() if is_of(rule, name))
+        for entries in map(_entries, code.modules(built.library()))
+        if any(is_of(rule, name) for name in entries)
+    ]
+    (text,) = found
+    return text
+
+
+@functools.cache
+def _functions(cubin: Path) -> dict[str, Function]:
+    """By demangled names."""
+    found = functions(cubin)
+    return dict(zip(demangled([function.name for function in found]), found, strict=True))
 
 
 @functools.cache
 def compiled(source: str, architecture: int) -> list[Function]:
+    """Of a rule, of bandwidth_ceiling.cu or of norm.cu."""
     cubins = code.cubins(built.library(), architecture)
-    return functions(dict(zip(SOURCES, cubins, strict=True))[source])
+    if source not in TYPE:
+        return [*_functions(cubins[SOURCES.index(source)]).values()]
+    (file,) = (found for found in map(_functions, cubins) if any(is_of(source, name) for name in found))
+    return [function for name, function in file.items() if is_of(source, name)]
 
 
 @functools.cache

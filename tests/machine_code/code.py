@@ -22,7 +22,7 @@ def library() -> Path | None:
 
 @cache
 def modules(library: Path) -> list[str]:
-    """PTX of each source file, as they were linked: the build embeds one for each."""
+    """PTX of each file that nvcc compiled, as they were linked: the build embeds one for each."""
     return _output("-ptx", library).split("\n.version ")[1:]
 
 
@@ -46,7 +46,7 @@ def machine_code(library: Path, architecture: int) -> dict[str, Function]:
 
 @cache
 def cubins(library: Path, architecture: int) -> list[Path]:
-    """The object file of each source file for an architecture, extracted, as `modules` are ordered."""
+    """The object file of each for an architecture, extracted, as `modules` are ordered."""
     folder = Path(tempfile.mkdtemp(prefix="danlu-code-"))
     atexit.register(shutil.rmtree, folder)
     _output("-xelf", f"sm_{architecture}", library, folder=folder)

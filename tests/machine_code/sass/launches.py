@@ -19,6 +19,11 @@ def kernels(library: Path, struct: str) -> dict[str, list[Instruction]]:
     """The machine code of an element-wise rule by the kernels' `plain` names."""
     mark = f"apply_kernelINS_4cuda{len(struct)}{struct}E".encode()
     (cubin,) = (path for path in code.cubins(library, built.ARCHITECTURE) if mark in path.read_bytes())
+    return _disassembled(cubin)
+
+
+@cache
+def _disassembled(cubin: Path) -> dict[str, list[Instruction]]:
     return disassembled(cubin)
 
 

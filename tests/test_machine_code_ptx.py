@@ -17,6 +17,7 @@ from cases import (
     EVERY_REDUCING,
     F16,
     F32,
+    OFTEN,
     OTHER_LAYERED,
     STORAGES,
     Case,
@@ -84,7 +85,7 @@ REDUCING = [
 MATRICES = [layout for layout in REDUCING if len(layout.shape) > 1]
 STORED = [storage for storage in STORAGES if storage.moment != F16]
 BITS = STORAGES[3]  # bf16 throughout
-# every rule in fp32 and bf16, one or another in everything else
+# every rule in fp32 and bf16, one or another in everything else; what converts in Triton knows no rule
 COMBINATIONS = [(case, storage) for case in CASES for storage in (STORAGES[0], BITS)]
 OTHERS = [storage for storage in STORED if storage not in (STORAGES[0], BITS)]
 COMBINATIONS += [(CASES[(0, 4)[i % 2]], storage) for i, storage in enumerate(OTHERS)]
@@ -113,7 +114,22 @@ def _poisoned(poisoned_scratch: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReducingLaunches, "run", reduce_poisoned)
 
 
-@pytest.mark.parametrize(("case", "storage"), COMBINATIONS, ids=id_of)
+@pytest.mark.parametrize(
+    ("executed", "case", "storage"),
+    [
+        pytest.param(
+            backend,
+            case,
+            storage,
+            id=f"{backend}-{case.id}-{storage.id}",
+            marks=pytest.mark.full if left_out else (),
+        )
+        for backend in ("cuda", "triton")
+        for case, storage in COMBINATIONS
+        for left_out in [backend == "triton" and storage == BITS and case.id not in OFTEN]
+    ],
+    indirect=["executed"],
+)
 def test_the_bits_of_the_reference(case: Case, storage: Storage, executed: Executor) -> None:
     """Over special values, steps, two groups, and parameters that are at different steps."""
     how = dict(steps=STEPS, layouts=ELEMENTWISE)

@@ -36,24 +36,26 @@ BITS.remove(REDUCING)
 RUNS = {
     "bits": Run(BITS, "", "", (164, 100)),
     "rules that reduce": Run([REDUCING], "", "", (74, 30)),
-    # the tests with the fixture `backend`; of rules that reduce, which take seconds each, one
+    # the tests with the fixture `backend`; of rules that reduce, which take seconds each, one, in fp32
     "what every backend must do": Run(
         of("gradient_scale", "torch_contract", "checkpoints"),
         "triton and not (adax or adafactor or amos or tiger-matrix or tiger-rows)",
-        "triton and not (adax or adafactor or amos or tiger or layer or adam-)",
+        "triton and not (adax or adafactor or amos or tiger or layer or adam- or lamb and (bf16 or fp16))",
         (195, 100),
     ),
-    # of a rule with one state, and of one that accumulates
+    # of a rule with one state, and of one that accumulates; it is the plan that sees them, of any backend
     "changes between steps": Run(
         of("plan_changes", "shared_memory", "group_by_group"),
         "triton and (lion or tiger-accumulate)",
-        "triton and (lion or tiger-accumulate) and not layer",
+        "triton and (lion or tiger-accumulate and whole) and not (layer or attributes)",
         (105, 60),
     ),
     # formats that only tests have
     "formats": Run(of("formats"), "triton", "triton", (16, 16)),
-    # the bits of accumulation, Lookahead and EMA, over all combinations of dtypes
-    "passes around a step": Run(of("wrappers"), "the_bits", "the_bits", (32, 32)),
+    # the bits of accumulation, Lookahead and EMA over all combinations of dtypes, without --all together
+    "passes around a step": Run(
+        of("wrappers"), "the_bits", "the_bits and (three or f32-f32-f32 or bf16-bf16-bf16)", (32, 14)
+    ),
 }
 
 

@@ -92,9 +92,10 @@ def test_launches(cuda: Emulated) -> None:
 
     def launched(count: int, **options: float) -> list[tuple[int, int]]:
         opt = danlu.LAMB(with_gradients([torch.ones(3) for _ in range(count)]), backend="cuda", **options)
-        opt.step()
-        cuda.native.reset()
-        opt.step()
+        for _ in range(2):
+            cuda.native.reset()
+            cuda.native.machine().end_block = 1  # what they compute is not looked at
+            opt.step()
         assert {one.stream for one in cuda.native.machine().launches} == {STREAM}
         return [(one.blocks, one.threads) for one in cuda.native.machine().launches]
 

@@ -43,12 +43,13 @@ RUNS = {
         "triton and not (adax or adafactor or amos or tiger or layer or adam- or lamb and (bf16 or fp16))",
         (195, 100),
     ),
-    # of a rule with one state, and of one that accumulates; it is the plan that sees them, of any backend
+    # of a rule with one state, and of one that accumulates; without --all some: it is the plan that sees them
     "changes between steps": Run(
         of("plan_changes", "shared_memory", "group_by_group"),
         "triton and (lion or tiger-accumulate)",
-        "triton and (lion or tiger-accumulate and whole) and not (layer or attributes)",
-        (105, 60),
+        "triton and (lion or tiger-accumulate) and not (layer or attributes)"
+        " and (gradient_late or lion and not parts or not lion and not a_change_is_seen)",
+        (105, 45),
     ),
     # formats that only tests have
     "formats": Run(of("formats"), "triton", "triton", (16, 16)),

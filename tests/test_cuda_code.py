@@ -42,7 +42,7 @@ def storage_of(formats: str) -> Storage:
 
 
 # in the order in which CMake links them; rules that have few combinations share files
-SOURCES = ["bandwidth_ceiling", "norm", *RULES, *(rule.name for rule in listed_rules.REDUCING)]
+SOURCES = ["bandwidth_ceiling", "norm", "sum_parts", *RULES, *(rule.name for rule in listed_rules.REDUCING)]
 TYPE = {rule.name: listed_rules.type_of(rule) for rule in listed_rules.ELEMENT_WISE + listed_rules.REDUCING}
 
 
@@ -369,3 +369,17 @@ def test_the_norm_reads_wide(architecture: int) -> None:
             assert one in [kernel.within(loop) for loop in kernel.loops]
         else:
             assert kernel.hot_loop() == {("LDG", 64): 8}
+
+
+@every_architecture
+def test_sums_where_a_step_stops(architecture: int) -> None:
+    """Eight parts on their way at once, of the scratch or of a state."""
+    (kernel,) = compiled("sum_parts", architecture)
+    assert (kernel.stack, kernel.local) == (0, 0)
+    assert kernel.registers <= 80
+    assert not {op for _, op, _ in kernel.accesses} & set(GENERIC)
+    for bits in (64, 32):
+        (turn,) = [loop for loop in kernel.loops if kernel.within(loop) == {("LDG", bits): 8}]
+        opcodes = [op.partition(".")[0] for op in kernel.instructions[turn.start : turn.stop]]
+        assert opcodes[: opcodes.index("DADD")].count("LDG") == 8
+    assert not re.findall(r"\bfma\.|\bmad\.\w*f\d+|\b(?:atom|red)\.", ptx("sum_parts"))

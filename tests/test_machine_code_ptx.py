@@ -32,6 +32,7 @@ from machine_code.executed import Executor
 from reductions import CASE, DOUBLE, KINDS, LAST_BIT, far, singles
 from runs import assert_same, run
 from test_cuda_norm import squares_of
+from test_rounds import check_summations
 from training import all_same, copies, everything, give_gradients, parameters
 from wrapped import MAKERS, WRAPPERS, Wrapping
 
@@ -240,6 +241,11 @@ def test_clipped(storage: Storage, executed: Executor) -> None:
             squares = opt._plan._executors[0]._norm[0].item()  # type: ignore[attr-defined]
             assert squares == pytest.approx(squares_of([p.grad for p in params]), rel=1e-14)
     assert not far(*results, ELEMENTWISE, 1e-6 if storage.param == F32 else LAST_BIT)
+
+
+def test_sums_where_a_step_stops(executed: Executor) -> None:
+    check_summations(executed.backend)
+    assert [name for name in executed.names if "sum_parts" in name]
 
 
 @pytest.mark.parametrize("case", [CASE["lamb"], CASES[4]], ids=id_of)

@@ -16,6 +16,7 @@ from danlu.schedule import (
     COLUMNS_OF_BLOCK,
     FIELDS,
     ROWS_OF_PART,
+    SUMMATION_FIELDS,
     WARPS,
     Geometry,
     Launch,
@@ -170,6 +171,7 @@ def test_rows_by_themselves() -> None:
 
 def test_kernels_read_these_fields(cuda: Emulated) -> None:
     assert cuda.native.geometry_fields == FIELDS
+    assert cuda.native.summation_fields == SUMMATION_FIELDS
 
 
 @pytest.mark.parametrize(

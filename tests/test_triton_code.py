@@ -18,6 +18,7 @@ from danlu.backends import triton_reduce
 from danlu.triton_kernels import engine, norm
 from danlu.triton_kernels.formats import FORMATS
 from danlu.triton_kernels.reduce import KERNELS
+from danlu.triton_kernels.reduce.sum_parts import sum_parts
 from danlu.triton_kernels.reduce.work_item import NUMBERS
 from danlu.triton_kernels.rules import RULES
 from layouts import Layout
@@ -333,6 +334,25 @@ def test_the_norm_reads_wide(dtype: torch.dtype, target: GPUTarget, tmp_path: Pa
     }
     last = function_of(compiled_for(norm.norm, signature, {}, target, dict(engine.OPTIONS)), tmp_path)
     assert (last.stack, last.local) == (0, 0)
+
+
+@pytest.mark.parametrize("target", [HOPPER, pytest.param(AMD, marks=pytest.mark.full)], ids=["sm90", "amd"])
+def test_sums_where_a_step_stops(target: GPUTarget, tmp_path: Path) -> None:
+    """Eight parts on their way at once, of the scratch or of a state."""
+    pointers = {"table": "*i64", "summations": "*i64", "places": "*i32", "scratch": "*fp64"}
+    signature = {**pointers, **dict.fromkeys(("tensors", "blocks", "formats"), "i32")}
+    kernel = compiled_for(sum_parts, signature, {}, target, dict(engine.OPTIONS))
+    if target == AMD:
+        assert not re.search(r"\bscratch_(load|store)|ScratchSize: [1-9]", kernel.asm["amdgcn"])
+        return
+    assert not re.findall(r"\bfma\.|\bmad\.\w*f\d+|\b(?:atom|red)\.", kernel.asm["ptx"])
+    function = function_of(kernel, tmp_path)
+    assert (function.stack, function.local) == (0, 0)
+    assert not {op for _, op, _ in function.accesses} & {*LOCAL, *GENERIC}
+    for bits in (64, 32):  # a thread has two lanes
+        (turn,) = [loop for loop in function.loops if function.within(loop) == {("LDG", bits): 2 * 8}]
+        opcodes = [op.partition(".")[0] for op in function.instructions[turn.start : turn.stop]]
+        assert opcodes[: opcodes.index("DADD")].count("LDG") == 2 * 8
 
 
 @pytest.mark.parametrize("executed", ["triton"], indirect=True)

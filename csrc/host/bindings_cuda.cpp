@@ -12,6 +12,7 @@
 #include "../cuda/device.h"
 #include "../cuda/launches.h"
 #include "../cuda/pass_list.h"
+#include "../cuda/sum_parts.h"
 #include "address_list.h"
 #include "python_values.h"
 
@@ -148,7 +149,10 @@ PYBIND11_MODULE(DANLU_MODULE, m) {
   m.def("read_through", &read_through, py::call_guard<py::gil_scoped_release>(),
         "Reads an fp32 array and does nothing else: the ceiling of a norm.");
   m.def("reduction", &reduction, "What a rule sums before its step; None if nothing.");
+  m.def("sum_parts", &sum_parts, py::call_guard<py::gil_scoped_release>(),
+        "Where a step stops: adds up what tiles and chunks have left, in one launch.");
   m.attr("geometry_fields") = split_names(geometry_fields);
+  m.attr("summation_fields") = split_names(summation_fields);
   step_list_class<CudaStep>(m, "Step")
       .def(py::init<py::object, py::module_, py::object, int, bool>())
       .def("select", &CudaStep::select)

@@ -6,6 +6,7 @@ from ._step_list import SelectingList
 architectures: str
 combinations: str
 geometry_fields: tuple[str, ...]
+summation_fields: tuple[str, ...]
 
 def unavailable() -> str | None: ...
 def capability(device: int) -> int: ...
@@ -19,6 +20,18 @@ def bandwidth_ceiling(
     written: Sequence[int], read: int, size: int, device: int, cuda_stream: int
 ) -> None: ...
 def read_through(address: int, size: int, device: int, cuda_stream: int) -> None: ...
+def sum_parts(
+    name: str,
+    device_index: int,
+    stream: int,
+    summations: int,
+    places: int,
+    blocks: int,
+    scratch: int,
+    addresses: int,
+    num_tensors: int,
+    num_formats: int,
+) -> None: ...
 
 class Step(SelectingList):
     def __init__(

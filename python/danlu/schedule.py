@@ -19,6 +19,8 @@ ROWS_OF_LANE = 8  # whose sums it has at once
 LANES, WARPS = 32, 8
 ROWS_OF_PART = 256  # of a matrix, averaged by one warp
 COLUMNS_OF_BLOCK = 256  # of all matrices of a tensor, averaged by one block
+SUMMING_THREADS = 256  # of a block that adds up what tiles and chunks have left
+NEIGHBOURS = 32  # sums whose parts are read together, where there are many parts
 SCALES = 4  # fp32 numbers at most that a tensor's sums become
 MOST_BATCHES = 8  # of rows in a tile: more leave fewer sums of columns
 WANTED_ROW_TILES = 128
@@ -90,6 +92,59 @@ class Geometry:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Geometry))
+
+
+@dataclass(frozen=True)
+class Summation:
+    """Where a step stops: sums of one kind of one tensor, each of parts at equal distances, `times` over.
+    Those of sum `k` begin at `first + k // run * run_stride + k % run`. The kernels read these fields as
+    int64, in this order.
+    """
+
+    to: int  # where the sums come to stand one behind the other, in float64 numbers from the scratch's start
+    tensor: int  # whose first state has the parts, fp32; -1: the scratch has them, float64
+    first: int  # in numbers of that kind
+    sums: int
+    run: int
+    run_stride: int
+    parts: int
+    stride: int
+    times: int
+    times_stride: int
+    together: int  # sums of a block, whose threads share the parts of each
+
+    @classmethod
+    def of(
+        cls,
+        to: int,
+        first: int,
+        sums: int,
+        *,
+        parts: int,
+        stride: int,
+        run: int | None = None,
+        run_stride: int = 0,
+        times: int = 1,
+        times_stride: int = 0,
+        tensor: int = -1,
+    ) -> Summation:
+        """run: None for all."""
+        run = max(sums, 1) if run is None else run
+        count = parts * times
+        if count < NEIGHBOURS:
+            together = SUMMING_THREADS
+        elif sums >= NEIGHBOURS and (run >= NEIGHBOURS or count < SUMMING_THREADS):
+            together = NEIGHBOURS
+        else:
+            together = 1
+        return cls(to, tensor, first, sums, run, run_stride, parts, stride, times, times_stride, together)
+
+    @property
+    def blocks(self) -> int:
+        return _divided_up(self.sums, self.together)
+
+
+SUMMATION_FIELDS = tuple(field.name for field in dataclasses.fields(Summation))
 
 
 @dataclass(frozen=True)

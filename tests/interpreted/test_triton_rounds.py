@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cases import Case
-from reductions import every_kind
-from test_rounds import check_same_bits, check_two_halves
+from reductions import CASE, every_kind
+from test_rounds import SUMMED, check_same_bits, check_stops, check_summations, check_two_halves
 
 # a cut along each dimension, a part without elements; the interpreter takes one tile after the other, and
 # one row where a rule takes each by itself
@@ -34,3 +34,14 @@ def test_two_halves_step_as_the_whole(case: Case, shape: tuple[int, ...], dim: i
 @every_kind
 def test_a_step_that_stops_has_the_bits_of_one_that_does_not(case: Case) -> None:
     check_same_bits(case, "triton")
+
+
+def test_sums_of_parts() -> None:
+    check_summations("triton", [kind for kind in SUMMED if kind["sums"] < 300])
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"), [("adafactor", [(3, 300, 70), (0, 5), (5, 0)]), ("lamb", [(600_001,), (5,)])]
+)
+def test_what_stands_at_a_stop(name: str, shapes: list[tuple[int, ...]]) -> None:
+    check_stops(CASE[name], "triton", shapes)

@@ -47,6 +47,7 @@ NORMS = tests("test_sharded_steps", "norms_go")
 SUMMANDS = tests("test_summands")
 AGREEMENT = tests("test_agreement", "wrong_on_one_rank and reference")
 CUDA_ROUNDS = tests("test_rounds", "cuda and (adafactor-torch or tiger-rows or lamb)")
+CUDA_STOPS = tests("test_rounds", "sums_of_parts or stands_at_a_stop or sums_in_one_order")
 SCHEDULE = tests("test_schedule")
 PTX = tests("test_machine_code_ptx", "triton and (lion-f32 or adamw-f32-f32-f32) and reference")
 INTERPRETED = tests("interpreted/test_triton_bits", "lion and same_bits and f32-f32-f32")
@@ -87,6 +88,9 @@ MUTANTS = [
     Mutant("cuda-shards-row-norms", "csrc/cuda/reduce/apply_by_row.cuh", "totals[j] = load(norms + j);", "totals[j] = 1;", CUDA_ROUNDS),
     Mutant("rounds-counts", "python/danlu/backends/stops.py", "counts[place] = sums.count", "pass", CUDA_ROUNDS),
     Mutant("rounds-stale-counts", "python/danlu/backends/reducing_rounds.py", "self.whole.copy_(self._host)", "pass", CUDA_ROUNDS),
+    Mutant("rounds-sums-of-matrices", "python/danlu/backends/reducing_rounds.py", "run_stride=first.row_tiles * columns", "run_stride=columns", CUDA_STOPS),
+    Mutant("cuda-stops-next-turn", "csrc/cuda/sum_parts.cu", "w.place += w.wrapped;", "", CUDA_STOPS),
+    Mutant("cuda-stops-barrier", "csrc/cuda/sum_parts.cu", "__syncthreads();", "", CUDA_STOPS),
     # rules
     Mutant("lion-beta", "csrc/rules/lion.h", "c = k.beta1 * m", "c = k.beta2 * m", CPU_BITS),
     Mutant("lamb-zero-update", "csrc/rules/lamb.h", "sums[0] > 0 && sums[1] > 0", "sums[0] > 0", LAMB),
@@ -139,6 +143,7 @@ MUTANTS = [
     Mutant("triton-mean-of-rows", "triton_kernels/reduce/update_factors.py", "mean = total / tl.load(geometry + SUMMED_COLUMNS)", "mean = total / tl.load(geometry + ROWS)", INTERPRETED_SUMS),
     Mutant("triton-mask-of-sums", "triton_kernels/reduce/reduce_norms.py", "tl.where(mask, terms[0], 0.0)", "terms[0] * 1.0", tests("test_machine_code_ptx", "triton and float64 and (lamb or tiger-matrix)")),
     Mutant("triton-tile-below", "triton_kernels/reduce/reduce_gradient.py", "square = tl.where(mask, square, 0.0)", "square = square * 1.0", tests("interpreted/test_triton_reducing", "float64 and amos")),
+    Mutant("triton-stops-next-turn", "triton_kernels/reduce/sum_parts.py", "beyond = at >= length", "beyond = at > length", tests("interpreted/test_triton_rounds", "sums_of_parts")),
     # ranks
     Mutant("ranks-one-group", "python/danlu/exchange.py", "for group in groups_in_order(requests):", "for group in groups_in_order(requests)[:1]:", SHARDED),
     Mutant("ranks-own-count", "python/danlu/layout.py", "sums.count = one.size", "sums.count = sums.count", SHARDED),

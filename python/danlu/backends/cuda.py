@@ -152,6 +152,14 @@ class CudaExecutor(GpuExecutor):
             for one in passes:
                 self._run(one, addresses, table, 0)
 
+    def sum_parts(self, rounds: ReducingRounds, which: int, addresses: torch.Tensor) -> None:
+        tensors, sums = rounds.tensors, rounds.summations[which]
+        self._module.sum_parts(
+            *(tensors.name, self._index, self._backend.stream(self.device)),
+            *(sums.table.data_ptr(), sums.places.data_ptr(), sums.blocks),
+            *(tensors.scratch.data_ptr(), addresses.data_ptr(), len(rounds.indices), len(tensors.formats)),
+        )
+
     def _run(self, passes: Any, addresses: torch.Tensor, table: int, launches: int) -> int:
         stream, (clip, found_inf) = self._backend.stream(self.device), self._clip_and_found_inf()
         made: int = passes.run(stream, addresses.data_ptr(), table, self._stride, clip, found_inf, launches)

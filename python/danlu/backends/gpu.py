@@ -150,6 +150,9 @@ class GpuExecutor(NativeExecutor):
             one.begin()
         for which in range(STAGES - 1):
             self.run_stages([(stages[which], table) for _, stages, table in members])
+            for one, _, table in members:
+                if one.summations[which].blocks:
+                    self.sum_parts(one, which, table)
             found = dict(itertools.chain(*(one.stop(which, active) for one, *_ in members)))
             if found:
                 yield [(self._specs[i], found[i]) for i in sorted(found)]
@@ -170,6 +173,10 @@ class GpuExecutor(NativeExecutor):
 
     def run_stages(self, stages: Sequence[tuple[Any, torch.Tensor]]) -> None:
         """Enqueues a stage, with its tables of addresses."""
+        raise NotImplementedError
+
+    def sum_parts(self, rounds: ReducingRounds, which: int, addresses: torch.Tensor) -> None:
+        """Enqueues what a stop adds up."""
         raise NotImplementedError
 
     def launch_others(self) -> None:

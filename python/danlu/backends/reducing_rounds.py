@@ -1,8 +1,8 @@
 """Tensors of a rule that reduces on a GPU, in a step that stops where sums are complete.
 
-The sums of tiles and chunks become sums of tensors, which stand one behind the other in the scratch. The
-passes behind a stop read these in place of those: by a second table of geometries, in which each tensor has
-one tile and one chunk of sums, which may be of a larger tensor.
+One launch, `sum_parts`, makes sums of tensors of the sums of tiles and chunks. They stand one behind the
+other in the scratch. The passes behind a stop read these in place of those: by a second table of geometries,
+in which each tensor has one tile and one chunk of sums, which may be of a larger tensor.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 
 from ..partial_sums import PartialSums, SummedDims
-from ..schedule import FIELDS, Geometry, Launch, Reduction, Room
-from ..sharding import local
+from ..schedule import FIELDS, SUMMATION_FIELDS, Geometry, Launch, Map, Reduction, Room, Summation
 from ..spec import ParamSpec
 from .reducing import ReducingTensors
 from .stops import Array, TensorSums, whole_counts
@@ -38,8 +37,22 @@ class _Sums:
     """Of one kind, of one tensor."""
 
     of: str
-    parts: torch.Tensor | None  # what is added up over the first dimension; None: the total is there
     total: torch.Tensor
+    summation: Summation | None  # of what it is made; None: it is there
+
+
+class Summations:
+    """What `sum_parts` adds up at a stop, in tables on the device. `table`: int64 [summations][fields];
+    `places`: int32 [2][blocks], of each block the summation, and which of its blocks it is.
+    """
+
+    def __init__(self, found: Sequence[Summation], device: torch.device) -> None:
+        blocks = Map()
+        for i, one in enumerate(found):
+            blocks.add(i, one.blocks)
+        self.blocks = len(blocks)
+        self.table = _table(found, SUMMATION_FIELDS).to(device)
+        self.places = torch.tensor([blocks.tensors, blocks.indices], dtype=torch.int32, device=device)
 
 
 class ReducingRounds:
@@ -60,12 +73,12 @@ class ReducingRounds:
         room = Room(schedule.scratch_bytes // 8)
         pairs = [_stopping(g, reduction, room) for g in schedule.geometries]
         self.tensors.scratch = torch.zeros(room.taken, dtype=torch.float64, device=self.tensors.device)
-        self.geometries = _table([first for first, _ in pairs]).to(self.tensors.device)
-        self._host = _table([whole for _, whole in pairs])
+        self.geometries = _table([first for first, _ in pairs], FIELDS).to(self.tensors.device)
+        self._host = _table([whole for _, whole in pairs], FIELDS)
         self.whole = self._host.to(self.tensors.device, copy=True)
         self.stages = _stages(schedule.groups[0] if schedule.groups else [], reduction)
         self._sums = [
-            [self._sums_at(stop, reduction, spec, *pair) for spec, pair in zip(specs, pairs, strict=True)]
+            [self._sums_at(stop, reduction, k, *pair) for k, pair in enumerate(pairs)]
             for stop in range(STAGES - 1)
         ]
         self._counts = [whole_counts(spec) for spec in specs]
@@ -76,25 +89,28 @@ class ReducingRounds:
             ]
             for at in self._sums
         ]
+        # of each stop
+        self.summations = [
+            Summations([s.summation for found in sums for s in found if s.summation], self.tensors.device)
+            for sums in self._sums
+        ]
         self._found: dict[int, list[PartialSums]] = {}  # of a stop
 
     @property
     def tables(self) -> list[torch.Tensor]:
-        return [*self.tensors.tables, self.geometries, self.whole]
+        of_stops = [t for sums in self.summations for t in (sums.table, sums.places)]
+        return [*self.tensors.tables, self.geometries, self.whole, *of_stops]
 
     def begin(self) -> None:
         """A pass that a rule's coefficients do without leaves zeros."""
         self.tensors.scratch.zero_()
 
     def stop(self, which: int, active: Sequence[bool] | None) -> Iterator[tuple[int, list[PartialSums]]]:
-        """What stands at a stop for the tensors that take part, with their indices."""
+        """What stands at a stop for the tensors that take part, with their indices, once it is added up."""
         self._found = {}
         for k, found in enumerate(self._sums[which]):
             if not found or not (active is None or active[self.indices[k]]):
                 continue
-            for sums in found:
-                if sums.parts is not None:
-                    torch.sum(sums.parts, 0, dtype=torch.float64, out=sums.total)
             self._found[k] = self._at[which][k].now()
             yield self.indices[k], self._found[k]
 
@@ -110,34 +126,54 @@ class ReducingRounds:
             self.whole.copy_(self._host)
 
     def _sums_at(
-        self, stop: int, reduction: Reduction, spec: ParamSpec, first: Geometry, whole: Geometry
+        self, stop: int, reduction: Reduction, tensor: int, first: Geometry, whole: Geometry
     ) -> list[_Sums]:
         statistics = reduction.along != "none"
         if statistics and stop == 0:
-            return list(self._statistics(reduction.along, spec, first, whole))
+            return list(self._statistics(reduction.along, tensor, first, whole))
         if stop != int(statistics):
             return []
         if reduction.row_by_row:
             count = first.batch * first.rows * reduction.sums
-            return [_Sums("row", None, self._view(whole.row_norms, (count,)))]
-        parts = self._view(first.sums, (first.chunks, reduction.sums))
+            return [_Sums("row", self._view(whole.row_norms, (count,)), None)]
         totals = self._view(whole.sums, (reduction.sums,))
-        return [_Sums("tensor", parts[:, j : j + 1], totals[j : j + 1]) for j in range(reduction.sums)]
+        of_chunks = Summation.of(
+            whole.sums, first.sums, reduction.sums, parts=first.chunks, stride=reduction.sums
+        )
+        # all in one summation
+        return [_Sums("tensor", totals[j : j + 1], None if j else of_chunks) for j in range(reduction.sums)]
 
-    def _statistics(self, along: str, spec: ParamSpec, first: Geometry, whole: Geometry) -> Iterator[_Sums]:
-        rows = first.batch * first.rows
+    def _statistics(self, along: str, tensor: int, first: Geometry, whole: Geometry) -> Iterator[_Sums]:
+        batch, rows, columns = first.batch, first.rows, first.columns
         if along != "columns":
-            total = self._view(whole.row_sums, (rows,))
-            yield _Sums("rows", self._view(first.row_sums, (first.column_tiles, rows)), total)
+            of_tiles = Summation.of(
+                whole.row_sums, first.row_sums, batch * rows, parts=first.column_tiles, stride=batch * rows
+            )
+            yield _Sums("rows", self._view(whole.row_sums, (batch * rows,)), of_tiles)
         if along != "rows":
-            of_tiles = self._view(first.column_sums, (first.batch, first.row_tiles, first.columns))
-            to = self._view(whole.column_sums, (first.batch, first.columns))
-            yield _Sums("columns", of_tiles.transpose(0, 1), to)
+            of_tiles = Summation.of(
+                whole.column_sums,
+                first.column_sums,
+                batch * columns,
+                run=columns,
+                run_stride=first.row_tiles * columns,
+                parts=first.row_tiles,
+                stride=columns,
+            )
+            yield _Sums("columns", self._view(whole.column_sums, (batch, columns)), of_tiles)
         if along == "both":
-            matrices = total.view(first.batch, first.rows).T
-            yield _Sums("both", matrices, self._view(whole.matrix_sums, (first.batch,)))
-            averages = local(spec.state[spec.state_names[0]]).view(first.batch, first.rows).T
-            yield _Sums("averages", averages, self._view(whole.average_sums, (first.batch,)))
+            matrices = dict(run=1, run_stride=rows, parts=rows, stride=1)
+            of_rows = Summation.of(
+                whole.matrix_sums,
+                first.row_sums,
+                batch,
+                **matrices,
+                times=first.column_tiles,
+                times_stride=batch * rows,
+            )
+            yield _Sums("both", self._view(whole.matrix_sums, (batch,)), of_rows)
+            averages = Summation.of(whole.average_sums, 0, batch, **matrices, tensor=tensor)
+            yield _Sums("averages", self._view(whole.average_sums, (batch,)), averages)
 
     def _view(self, place: int, shape: tuple[int, ...]) -> torch.Tensor:
         return self.tensors.scratch[place : place + math.prod(shape)].view(shape)
@@ -203,9 +239,9 @@ def _stopping(g: Geometry, reduction: Reduction, room: Room) -> tuple[Geometry, 
     return g, whole
 
 
-def _table(geometries: Sequence[Geometry]) -> torch.Tensor:
-    rows = [[getattr(g, field) for field in FIELDS] for g in geometries]
-    return torch.tensor(rows, dtype=torch.int64).view(-1, len(FIELDS))
+def _table(found: Sequence[Geometry | Summation], fields: Sequence[str]) -> torch.Tensor:
+    rows = [[getattr(one, field) for field in fields] for one in found]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, len(fields))
 
 
 def _arrays(found: Sequence[_Sums]) -> list[Array]:

@@ -141,6 +141,16 @@ class TritonExecutor(GpuExecutor):
             for launches, addresses in stages:
                 launches.run(addresses.view(torch.int64), *numbers)
 
+    def sum_parts(self, rounds: ReducingRounds, which: int, addresses: torch.Tensor) -> None:
+        from ..triton_kernels.reduce.sum_parts import sum_parts
+
+        sums, table = rounds.summations[which], addresses.view(torch.int64)
+        numbers = len(rounds.indices), sums.blocks, len(rounds.tensors.formats)
+        with self._current_device():
+            sum_parts[(sums.blocks,)](
+                table, sums.table, sums.places, rounds.tensors.scratch, *numbers, **_options()
+            )
+
     def _numbers(self) -> tuple[Any, ...]:
         """Coefficients, clip, found_inf, and the stride of the first."""
         clip = self._one if self._clip is None else self._clip

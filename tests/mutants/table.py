@@ -88,7 +88,7 @@ MUTANTS = [
     Mutant("cuda-shards-row-norms", "csrc/cuda/reduce/apply_by_row.cuh", "totals[j] = load(norms + j);", "totals[j] = 1;", CUDA_ROUNDS),
     Mutant("rounds-counts", "python/danlu/backends/stops.py", "counts[place] = sums.count", "pass", CUDA_ROUNDS),
     Mutant("rounds-stale-counts", "python/danlu/backends/reducing_rounds.py", "self.whole.copy_(self._host)", "pass", CUDA_ROUNDS),
-    Mutant("rounds-sums-of-matrices", "python/danlu/backends/reducing_rounds.py", "run_stride=first.row_tiles * columns", "run_stride=columns", CUDA_STOPS),
+    Mutant("rounds-stops-columns", "python/danlu/backends/reducing_rounds.py", "run_stride=first.row_tiles * columns", "run_stride=columns", CUDA_STOPS),
     Mutant("cuda-stops-next-turn", "csrc/cuda/sum_parts.cu", "w.place += w.wrapped;", "", CUDA_STOPS),
     Mutant("cuda-stops-barrier", "csrc/cuda/sum_parts.cu", "__syncthreads();", "", CUDA_STOPS),
     # rules

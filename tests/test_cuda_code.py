@@ -74,7 +74,9 @@ def _entries(module: str) -> dict[str, str]:
 
 
 def ptx(rule: str) -> str:
-    """As in the build, of the oldest architecture."""
+    """Of a rule, or of another file of csrc/cuda: as in the build, of the oldest architecture."""
+    if rule not in TYPE:
+        return str(code.modules(built.library())[SOURCES.index(rule)])
     found = [
         entries[""] + "".join(text for name, text in entries.items() if is_of(rule, name))
         for entries in map(_entries, code.modules(built.library()))
@@ -93,7 +95,7 @@ def _functions(cubin: Path) -> dict[str, Function]:
 
 @functools.cache
 def compiled(source: str, architecture: int) -> list[Function]:
-    """Of a rule, of bandwidth_ceiling.cu or of norm.cu."""
+    """Of a rule, or of another file of csrc/cuda."""
     cubins = code.cubins(built.library(), architecture)
     if source not in TYPE:
         return [*_functions(cubins[SOURCES.index(source)]).values()]

@@ -5,13 +5,15 @@
     python bench/train.py --optimizers tiger,adamw --batch 2 --accumulate 4
     python bench/train.py --optimizers adamw,adamw+ema,adamw+lookahead+ema --ema-decay 0.99
     python bench/train.py --optimizers lion,lion+lazy --untied --schedule linear
+    python bench/train.py --optimizers adamw,adafactor --fsdp 2
     python bench/train.py --device cuda --dtype bf16 --layers 8 --width 512 --context 512 --batch 64
 
 A name is an optimizer's with its wrappers', innermost first: layer, lazy, lookahead, ema and accumulation.
 All start from the same weights and see the same batches, with as many updates; files, not
 bytes, are held out. Loss and saved weights are those that a user would ship: of EMA the averages, of
 Lookahead the slow weights. Layer adaptation has an lr of its own, since its steps are relative; the others
-have their optimizer's.
+have their optimizer's. With --fsdp N so many processes share the parameters and the batches, over gloo; the
+losses are those of one process, but for rounding.
 
 Writes train.json and train.png (held-out loss against training time and against steps, or with wrappers
 against steps for each optimizer), and prints a table. Killed and started again with the same options it goes
@@ -59,12 +61,30 @@ SECONDS_BETWEEN_LINES = 10
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options, settings, recipes = parse(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 110)
     if torch.device(settings.device).type == "cuda":
         # has to be set before cuBLAS is first used; without both of these a run cannot be repeated
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     corpus = load_corpus()
+    if settings.fsdp:
+        from fsdp import ShardedRun  # only here: the others need no torch.distributed
+        from ranks import run_on
+
+        run_on(settings.fsdp, train, options, settings, recipes, corpus, ShardedRun)
+    else:
+        train(options, settings, recipes, corpus, Run)
+
+
+def train(
+    options: argparse.Namespace,
+    settings: Settings,
+    recipes: dict[str, Recipe],
+    corpus: Corpus,
+    kind: type[Run],
+) -> None:
+    """In this process; of several ranks the first one speaks and writes."""
+    first = kind.is_first()
+    console = Console(width=None if sys.stdout.isatty() else 110, quiet=not first)
     conditions = circumstances(settings, corpus)
     warm_up(settings, corpus)
 
@@ -72,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with Ticker(console, settings.steps, max(map(len, recipes))) as ticker:
         for name, recipe in recipes.items():
             checkpoint = options.checkpoint / f"{name}-{key(settings, recipe, conditions)}.pt"
-            run = Run(name, recipe, settings, corpus)
+            run = kind(name, recipe, settings, corpus)
             if options.fresh:
                 checkpoint.unlink(missing_ok=True)
             if checkpoint.exists():
@@ -82,6 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs.append((run, checkpoint))
 
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.save_weights:
+        for run, _ in runs:
+            with shipped_weights(run.optimizer):
+                weights = run.weights()
+                if first:
+                    torch.save(weights, options.out / f"{run.name}.pt")
+    if not first:
+        return
     results = {
         "settings": dataclasses.asdict(settings),
         "environment": conditions,
@@ -90,10 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     (options.out / f"{options.name}.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(results, options.out / f"{options.name}.png")
-    if options.save_weights:
-        for run, _ in runs:
-            with shipped_weights(run.optimizer):
-                torch.save(run.model.state_dict(), options.out / f"{run.name}.pt")
     for _, checkpoint in runs:
         checkpoint.unlink()
     console.print(table(results))
@@ -194,6 +218,13 @@ def parse(
         default="cosine",
         help="how lr falls to 0 after the warm-up (default: %(default)s)",
     )
+    parser.add_argument(
+        "--fsdp",
+        metavar="N",
+        type=positive,
+        default=0,
+        help="processes on this machine that share parameters and batches (default: one alone)",
+    )
     parser.add_argument("--untied", action="store_true", help="give the head weights of its own")
     parser.add_argument(
         "--optimizers",
@@ -226,6 +257,8 @@ def parse(
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
         parser.error(f"--device {options.device} cannot be used: {error}")
+    if options.fsdp:
+        check_fsdp(parser, options)
     recipes = {}
     for name in options.optimizers:
         try:
@@ -243,6 +276,14 @@ def parse(
     options.evaluate_every = options.evaluate_every or max(1, options.steps // 10)
     names = [field.name for field in dataclasses.fields(Settings)]
     return options, Settings(**{name: getattr(options, name) for name in names}), recipes
+
+
+def check_fsdp(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if torch.device(options.device).type != "cpu":
+        parser.error(f"--fsdp: runs on the CPU only, got --device {options.device}")
+    for option, number in (("--batch", options.batch), ("--held-out-windows", options.held_out_windows)):
+        if number % options.fsdp:
+            parser.error(f"{option} {number}: must be a multiple of --fsdp {options.fsdp}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Settings:
     seed: int
     schedule: str
     untied: bool
+    fsdp: int  # processes that share the parameters; 0: one that has them whole
 
 
 class Run:
@@ -51,7 +52,7 @@ class Run:
         self.recipe = recipe
         self.settings = settings
         device = torch.device(settings.device)
-        self.model = make_model(settings)
+        self.model = self.make_model()
         self.optimizer = recipe.make(self.model, settings.accumulate)
         self.scheduler = SCHEDULES[settings.schedule](self.optimizer, settings.steps)
         self.batches = Batches(corpus.train.to(device), settings.batch, settings.context, settings.seed)
@@ -73,7 +74,7 @@ class Run:
             self.advance()
             if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
                 self.evaluate()
-                save(self.state_dict(), checkpoint)
+                self.save(checkpoint)
             show(self)
 
     def advance(self) -> None:
@@ -81,7 +82,7 @@ class Run:
         start = self.now()
         gradients = 1 if self.recipe.accumulates else self.settings.accumulate
         for part in range(1, self.settings.accumulate + 1):
-            (self.model.loss(self.batches.next()) / gradients).backward()
+            (self.model.loss(self.own(self.batches.next())) / gradients).backward()
             if part % gradients == 0:
                 before = self.now()
                 self.optimizer.step()
@@ -94,14 +95,39 @@ class Run:
     @torch.no_grad()
     def evaluate(self) -> None:
         """Adds a point to the curve."""
-        parts = self.held_out.split(self.settings.batch)
+        own, ranks = self.own(self.held_out), max(1, self.settings.fsdp)
+        parts = own.split(self.settings.batch // ranks)
         # before the first step there is no average
         with shipped_weights(self.optimizer) if self.step > 0 else contextlib.nullcontext():
             total = sum(float(self.model.loss(part)) * len(part) for part in parts)
         self.curve["step"].append(self.step)
         self.curve["seconds"].append(self.seconds)
-        self.curve["held_out_loss"].append(total / len(self.held_out))
+        self.curve["held_out_loss"].append(self.of_all(total) / len(self.held_out))
         self.state_bytes = state_bytes(self.optimizer)
+
+    # where a run on several processes differs (fsdp.py)
+
+    @staticmethod
+    def is_first() -> bool:
+        """Whether this process speaks and writes."""
+        return True
+
+    def make_model(self) -> GPT:
+        return make_model(self.settings)
+
+    def own(self, windows: torch.Tensor) -> torch.Tensor:
+        """Those that this process takes."""
+        return windows
+
+    def of_all(self, number: float) -> float:
+        """Its sum over processes."""
+        return number
+
+    def weights(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
+    def save(self, checkpoint: Path) -> None:
+        save(self.state_dict(), checkpoint)
 
     def now(self) -> float:
         """Seconds, once the device has done what it was told."""

@@ -170,4 +170,7 @@ MUTANTS = [
     Mutant("bench-time-left", "bench/gpu_plan.py", "if left < stage.least:", "if left < 0:", GPU_PLAN),
     Mutant("bench-held-out", "bench/text.py", "hashlib.sha256(name.encode())", "hashlib.sha256(b'')", TRAIN),
     Mutant("bench-batches", "bench/text.py", 'self.generator.set_state(state["generator"])', "pass", TRAIN),
+    Mutant("bench-columns", "bench/exchanges.py", "Shard(int(by_columns))", "Shard(0)", tests("test_sharded_bench", "parallelism")),
+    Mutant("bench-hops", "bench/network.py", "call + 2 * ((on_node - 1)", "call + ((on_node - 1)", tests("test_sharded_bench", "times")),
+    Mutant("bench-own-windows", "bench/fsdp.py", "[dist.get_rank()]", "[0]", tests("test_train_fsdp", "losses")),
 ]  # fmt: skip

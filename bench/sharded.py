@@ -2,7 +2,7 @@
 
     python bench/sharded.py paper                  three Llamas on 256 to 8,192 ranks, some 20 seconds
     python bench/sharded.py paper --models llama-3-8b --ranks 64 --tp 2 --optimizers lamb,amos
-    python bench/sharded.py measure                on 1 to 4 processes of this machine, some 5 minutes, 3 GB
+    python bench/sharded.py measure                on 1 to 4 processes of this machine, some 5 minutes
 
 `paper` pretends the ranks (torch's fake process group). It counts the all-reduces of a step by danlu's own
 layout, for rank 0 under FSDP2, with --tp also under tensor parallelism. Times are what NCCL's tuning

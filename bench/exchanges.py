@@ -21,6 +21,7 @@ import danlu
 import network
 from danlu.agreement import NUMBERS
 from danlu.layout import Layout
+from danlu.scale import Scaling
 from workloads import Workload
 
 OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], danlu.FusedOptimizer]] = {
@@ -88,12 +89,13 @@ def placed_on(mesh: DeviceMesh, shape: tuple[int, ...], by_columns: bool) -> DTe
 def of_a_step(optimizer: danlu.FusedOptimizer, mesh: DeviceMesh) -> list[AllReduce]:
     """All-reduces of a step in which every parameter has a gradient; the first step has one more."""
     layout = Layout(optimizer)
-    if not layout.groups:
+    agreeing = tuple(layout.groups(Scaling.of(optimizer, optimizer.max_grad_norm)))
+    if not agreeing:
         return []
     rounds = [[sum_ for member in layout.exchanging for sum_ in member.sums(k)] for k in range(layout.rounds)]
     if layout.clips:
         rounds[0] += [(groups, 1) for groups in dict.fromkeys(m.groups for m in layout.members)]
-    rounds[0].append((tuple(layout.groups), NUMBERS))
+    rounds[0].append((agreeing, NUMBERS))
     names = {mesh.get_group(name): name for name in ("dp", "tp")}
     found = []
     for number, sums in enumerate(rounds):

@@ -15,6 +15,7 @@ from .exchange import Request
 from .listed_rows import nonzero_rows
 from .partial_sums import PartialSums, Statistic
 from .places import name_at
+from .scale import Scaling
 from .sharding import groups_of, is_sharded, local
 from .step_rule import StepRule
 from .summands import Summands, copied
@@ -190,21 +191,26 @@ class Layout:
         shapes = [(tuple(m.param.shape), m.stops, bool(m.of_rows)) for m in self.members]
         return repr((shapes, placements, self.clips, self.waits)).encode()
 
+    def groups(self, scaling: Scaling) -> list[Any]:
+        """Whose ranks have to agree on a step: all, where each could have found infinities by itself."""
+        return self._groups if scaling.found_inf is None else self._all_groups
+
     def _first_round(self, stops: Sequence[Sequence[Statistic]]) -> int:
         rides = self.waits and bool(stops) and all(one.power is not None for one in stops[0])
         return int(self.clips and not rides)
 
     def _find_groups(self) -> None:
-        """Those whose ranks have to agree on a step."""
+        """Those whose ranks have to agree on a step, in an order that all have."""
         of_summands = {p: one.summing for p, one in self._summands.of.items()}
-        groups: list[Any] = []
-        self.device = torch.device("cpu")
+        taking_part: list[Any] = []
+        everybody: list[Any] = []
         for member in self.members:
             summing = of_summands.get(id(member.param), ())
+            everybody += (*member.groups, *summing)
             if self.clips or member.exchanges or member.of_rows or summing:
-                self.device = self.device if groups else member.device
-                groups += (*member.groups, *summing)
-        self.groups = list(dict.fromkeys(groups))
+                taking_part += (*member.groups, *summing)
+        self._groups, self._all_groups = ([*dict.fromkeys(groups)] for groups in (taking_part, everybody))
+        self.device = self.members[0].device if self.members else torch.device("cpu")
         self.agreed = False
 
     def mask(self) -> bytes:

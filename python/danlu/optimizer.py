@@ -243,7 +243,7 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
             self.make_state()
             return
         scaling = self._scaling(self.param_groups)
-        layout = self._layout_of_now()
+        layout = self._layout_of_now(scaling)
         if layout is None and self._skips(scaling):
             return
         self._steps += 1
@@ -254,7 +254,7 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
         else:
             sharded_step.step(self, layout, scaling, lambda: self._begun(self))
 
-    def _layout_of_now(self) -> Layout | None:
+    def _layout_of_now(self, scaling: scale.Scaling) -> Layout | None:
         """What other ranks are asked in this step; None if nothing is."""
         if dtensor_type() is None:
             return None
@@ -263,7 +263,7 @@ class FusedOptimizer(UpdateRule, torch.optim.Optimizer):
             if self._layout.members or (before is not None and before.members):
                 self._drop_plan()  # which is made for a layout
         self._layout.ask_for_summands()
-        return self._layout if self._layout.groups else None
+        return self._layout if self._layout.groups(scaling) else None
 
     def _scaling(self, groups: list[dict[str, Any]]) -> scale.Scaling:
         """Of a step of these groups, whose counters go where it can be read without waiting."""

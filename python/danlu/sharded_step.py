@@ -41,7 +41,7 @@ def step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable[
 
 
 def _step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable[[], Plan]) -> None:
-    _compare(layout)
+    _compare(layout, scaling)
     _find_rows(layout)
     plan, error = None, None
     try:
@@ -56,11 +56,11 @@ def _step(optimizer: StepRule, layout: Layout, scaling: Scaling, begin: Callable
             plan.release()
 
 
-def _compare(layout: Layout) -> None:
+def _compare(layout: Layout, scaling: Scaling) -> None:
     """Once: buffers of other sizes would be added up without an error, or never."""
     if layout.agreed:
         return
-    word = Agreement(layout.groups, layout.device, layout.described())
+    word = Agreement(layout.groups(scaling), layout.device, layout.described())
     exchange([word.request])
     if not word.verdict().same:
         raise ValueError(
@@ -104,7 +104,7 @@ class _Step:
         self._agreed = False
         self._norm_squares: Sequence[torch.Tensor] = ()
         self._word = Agreement(
-            layout.groups,
+            layout.groups(scaling),
             layout.device,
             layout.mask(),
             failed=error is not None,

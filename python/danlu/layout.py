@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .agreement import Agreement
+from .capture import is_capturing
 from .exchange import Request
 from .listed_rows import nonzero_rows
 from .partial_sums import PartialSums, Statistic
@@ -193,7 +194,8 @@ class Layout:
 
     def groups(self, scaling: Scaling) -> list[Any]:
         """Whose ranks have to agree on a step: all, where each could have found infinities by itself."""
-        return self._groups if scaling.found_inf is None else self._all_groups
+        flagged = scaling.found_inf is not None and not is_capturing(self.device)
+        return self._all_groups if flagged else self._groups
 
     def _first_round(self, stops: Sequence[Sequence[Statistic]]) -> int:
         rides = self.waits and bool(stops) and all(one.power is not None for one in stops[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -14,9 +15,11 @@ from .layout import Layout
 from .partial_sums import PartialSums
 from .plan import Plan
 from .scale import Scaling
-from .spec import Stop
+from .spec import Executor, Stop
 from .step_rule import StepRule
 
+# an executor, and what is left of its `rounds`
+Running: TypeAlias = tuple[Executor, Iterator[Stop]]
 # a norm of gradients whose squares are far below fp32's largest number
 LARGEST = 2.0**60
 
@@ -76,7 +79,9 @@ def _raise_if_refused(verdict: Verdict, absent: list[str] | None) -> None:
         raise RuntimeError("danlu: the step failed on another rank; nothing was changed on any")
     if not verdict.same:
         here = "" if absent is None else f" On this one: {', '.join(absent) or 'none'}"
-        raise RuntimeError(f"danlu: gradients are missing on some ranks only; nothing was changed.{here}")
+        raise RuntimeError(
+            f"danlu: gradients are missing on some ranks only, or summands; nothing was changed.{here}"
+        )
 
 
 def _find_rows(layout: Layout) -> None:
@@ -112,7 +117,7 @@ class _Step:
         )
 
     def run(self) -> None:
-        running: list[Iterator[Stop]] = []
+        running: list[Running] = []
         for number in range(self._layout.rounds):
             running += self._begin(number)
             found = _at_stop(running)
@@ -122,7 +127,7 @@ class _Step:
                 return
             elif self._refused():
                 self._leave_out_those_on_the_host()
-                running = self._begin(number)
+                running = [(executor, steps) for executor, steps in running if not executor.reads_host]
             elif self._layout.riding and self._too_large():
                 running = self._begin(number)
                 found = _at_stop(running)
@@ -139,17 +144,17 @@ class _Step:
                 self._leave_out_those_on_the_host()
         if self._error is not None:
             raise self._error
-        for steps in running:
+        for _, steps in running:
             for _ in steps:  # what a rule's settings do without, engines sum all the same
                 pass
         for executor, share in self._parts:
             if not share.exchanges:
                 executor.run()
 
-    def _begin(self, number: int) -> list[Iterator[Stop]]:
+    def _begin(self, number: int) -> list[Running]:
         """Those whose first stop is in a round."""
         first = [executor for executor, share in self._parts if share.exchanges and share.first == number]
-        return [executor.rounds() for executor in first]
+        return [(executor, executor.rounds()) for executor in first]
 
     def _requests(self, number: int, found: dict[int, list[PartialSums]]) -> list[Request]:
         # what no rank has a gradient of is left out, once that is known
@@ -219,7 +224,7 @@ class _Step:
         return list(squares.values()), requests
 
 
-def _at_stop(running: list[Iterator[Stop]]) -> dict[int, list[PartialSums]]:
+def _at_stop(running: list[Running]) -> dict[int, list[PartialSums]]:
     """The sums of this rank where all have come to the next stop, by the parameters' ids."""
-    stops = [next(steps, []) for steps in running]
+    stops = [next(steps, []) for _, steps in running]
     return {id(spec.param): sums for stop in stops for spec, sums in stop}

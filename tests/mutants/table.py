@@ -163,6 +163,8 @@ MUTANTS = [
     Mutant("ranks-summand-misplaced", "python/danlu/summands.py", "if sharded_dim(wanted) is not None or getattr", "if getattr", SUMMANDS),
     Mutant("ranks-gradient-misplaced", "python/danlu/plan.py", "p.grad is not None and placements(p.grad) != own", "False", SUMMANDS),
     Mutant("ranks-told-by-groups", "python/danlu/summands.py", "(*groups, *self._groups)", "(*groups,)", SUMMANDS),
+    Mutant("ranks-empty-shards", "python/danlu/layout.py", "self.exchanging = [member for member in self.members if member.exchanges]", "self.exchanging = [m for m in self.members if m.exchanges and local(m.param).numel()]", NORMS),
+    Mutant("ranks-other-order", "python/danlu/exchange.py", "values = [member.values.view(-1) for member in members]", "values = sorted((member.values.view(-1) for member in members), key=lambda x: x.data_ptr())", NORMS),
     Mutant("ranks-host-refused", "python/danlu/sharded_step.py", "if self._layout.waits or not any(", "if True or not any(", SUMMANDS),
     # benches
     Mutant("bench-quartiles", "bench/harness.py", "inclusive", "exclusive", BENCH),

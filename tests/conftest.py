@@ -80,6 +80,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Emulated:
     return emulated()
 
 
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> str:
+    """The GPU backend that runs in this process."""
+    if INTERPRETED:
+        return "triton"
+    request.getfixturevalue("cuda")
+    return "cuda"
+
+
 @pytest.fixture(params=["cuda", "triton"])
 def executed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Executor]:
     """A GPU backend over CPU tensors whose kernels are executed as they were compiled, to PTX."""

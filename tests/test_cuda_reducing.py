@@ -46,7 +46,7 @@ from reductions import (
     singles,
 )
 from runs import Result, run
-from training import all_same, copies, everything, give_gradients, parameters
+from training import all_same, check_found_inf, copies, everything, give_gradients, parameters
 
 pytestmark = pytest.mark.usefixtures("poisoned_scratch", "cuda")
 
@@ -211,16 +211,9 @@ def test_parameters_without_a_gradient_stay(case: Case) -> None:
 
 @by_case
 def test_found_inf_touches_nothing(case: Case) -> None:
-    opt = case.make([torch.nn.Parameter(values((70, 300), 1, wild=False))], backend="cuda", capturable=True)
-    give_gradients(parameters(opt), 0)
-    opt.step()
-    before = copies(opt)
-    opt.found_inf = torch.tensor([1.0])  # type: ignore[attr-defined]
-    opt.step()
-    assert all_same(everything(opt), before)
-    opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
-    opt.step()
-    assert not all_same(everything(opt), before)
+    check_found_inf(
+        case.make([torch.nn.Parameter(values((70, 300), 1, wild=False))], backend="cuda", capturable=True)
+    )
 
 
 def test_lamb_takes_three_launches(cuda: Emulated) -> None:

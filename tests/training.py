@@ -42,3 +42,16 @@ def copies(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 def all_same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(same_bits(x, y) for x, y in zip(a, b, strict=True))
+
+
+def check_found_inf(opt: torch.optim.Optimizer) -> None:
+    """A step changes nothing where a scaler has found infinities, to the bit, and the next one goes on."""
+    give_gradients(parameters(opt), 0)
+    opt.step()
+    before = copies(opt)
+    opt.found_inf = torch.tensor([1.0])  # type: ignore[attr-defined]
+    opt.step()
+    assert all_same(everything(opt), before)
+    opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
+    opt.step()
+    assert not all_same(everything(opt), before)

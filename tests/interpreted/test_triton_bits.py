@@ -17,7 +17,7 @@ from danlu.backends.triton import TritonExecutor, _Launch
 from danlu.testing import same_bits
 from layouts import LAYOUTS, Layout, reserved
 from runs import Result, assert_same, run
-from training import all_same, copies, everything, give_gradients, parameters, some_params
+from training import all_same, check_found_inf, everything, give_gradients, parameters, some_params
 
 BLOCK, CHUNK = 4096, 16384
 # several programs and a whole one, which for CPUs are larger
@@ -187,16 +187,7 @@ def test_parameters_without_a_gradient_stay(case: Case) -> None:
 
 @every_case
 def test_found_inf_touches_nothing(case: Case) -> None:
-    opt = case.make(some_params(), backend="triton", capturable=True)
-    give_gradients(parameters(opt), 0)
-    opt.step()
-    before = copies(opt)
-    opt.found_inf = torch.tensor([1.0])  # type: ignore[attr-defined]
-    opt.step()
-    assert all_same(everything(opt), before)
-    opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
-    opt.step()
-    assert not all_same(everything(opt), before)
+    check_found_inf(case.make(some_params(), backend="triton", capturable=True))
 
 
 def test_an_aligned_tensor_takes_the_loop_without_a_mask() -> None:

@@ -24,7 +24,7 @@ from danlu.triton_kernels.reduce.factors import wraps
 from layouts import Layout, offset
 from runs import Result, run
 from test_reducing import assert_close
-from training import all_same, copies, everything, give_gradients, parameters
+from training import all_same, check_found_inf, everything, give_gradients, parameters
 
 # several chunks, tiles and parts in both directions; tiles of one warp and of eight, of 1 to 32 lanes; chunks
 # that begin inside a row and inside a matrix
@@ -239,16 +239,7 @@ def test_parameters_without_a_gradient_stay(case: Case) -> None:
 
 @each_kind
 def test_found_inf_touches_nothing(case: Case) -> None:
-    opt = case.make(some_matrices(), backend="triton", capturable=True)
-    give_gradients(parameters(opt), 0)
-    opt.step()
-    before = copies(opt)
-    opt.found_inf = torch.tensor([1.0])  # type: ignore[attr-defined]
-    opt.step()
-    assert all_same(everything(opt), before)
-    opt.found_inf = torch.tensor([0.0])  # type: ignore[attr-defined]
-    opt.step()
-    assert not all_same(everything(opt), before)
+    check_found_inf(case.make(some_matrices(), backend="triton", capturable=True))
 
 
 @triton.jit

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import datetime
 import functools
-import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
+import ranks as processes
 from cases import values
 
-PATIENCE = 60  # seconds that a rank waits for the others
+PATIENCE = datetime.timedelta(seconds=60)  # for which a rank waits for the others
 # rows that four ranks cannot share evenly, fewer rows than ranks, no rows on some, three and four dimensions
 SHAPES: dict[str, tuple[int, ...]] = {
     "embedding": (11, 6),
@@ -37,27 +35,11 @@ Layout = Callable[[str], tuple[DeviceMesh, Sequence[Any]]]  # of a parameter by 
 
 def run_on(ranks: int, work: Callable[..., None], *arguments: object) -> None:
     """Calls work(rank, *arguments) in as many processes with a group of gloo; raises what one raises."""
-    with tempfile.TemporaryDirectory() as folder:
-        # forked, since importing torch takes longer than the checks
-        torch.multiprocessing.start_processes(
-            _main, (ranks, folder, work, arguments), nprocs=ranks, start_method="fork"
-        )
+    processes.run_on(ranks, _with_rank, work, arguments, patience=PATIENCE)
 
 
-def _main(rank: int, ranks: int, folder: str, work: Callable[..., None], arguments: Sequence[object]) -> None:
-    torch.set_num_threads(1)
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=ranks,
-        timeout=datetime.timedelta(seconds=PATIENCE),
-    )
-    try:
-        work(rank, *arguments)
-    finally:
-        dist.destroy_process_group()
+def _with_rank(work: Callable[..., None], arguments: Sequence[object]) -> None:
+    work(dist.get_rank(), *arguments)
 
 
 @functools.cache

@@ -8,8 +8,8 @@ import torch
 import danlu
 from cases import BF16, F32
 from emulated import STREAM, Emulated
-from gpu_norm import *  # noqa: F403 the tests that both GPU backends pass
-from gpu_norm import CHUNK, measured, with_gradients
+from norm_on_a_gpu import *  # noqa: F403 the tests that both GPU backends pass
+from norm_on_a_gpu import CHUNK, measured, with_gradients
 from training import all_same, copies, everything
 
 

@@ -27,9 +27,9 @@ from cases import (
 )
 from danlu.backends.triton_reduce import ReducingLaunches
 from danlu.testing import same_bits
-from gpu_norm import squares_of
 from layouts import Layout, Place, contiguous, permuted
 from machine_code.executed import Executor
+from norm_on_a_gpu import squares_of
 from reductions import CASE, DOUBLE, KINDS, LAST_BIT, far, singles
 from runs import assert_same, run
 from test_rounds import SMALLER_SUMS, check_summations

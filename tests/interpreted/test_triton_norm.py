@@ -9,7 +9,7 @@ import torch
 
 import danlu
 from danlu.triton_kernels import norm
-from gpu_norm import *  # noqa: F403 the tests that both GPU backends pass
+from norm_on_a_gpu import *  # noqa: F403 the tests that both GPU backends pass
 
 
 @pytest.mark.parametrize("count", [3, 4])

@@ -135,6 +135,39 @@ def from_mesh_to_mesh(rank: int, folder: Path, names: tuple[str, ...]) -> None:
     assert not faults, faults
 
 
+def saved(rank: int, folder: Path, name: str) -> None:
+    layout = fsdp()
+    net, opt = made(name, layout)
+    train(net, opt, range(SAVED), layout)
+    states = {"model": get_model_state_dict(net), "optimizer": get_optimizer_state_dict(net, opt)}
+    dcp.save(states, checkpoint_id=folder)
+
+
+def goes_on(rank: int, folder: Path, name: str) -> None:
+    layout = fsdp()
+    whole, want = made(name, None)
+    train(whole, want, range(END), None)
+    net, opt = made(name, layout, zero=True)
+    states = {"model": get_model_state_dict(net), "optimizer": get_optimizer_state_dict(net, opt)}
+    dcp.load(states, checkpoint_id=folder)
+    set_model_state_dict(net, states["model"])
+    set_optimizer_state_dict(net, opt, states["optimizer"])
+    train(net, opt, range(SAVED, END), layout)
+    assert not wrong(net, opt, whole, want)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 4), *(pytest.param(*ranks, marks=pytest.mark.full) for ranks in ((4, 2), (2, 1), (1, 4)))],
+)
+@pytest.mark.parametrize(
+    "name", [SOME[0], *(pytest.param(name, marks=pytest.mark.full) for name in SOME[1:])]
+)
+def test_on_another_number_of_ranks(name: str, before: int, after: int, tmp_path: Path) -> None:
+    run_on(before, saved, tmp_path, name)
+    run_on(after, goes_on, tmp_path, name)
+
+
 def by_torchtitan(rank: int) -> None:
     """Its flat state dicts, which know parameters by their names."""
     for place in (fsdp, tp):

@@ -156,7 +156,7 @@ MUTANTS = [
     Mutant("ranks-unclipped-sums", "python/danlu/layout.py", "factor**one.power)", "factor)", NORMS),
     Mutant("ranks-clipped-averages", "python/danlu/layout.py", "for one, sums in at_first if one.power]", "for one, sums in at_first]", NORMS),
     Mutant("ranks-unclipped-reference", "python/danlu/backends/reference.py", "torch.mul(g, sign * factor, out=scaled)", "pass", NORMS),
-    Mutant("ranks-unclipped-cpu", "csrc/cpu/reducing_rounds.h", "  void reduce_norms(const CoefficientTable& coefficients, int threads) {\n    for (ReducingMember& m : members_)\n      if (m.active)", "  void reduce_norms(const CoefficientTable& coefficients, int threads) {\n    for (ReducingMember& m : members_)\n      if (!m.active)", NORMS),
+    Mutant("ranks-unclipped-cpu", "csrc/host/bindings_cpu.cpp", "  void reduce_norms(const py::list& coefficients, int threads) {\n    read_coefficients(coefficients, stride_, coefficients_);\n", "  void reduce_norms(const py::list& coefficients, int threads) {\n", NORMS),
     Mutant("ranks-large-norm", "python/danlu/sharded_step.py", "return not norm < LARGEST", "return False", NORMS),
     Mutant("ranks-summand-lost", "python/danlu/summands.py", "                p.grad = g\n", "                pass\n", SUMMANDS),
     Mutant("ranks-unknown-summand", "python/danlu/summands.py", "        if seen:\n", "        if True:\n", SUMMANDS),

@@ -10,7 +10,16 @@ import torch
 
 import danlu
 from cases import ALL, Case, set_gradient, values
-from training import all_same, copies, everything, give_gradients, parameters, some_params, train
+from training import (
+    all_same,
+    check_found_inf,
+    copies,
+    everything,
+    give_gradients,
+    parameters,
+    some_params,
+    train,
+)
 
 SCALE = 1024.0  # a power of two: unscaling rounds nothing
 every_case = pytest.mark.parametrize("case", ALL, ids=lambda c: c.id)
@@ -91,6 +100,11 @@ def test_found_inf_leaves_everything(
     assert [p._version for p in parameters(opt)] == versions
     train(opt, range(started, 6))
     assert all(held["step"] == 6 // case.hyper.get("accumulation_steps", 1) for held in opt.state.values())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_found_inf_where_capturable_changes_nothing(backend: str) -> None:
+    check_found_inf(danlu.Lion(some_params(), backend=backend, capturable=True))
 
 
 def squares(gradients: list[torch.Tensor], threads: int = 2) -> float:

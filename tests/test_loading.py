@@ -124,6 +124,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         "layer1: state 'step' must be finite and at least 0",
     ),
     "step is negative": (lambda s: s.update(step=-1), "layer1: state 'step' must be finite and at least 0"),
+    "step is infinite": (
+        lambda s: s.update(step=float("inf")),
+        "layer1: state 'step' must be finite and at least 0",
+    ),
     "a user's on meta": (
         lambda s: s.update(mine=torch.ones(2, device="meta")),
         "layer1: state 'mine' is on the",

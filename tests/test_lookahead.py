@@ -113,6 +113,18 @@ def test_eval_before_the_first_step() -> None:
     opt.train()
 
 
+def test_weights_that_are_loaded_after_an_evaluation() -> None:
+    """Before the first step these are where the slow weights start."""
+    p = torch.nn.Parameter(torch.tensor([0.0]))
+    opt = danlu.Lookahead(danlu.Lion([p], lr=1.0), k=1, alpha=0.5)
+    opt.eval()
+    opt.train()
+    p.data.fill_(10.0)
+    p.grad = torch.tensor([-1.0])
+    opt.step()
+    assert p.item() == 10.5
+
+
 def test_slow_weights_of_bf16_parameters_are_fp32() -> None:
     """Steps of the slow weights that bf16 rounds away add up."""
     p = torch.nn.Parameter(torch.full((4,), 256.0, dtype=BF16))

@@ -141,8 +141,8 @@ MUTANTS = [
     Mutant("triton-tail", "triton_kernels/engine.py", "offsets < left, factor", "offsets <= left, factor", PTX),
     Mutant("triton-whole-tail", "triton_kernels/engine.py", "for at in range(full, left, BLOCK)", "for at in range(full, left - 1, BLOCK)", INTERPRETED),
     Mutant("triton-mean-of-rows", "triton_kernels/reduce/update_factors.py", "mean = total / tl.load(geometry + SUMMED_COLUMNS)", "mean = total / tl.load(geometry + ROWS)", INTERPRETED_SUMS),
-    Mutant("triton-mask-of-sums", "triton_kernels/reduce/reduce_norms.py", "tl.where(mask, terms[0], 0.0)", "terms[0] * 1.0", tests("test_machine_code_ptx", "triton and float64 and (lamb or tiger-matrix)")),
-    Mutant("triton-tile-below", "triton_kernels/reduce/reduce_gradient.py", "square = tl.where(mask, square, 0.0)", "square = square * 1.0", tests("interpreted/test_triton_reducing", "float64 and amos")),
+    Mutant("triton-mask-of-sums", "triton_kernels/reduce/reduce_norms.py", "tl.where(mask, terms[0], 0.0)", "tl.where(mask, 0.0, 0.0)", tests("test_machine_code_ptx", "triton and float64 and (lamb or tiger-matrix)")),
+    Mutant("triton-tile-below", "triton_kernels/reduce/reduce_gradient.py", "COLUMN_SUMS) + line * columns", "COLUMN_SUMS) + matrix * columns", tests("interpreted/test_triton_reducing", "float64 and amos")),
     Mutant("triton-stops-next-turn", "triton_kernels/reduce/sum_parts.py", "beyond = at >= length", "beyond = at > length", tests("interpreted/test_triton_rounds", "sums_of_parts")),
     # ranks
     Mutant("ranks-one-group", "python/danlu/exchange.py", "for group in groups_in_order(requests):", "for group in groups_in_order(requests)[:1]:", SHARDED),
